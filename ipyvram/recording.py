@@ -1,0 +1,396 @@
+"""What a run observed, frozen: the hinge between measuring and explaining.
+
+Probes and the sampler write a `Recording`; `ledger`, `attribution` and `analysis` only read it. It knows neither
+torch nor IPython, so a recording of a real GPU can be analysed, tested and shown anywhere.
+
+Every record carries a time in nanoseconds of one clock (`probes.clock`): Unix time at the start of the run, then
+strictly increasing within it. Times order records of different probes; within one trace the index of an event does.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from dataclasses import asdict, dataclass, field, fields
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT_VERSION = 1
+
+#: Where a byte of allocated memory can belong; the order is the order of display.
+CATEGORIES = (
+    "parameters", "gradients", "optimizer_state", "inputs", "activations",
+    "temporaries", "buffers", "outputs", "workspaces", "other",
+)  # fmt: skip
+
+#: What else takes room on the card.
+CARD_CATEGORIES = ("cache", "context", "other_processes", "free")
+
+
+class Action(IntEnum):
+    """Kinds of events, named as in the traces of torch's CUDA allocator."""
+
+    ALLOC = 0
+    FREE_REQUESTED = 1
+    FREE_COMPLETED = 2
+    SEGMENT_ALLOC = 3
+    SEGMENT_FREE = 4
+    SEGMENT_MAP = 5
+    SEGMENT_UNMAP = 6
+    OOM = 7
+    SNAPSHOT = 8
+
+
+class Frame(NamedTuple):
+    """A line of Python that was executing."""
+
+    file: str
+    line: int
+    function: str
+
+
+#: User frames (no torch, no site-packages, no ipyvram), innermost first.
+Stack = tuple[Frame, ...]
+
+
+class Origin(NamedTuple):
+    """What is known of an allocation when it is made; empty where the source does not tell."""
+
+    op: str = ""
+    shape: tuple[int, ...] | None = None
+    dtype: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Events:
+    """Columns of equal length, one row an event, in the order in which they happened.
+
+    Attributes
+    ----------
+    action : uint8
+        An `Action`.
+    address : int64
+        Device address on CUDA; a serial number never used twice in a storage trace.
+    size : int64
+        Bytes; the *requested* size on CUDA, the storage's size elsewhere.
+    stream : int64
+        CUDA stream handle, 0 elsewhere.
+    time_ns : int64
+        See the module's docstring.
+    stack, origin : int32
+        Index into `Recording.stacks` and `Recording.origins`, -1 where unknown.
+    """
+
+    action: NDArray[np.uint8]
+    address: NDArray[np.int64]
+    size: NDArray[np.int64]
+    stream: NDArray[np.int64]
+    time_ns: NDArray[np.int64]
+    stack: NDArray[np.int32]
+    origin: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+    @classmethod
+    def from_rows(cls, rows: list[tuple[int, int, int, int, int, int, int]]) -> Events:
+        """Columns from rows of ``(action, address, size, stream, time_ns, stack, origin)``."""
+        columns = zip(*rows, strict=True) if rows else iter([()] * 7)
+        return cls(*(np.array(c, dtype=t) for c, t in zip(columns, EVENT_DTYPES, strict=True)))
+
+
+EVENT_DTYPES = (np.uint8, np.int64, np.int64, np.int64, np.int64, np.int32, np.int32)
+
+
+class Block(NamedTuple):
+    """A piece of a segment of the CUDA allocator, or a storage that was live before the trace (then not in a segment)."""
+
+    address: int
+    size: int
+    requested: int
+    state: str = "active_allocated"  #: ``active_allocated``, ``active_awaiting_free`` or ``inactive``
+    stack: int = -1
+
+
+class Segment(NamedTuple):
+    """A range of device memory that the CUDA allocator holds."""
+
+    address: int
+    size: int
+    stream: int
+    pool: str  #: ``small`` or ``large``
+    expandable: bool
+    blocks: tuple[Block, ...]
+    private_pool: tuple[int, int] = (0, 0)  #: ``segment_pool_id``; (0, 0) is the shared pool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """Every allocation of one device between two instants.
+
+    Attributes
+    ----------
+    source : "history" or "storages"
+        The CUDA allocator's own history, or the storage trace.
+    baseline : tuple of Block
+        What was live when the trace began (storages: what the cell used of it).
+    segments_end : tuple of Segment
+        The CUDA allocator's segments at `stop_ns`, from the same snapshot as the events; empty elsewhere.
+    allocated_start : int or None
+        The allocator's own counter when the trace began; None where there is none.
+    ended_by : str
+        Why it stopped: ``"end of cell"``, ``"3 steps"``, ``"event limit"``, ``"time limit"`` …
+    complete : bool
+        False when events were lost (a full ring buffer): then the first events are missing.
+    """
+
+    device: str
+    source: Literal["history", "storages"]
+    start_ns: int
+    stop_ns: int
+    events: Events
+    baseline: tuple[Block, ...] = ()
+    segments_end: tuple[Segment, ...] = ()
+    allocated_start: int | None = None
+    ended_by: str = "end of cell"
+    complete: bool = True
+
+
+class Claim(NamedTuple):
+    """Somebody holds this storage now: made while it was certainly live.
+
+    ``category`` is one of `CATEGORIES`, or ``""`` for a claim that only gives a name. ``address`` is what the trace of
+    ``device`` calls the storage; ``nbytes`` is the storage's size in bytes (0 where unknown).
+    """
+
+    time_ns: int
+    device: str
+    address: int
+    nbytes: int
+    category: str
+    name: str
+    module: str = ""
+    shape: tuple[int, ...] | None = None
+    dtype: str = ""
+
+
+class Mark(NamedTuple):
+    """A phase begins or ends.
+
+    ``kind`` is ``forward``, ``backward``, ``optimizer`` or ``module``; ``begin`` tells which end it is. ``name`` is the
+    root module, the optimizer or the module path; ``step`` counts optimizer steps from 1 (the step being worked on).
+    """
+
+    time_ns: int
+    kind: str
+    begin: bool
+    step: int
+    name: str = ""
+    grad: bool = True  #: whether autograd was recording
+
+
+#: Columns a sampler may fill; bytes unless the name says otherwise.
+SAMPLE_COLUMNS = (
+    "allocated", "reserved", "active", "inactive_split", "retries",
+    "device_used", "device_total", "process_used", "other_processes",
+    "gpu_utilization_percent", "memory_utilization_percent", "driver_allocated", "process_rss",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """What the sampler saw of one device: columns of float64, NaN where a figure was unavailable.
+
+    A row stands for one sample, or after thinning for several: then it holds each column's maximum, at the first time.
+    """
+
+    device: str
+    time_ns: NDArray[np.int64]
+    columns: dict[str, NDArray[np.float64]]
+    count: int  #: samples taken, before thinning
+    longest_gap_s: float
+    period_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device the cell used. ``total_bytes`` is the card's memory, None for the CPU."""
+
+    id: str
+    name: str
+    total_bytes: int | None = None
+    uuid: str | None = None
+    capability: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The measured code. ``filename`` is what its frames carry; it is empty for `measure()` blocks.
+
+    ``first_line`` is the line of ``filename`` where the measured block starts, for `measure()` in a file.
+    """
+
+    source: str = ""
+    filename: str = ""
+    first_line: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorInfo:
+    """How the cell ended when it did not end well. ``interrupted`` for Ctrl-C."""
+
+    type: str
+    message: str
+    out_of_memory: bool = False
+    interrupted: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """Everything that was observed of one measured cell.
+
+    Attributes
+    ----------
+    counters_start, counters_end : dict
+        Device id → the torch allocator's counters (``allocated``, ``reserved``, ``allocated_peak``, ``reserved_peak``,
+        ``retries``, ``ooms``, ``active``, ``inactive_split``; bytes and counts) at the two ends of the cell.
+    limit : tuple of (float or None, int or None)
+        Share of the card, or bytes: the one that is not None is the user's limit.
+    card_bytes : int or None
+        The card the user named with ``--card``; None to use the device's own.
+    notes : tuple of str
+        One line each: what was unavailable, what failed inside ipyvram, and what that means for the figures.
+    overhead_s : float
+        Seconds spent in ipyvram's own code on the cell's thread, as far as it was timed.
+    """
+
+    start_ns: int
+    stop_ns: int
+    label: str | None = None
+    note: str | None = None
+    kind: Literal["measured", "estimated", "snapshot"] = "measured"
+    cell: Cell = field(default_factory=Cell)
+    environment: dict[str, str] = field(default_factory=dict)
+    devices: tuple[Device, ...] = ()
+    traces: tuple[Trace, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    stacks: tuple[Stack, ...] = ()
+    origins: tuple[Origin, ...] = ()
+    samples: tuple[Samples, ...] = ()
+    counters_start: dict[str, dict[str, int]] = field(default_factory=dict)
+    counters_end: dict[str, dict[str, int]] = field(default_factory=dict)
+    limit: tuple[float | None, int | None] = (0.8, None)
+    card_bytes: int | None = None
+    steps: int = 0
+    traced_steps: int = 0
+    error: ErrorInfo | None = None
+    notes: tuple[str, ...] = ()
+    overhead_s: float = 0.0
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the recording as one compressed file: a zip of JSON and ``.npy`` columns, nothing pickled."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for i, trace in enumerate(self.traces):
+            arrays |= {f"trace{i}.{f.name}": getattr(trace.events, f.name) for f in fields(Events)}
+        for i, samples in enumerate(self.samples):
+            arrays[f"samples{i}.time_ns"] = samples.time_ns
+            arrays |= {f"samples{i}.{name}": column for name, column in samples.columns.items()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+            archive.writestr(_entry("recording.json"), json.dumps(self._header(), separators=(",", ":")))
+            for name, array in arrays.items():
+                buffer = io.BytesIO()
+                np.save(buffer, array, allow_pickle=False)
+                archive.writestr(_entry(name + ".npy"), buffer.getvalue())
+
+    def _header(self) -> dict[str, Any]:
+        header: dict[str, Any] = {"version": FORMAT_VERSION}
+        for f in fields(self):
+            if f.name not in ("traces", "samples"):
+                value = getattr(self, f.name)
+                header[f.name] = asdict(value) if f.name in ("cell", "error") and value is not None else value
+        header["devices"] = [asdict(d) for d in self.devices]
+        header["traces"] = [{f.name: getattr(t, f.name) for f in fields(Trace) if f.name != "events"} for t in self.traces]
+        header["samples"] = [
+            {f.name: getattr(s, f.name) for f in fields(Samples) if f.name not in ("time_ns", "columns")}
+            | {"columns": list(s.columns)}
+            for s in self.samples
+        ]
+        return header
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Recording:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            The file is not a recording, is damaged, or was written by a newer version.
+        """
+        try:
+            with zipfile.ZipFile(path) as archive:
+                header = json.loads(archive.read("recording.json"))
+                arrays = {
+                    name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+                    for name in archive.namelist()
+                    if name.endswith(".npy")
+                }
+            version = header.pop("version")
+            if version > FORMAT_VERSION:
+                raise ValueError(f"written by a newer ipyvram (format {version}, this one reads {FORMAT_VERSION})")
+            return cls._from_parts(header, arrays)
+        except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(f"{Path(path).name} is not a readable ipyvram recording: {error}") from error
+
+    @classmethod
+    def _from_parts(cls, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Recording:
+        def shape(value: list[int] | None) -> tuple[int, ...] | None:
+            return None if value is None else tuple(value)
+
+        def block(row: list[Any]) -> Block:
+            return Block(*row)
+
+        def segment(row: list[Any]) -> Segment:
+            return Segment(*row[:5], tuple(block(b) for b in row[5]), (row[6][0], row[6][1]))
+
+        def trace(i: int, row: dict[str, Any]) -> Trace:
+            events = Events(*(arrays[f"trace{i}.{f.name}"] for f in fields(Events)))
+            row["baseline"] = tuple(block(b) for b in row["baseline"])
+            row["segments_end"] = tuple(segment(s) for s in row["segments_end"])
+            return Trace(events=events, **row)
+
+        def samples(i: int, row: dict[str, Any]) -> Samples:
+            columns = {name: arrays[f"samples{i}.{name}"] for name in row.pop("columns")}
+            return Samples(time_ns=arrays[f"samples{i}.time_ns"], columns=columns, **row)
+
+        def device(row: dict[str, Any]) -> Device:
+            capability = row.pop("capability")
+            return Device(**row, capability=None if capability is None else (capability[0], capability[1]))
+
+        header["cell"] = Cell(**header["cell"])
+        header["error"] = None if header["error"] is None else ErrorInfo(**header["error"])
+        header["devices"] = tuple(device(d) for d in header["devices"])
+        header["traces"] = tuple(trace(i, t) for i, t in enumerate(header["traces"]))
+        header["samples"] = tuple(samples(i, s) for i, s in enumerate(header["samples"]))
+        header["claims"] = tuple(Claim(*c[:7], shape(c[7]), c[8]) for c in header["claims"])
+        header["marks"] = tuple(Mark(*m) for m in header["marks"])
+        header["stacks"] = tuple(tuple(Frame(*f) for f in s) for s in header["stacks"])
+        header["origins"] = tuple(Origin(o[0], shape(o[1]), o[2]) for o in header["origins"])
+        header["limit"] = tuple(header["limit"])
+        header["notes"] = tuple(header["notes"])
+        return cls(**header)
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    """An archive member with a fixed date, so that equal recordings are equal files."""
+    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    info.compress_type = zipfile.ZIP_DEFLATED
+    return info

@@ -1,0 +1,61 @@
+"""Curves with many points made short without losing a peak or a valley (pure; used by `analysis` and `Report.trimmed`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ipyvram.report import Timeline
+
+
+def extremes(values: NDArray[np.int64], buckets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices of the first, last, lowest and highest value of each run of equal ``buckets``, ascending.
+
+    Parameters
+    ----------
+    values, buckets : array of int, shape (n,)
+        ``buckets`` is non-decreasing.
+    """
+    if len(values) == 0:
+        return np.empty(0, np.int64)
+    starts = np.flatnonzero(np.r_[True, np.diff(buckets) != 0])
+    ends = np.r_[starts[1:], len(values)]
+    group = np.repeat(np.arange(len(starts)), ends - starts)
+    order = np.lexsort((values, group))  # within each group: lowest first, highest last
+    return np.unique(np.concatenate([starts, ends - 1, order[starts], order[ends - 1]]))
+
+
+def pick(time: NDArray[np.float64], values: NDArray[np.int64], points: int) -> NDArray[np.int64]:
+    """Indices of at most about ``points`` rows that keep every bucket's lowest and highest value, ascending.
+
+    Buckets are equal stretches of the row number and not of time: a step of allocations deserves the room it needs.
+    """
+    count = len(values)
+    if count <= points:
+        return np.arange(count)
+    buckets = np.arange(count) * max(1, points // 4) // count
+    return extremes(values, buckets)
+
+
+def thin_timeline(timeline: Timeline, points: int) -> Timeline:
+    """A `Timeline` with at most about ``points`` exact and ``points`` sampled instants; extremes of ``allocated`` stay."""
+    exact = pick(np.array(timeline.time_s), np.array(timeline.allocated, np.int64), points)
+    leading = next((c for c in ("allocated", "device_used", "process_rss") if c in timeline.sampled), None)
+    values = np.array([v or 0 for v in timeline.sampled[leading]], np.int64) if leading else np.empty(0, np.int64)
+    sampled = pick(np.array(timeline.sampled_time_s), values, points)
+
+    def take(column: tuple[int | None, ...], rows: NDArray[np.int64]) -> tuple[int | None, ...]:
+        return tuple(column[i] for i in rows)
+
+    return replace(
+        timeline,
+        time_s=tuple(timeline.time_s[i] for i in exact),
+        categories={name: take(column, exact) for name, column in timeline.categories.items()},
+        reserved=take(timeline.reserved, exact) if timeline.reserved else (),
+        sampled_time_s=tuple(timeline.sampled_time_s[i] for i in sampled),
+        sampled={name: take(column, sampled) for name, column in timeline.sampled.items()},
+    )
