@@ -1,0 +1,70 @@
+"""See where every byte of memory went, under the notebook cell that used it.
+
+``%load_ext ipyvram``, then ``%%vram`` over a cell; in a script, ``with ipyvram.measure("label") as m: train()`` and
+``m.report``. Importing this imports neither torch nor IPython: names are looked up when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from ipyvram.analysis import analyse
+    from ipyvram.measuring import measure
+    from ipyvram.report import Report
+
+    last: Report | None
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Report",
+    "__version__",
+    "analyse",
+    "history",
+    "last",
+    "load_ipython_extension",
+    "measure",
+    "unload_ipython_extension",
+]
+
+_HOMES = {"Report": "report", "analyse": "analysis", "measure": "measuring"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "last":  # the newest report of this session, or None; never cached
+        return import_module("ipyvram.journal").last()
+    if name in _HOMES:
+        value = getattr(import_module(f"ipyvram.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'ipyvram' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def history() -> pd.DataFrame:
+    """One row for each report of this session, oldest first: label, device, peak, steps, duration, error."""
+    from ipyvram import journal
+
+    return journal.history()
+
+
+def load_ipython_extension(ip: InteractiveShell) -> None:
+    """``%load_ext ipyvram``: from now on ``%%vram`` measures a cell."""
+    from ipyvram import magic
+
+    magic.load(ip)
+
+
+def unload_ipython_extension(ip: InteractiveShell) -> None:
+    """``%unload_ext ipyvram``: everything that was registered is gone again."""
+    from ipyvram import magic
+
+    magic.unload(ip)

@@ -1,0 +1,222 @@
+"""One measurement that cannot harm what it measures: options and a cell come in, a `Report` or one-line notes go out.
+
+`run.Run` observes and `analysis.analyse` explains; this holds them together for `magic` and for `measure`, turns every
+fault of theirs into a note, and sees to it that only one measurement runs at a time.
+"""
+
+from __future__ import annotations
+
+import linecache
+import logging
+import re
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ipyvram import journal
+from ipyvram.options import Options, from_keywords
+
+if TYPE_CHECKING:
+    from ipyvram.recording import Cell
+    from ipyvram.report import Report
+    from ipyvram.run import Run
+
+logger = logging.getLogger("ipyvram")
+
+_lock = threading.Lock()
+_current: Measurement | None = None
+
+
+def fault(what: str, error: BaseException) -> str:
+    """A failure of ours in one line: ``could not start: KeyError: 'x'``."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"ipyvram {what}: {text[:300]}"
+
+
+class Measurement:
+    """A run from `start` to `finish`; neither raises anything but what the user's Ctrl-C raises in `start`.
+
+    Attributes
+    ----------
+    notes : list of str
+        One line each about what did not work and what that means.
+    """
+
+    def __init__(self, options: Options, cell: Cell, namespace: dict[str, Any] | None) -> None:
+        self.options, self.notes = options, list[str]()
+        self._cell, self._namespace = cell, namespace
+        self._run: Run | None = None
+
+    def start(self) -> None:
+        """Start the probes, unless another measurement is running."""
+        global _current
+        with _lock:
+            if _current is not None:
+                other = _current.options.label
+                inside = f"{other!r}" if other else "another measured cell"
+                self.notes.append(f"ipyvram: not measured separately: it ran inside {inside}, whose report includes it")
+                return
+            _current = self
+        try:
+            from ipyvram.run import Run
+
+            self._run = Run(self.options, self._cell, self._namespace)
+            self._run.start()
+        except Exception as error:
+            self.notes.append(fault("could not start, so this ran unmeasured", error))
+            self.abandon()
+
+    def finish(self, error: BaseException | None = None) -> Report | None:
+        """Stop the probes and explain what they saw; None, and a note, where that fails."""
+        run = self._run
+        if run is None:
+            return None
+        doing = "could not stop its probes cleanly"
+        try:
+            recording = run.stop(error)
+            doing = "measured this but could not analyse it"
+            from ipyvram.analysis import analyse
+
+            report = analyse(recording)
+            journal.add(report)
+        except (Exception, KeyboardInterrupt) as failure:
+            self.notes.append(fault(doing, failure))
+            return None
+        else:
+            return report
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the run and of all that it holds, whatever state it is in."""
+        global _current
+        run, self._run, self._namespace = self._run, None, None
+        try:
+            if run is not None:
+                run.stop()  # does nothing where it has stopped already
+        except (Exception, KeyboardInterrupt) as failure:
+            self.notes.append(fault("could not stop its probes cleanly", failure))
+        finally:
+            with _lock:
+                if _current is self:
+                    _current = None
+
+
+class measure:  # noqa: N801 - read as a verb: `with measure("baseline"):`
+    """Measure a block of code: ``with ipyvram.measure("baseline") as m: train()``, then ``m.report``.
+
+    Parameters
+    ----------
+    label : str, optional
+        A name for the report.
+    **options
+        ``note``, ``limit``, ``card``, ``interval``, ``trace_steps``, ``device``: as for ``%%vram``, as text or as a number.
+
+    Attributes
+    ----------
+    report : Report or None
+        What was measured, once the block has ended, also when it raised. None where ipyvram itself failed: the
+        ``ipyvram`` logger then says why in one line. The block's own exceptions always pass untouched.
+
+    Raises
+    ------
+    ValueError
+        An option's value is wrong or the device is not there; before the block runs.
+    TypeError
+        There is no such option.
+
+    Examples
+    --------
+    >>> with measure("baseline", limit="90%") as m:  # doctest: +SKIP
+    ...     train()
+    >>> m.report.peak_bytes  # doctest: +SKIP
+    """
+
+    def __init__(self, label: str | None = None, **options: Any) -> None:
+        self.options = from_keywords(label, **options)
+        self.report: Report | None = None
+        self._measurement: Measurement | None = None
+
+    def __enter__(self) -> measure:
+        check_device(self.options.device)
+        caller = sys._getframe(1)
+        # A function's locals are not handed over: a snapshot of them would keep alive what the block deletes.
+        namespace = caller.f_globals if caller.f_locals is caller.f_globals else None
+        self.report = None
+        self._measurement = Measurement(self.options, _cell_of(caller), namespace)
+        self._measurement.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        measurement, self._measurement = self._measurement, None
+        if measurement is not None:
+            self.report = measurement.finish(error)
+            for note in measurement.notes:
+                logger.warning(note)
+
+
+def _cell_of(caller: FrameType) -> Cell:
+    """Where a ``with`` block stands: its file, its first line and the text from there on."""
+    from ipyvram.recording import Cell
+
+    filename, first = caller.f_code.co_filename, caller.f_lineno
+    lines = linecache.getlines(filename, caller.f_globals)[first - 1 : first - 1 + 200]
+    end = 1
+    for end, line in enumerate(lines[1:], 1):  # noqa: B007 - the block ends where the indentation goes back
+        if line.strip() and _indent(line) <= _indent(lines[0]) and not re.match(r"\s*[)\]}]", line):
+            break
+    else:
+        end = len(lines)
+    return Cell(source="".join(lines[:end]), filename=filename, first_line=first)
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that torch does not have here.
+
+    Raises
+    ------
+    ValueError
+        Names the device, why it cannot be used, and what can.
+    """
+    if device is None:
+        return
+    import torch
+
+    def refuse(why: str) -> ValueError:
+        return ValueError(f"--device {device}: {why}; here there is {', '.join(_devices())}")
+
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise refuse("torch knows no such device") from None
+    if wanted.type in ("cpu", "meta"):
+        if wanted.index not in (None, 0):
+            raise refuse("there is only one")
+        return
+    if wanted.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    elif wanted.type == "mps":
+        count = int(torch.backends.mps.is_available())
+    else:
+        module = getattr(torch, wanted.type, None)
+        count = module.device_count() if module is not None and module.is_available() else 0
+    if count == 0:
+        raise refuse(f"{wanted.type.upper()} is not available to torch")
+    if wanted.index is not None and wanted.index >= count:
+        raise refuse(f"the highest index is {count - 1}")
+
+
+def _devices() -> list[str]:
+    import torch
+
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return found

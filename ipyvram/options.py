@@ -1,0 +1,306 @@
+"""The options of ``%%vram`` and `measure`, each declared once: a line of text comes in, `Options` go out.
+
+`OPTIONS` is the table: flags, parsing, help, ``%%vram?`` and Tab completion are all read from it. Nothing here knows
+torch or IPython; whether a device exists is asked where torch is at hand (`measuring.check_device`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ipyvram.units import MIB, parse_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked of one measured run.
+
+    Attributes
+    ----------
+    label, note : str or None
+        A name and a remark, shown and kept with the report.
+    limit : tuple of (float or None, int or None)
+        The part of the card to stay within, as a share in (0, 1] or as bytes; one of the two is None.
+    card_bytes : int or None
+        Memory of the card to judge by, in bytes; None for the device's own.
+    interval_s : float
+        Seconds between two samples.
+    trace_steps : int
+        Optimizer steps to trace exactly.
+    device : str or None
+        Run the cell with this as torch's default and current device; None to leave both alone.
+    """
+
+    label: str | None = None
+    note: str | None = None
+    limit: tuple[float | None, int | None] = (0.8, None)
+    card_bytes: int | None = None
+    interval_s: float = 0.05
+    trace_steps: int = 3
+    device: str | None = None
+
+
+class Option(NamedTuple):
+    """One row of the table.
+
+    ``parse`` raises ValueError with what would be right; ``words``: the value runs on to the next option.
+    """
+
+    flag: str
+    metavar: str
+    field: str
+    help: str
+    parse: Callable[[str], Any]
+    completions: tuple[str, ...] = ()
+    words: bool = False
+
+    @property
+    def keyword(self) -> str:
+        """The name as an argument of `measure`: ``--trace-steps`` is ``trace_steps``."""
+        return self.flag[2:].replace("-", "_")
+
+
+def _text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("write some text after it")
+    return value.strip()
+
+
+def _limit(value: str) -> tuple[float | None, int | None]:
+    right = "write a share of the card such as 80% or 0.8, or a size such as 8GiB"
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", value)
+    share = float(match[1]) / 100 if match else None
+    if match is None and re.fullmatch(r"\s*[0-9]*\.?[0-9]+\s*", value):
+        share = float(value) if float(value) < MIB else None  # a bare 8589934592 can only be bytes
+    if share is not None:
+        if not 0 < share <= 1:
+            raise ValueError(right)
+        return share, None
+    try:
+        return None, parse_bytes(value)
+    except ValueError:
+        raise ValueError(right) from None
+
+
+def _size(value: str) -> int:
+    try:
+        size = parse_bytes(value)
+    except ValueError:
+        size = 0
+    if size < MIB:  # a bare "24" is a slip, not a card of 24 bytes
+        raise ValueError("write the card's memory with its unit, such as 24GiB")
+    return size
+
+
+def _milliseconds(value: str) -> float:
+    right = "write milliseconds from 1 to 60000, such as 50"
+    try:
+        millis = float(value.strip().removesuffix("ms"))
+    except ValueError:
+        raise ValueError(right) from None
+    if not (math.isfinite(millis) and 1 <= millis <= 60_000):
+        raise ValueError(right)
+    return millis / 1e3
+
+
+def _steps(value: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", value.strip()) or int(value) < 1:
+        raise ValueError("write a whole number of optimizer steps, 1 or more")
+    return int(value)
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"[a-z]+(:[0-9]{1,4})?", value.strip()):
+        raise ValueError("write a device as torch does: cpu, cuda, cuda:1 or mps")
+    return value.strip()
+
+
+_CARDS = ("8GiB", "12GiB", "16GiB", "24GiB", "40GiB", "48GiB", "80GiB")
+
+OPTIONS = (
+    Option(
+        "--note", "TEXT", "note",
+        "a remark kept with the report; runs on to the next option",
+        _text, words=True,
+    ),
+    Option(
+        "--limit", "LIMIT", "limit",
+        "stay within this part of the card: 80% (the default), 0.8, or a size such as 8GiB",
+        _limit, ("80%", "90%", "95%", "8GiB", "16GiB"),
+    ),
+    Option(
+        "--card", "SIZE", "card_bytes",
+        "judge by a card with this much memory, such as 24GiB, instead of your own",
+        _size, _CARDS,
+    ),
+    Option(
+        "--interval", "MS", "interval_s",
+        "milliseconds between two samples (50)",
+        _milliseconds, ("20", "50", "200", "1000"),
+    ),
+    Option(
+        "--trace-steps", "N", "trace_steps",
+        "optimizer steps to trace exactly (3)",
+        _steps, ("1", "3", "5", "10"),
+    ),
+    Option(
+        "--device", "DEV", "device",
+        "run the cell with this as torch's default and current device",
+        _device, ("cpu", "cuda", "cuda:0", "mps"),
+    ),
+)  # fmt: skip
+
+_BY_FLAG = {option.flag: option for option in OPTIONS}
+_BY_KEYWORD = {option.keyword: option for option in OPTIONS}
+HELP_FLAGS = ("-h", "--help")
+
+
+class _Token(NamedTuple):
+    text: str
+    quoted: bool
+
+
+def _tokens(line: str) -> list[_Token]:
+    """Words of a line; quotes count where a word or a value after ``=`` begins: ``John's model`` is two words."""
+    tokens, position = [], 0
+    word = re.compile(r"""\s*(?:(--[\w-]+)=(?=["']))?(?:"([^"]*)"|'([^']*)'|(\S+))(?=\s|$)""")
+    while line[position:].strip():
+        match = word.match(line, position)
+        flag, double, single, bare = match.groups() if match else (None, None, None, None)
+        if match is None or (bare is not None and bare[0] in "\"'"):
+            raise ValueError(
+                f"{line[position:].strip()!r} begins with a quote that is not closed before a space"
+            )
+        if flag is not None:
+            tokens.append(_Token(flag, False))
+        if bare is None:
+            tokens.append(_Token(double if double is not None else single or "", True))
+        elif bare.startswith("--") and "=" in bare:
+            tokens += [_Token(part, i == 1) for i, part in enumerate(bare.split("=", 1))]
+        else:
+            tokens.append(_Token(bare, False))
+        position = match.end()
+    return tokens
+
+
+def _is_flag(token: _Token) -> bool:
+    return not token.quoted and len(token.text) > 1 and token.text.startswith("-")
+
+
+def wants_help(line: str) -> bool:
+    """Whether the line asks for help and nothing else is to happen."""
+    try:
+        return any(not token.quoted and token.text in HELP_FLAGS for token in _tokens(line))
+    except ValueError:
+        return False
+
+
+def parse(line: str) -> Options:
+    """Read what follows ``%%vram``: the label's words, then options.
+
+    Raises
+    ------
+    ValueError
+        Names the option, its value and what would be right.
+    """
+    tokens = _tokens(line)
+    first = next((i for i, token in enumerate(tokens) if _is_flag(token)), len(tokens))
+    values: dict[str, Any] = {"label": " ".join(token.text for token in tokens[:first]) or None}
+    position = first
+    while position < len(tokens):
+        option = _option(tokens[position].text)
+        end = next(
+            (i for i in range(position + 1, len(tokens)) if _is_value_end(option, tokens[i])), len(tokens)
+        )
+        words = [token.text for token in tokens[position + 1 : end]]
+        if not words:
+            raise ValueError(f"{option.flag} needs a value: {option.flag} {option.metavar}, {option.help}")
+        if len(words) > 1 and not option.words:
+            extra = " ".join(words[1:])
+            raise ValueError(
+                f"{extra!r} after {option.flag} {words[0]}: the label goes before the first option"
+            )
+        if option.field in values:
+            raise ValueError(f"{option.flag} is given twice")
+        values[option.field] = _parse_value(option, " ".join(words))
+        position = end
+    return Options(**values)
+
+
+def _is_value_end(option: Option, token: _Token) -> bool:
+    # A negative number is a (wrong) value and not an option: the message should be about the value.
+    return _is_flag(token) and (option.words or not re.fullmatch(r"-[0-9.]+%?\w*", token.text))
+
+
+def from_keywords(label: str | None = None, **values: Any) -> Options:
+    """Options from Python arguments: the table's names, values as text or as the obvious Python object.
+
+    Raises
+    ------
+    ValueError
+        A value is wrong; the message says what would be right.
+    TypeError
+        There is no such option.
+    """
+    fields: dict[str, Any] = {}
+    for keyword, value in values.items():
+        option = _BY_KEYWORD.get(keyword)
+        if option is None:
+            raise TypeError(f"{keyword!r} is not an option{_guess(keyword, list(_BY_KEYWORD))}")
+        if value is not None:
+            fields[option.field] = _parse_value(option, str(value))
+    return Options(label=None if label is None else str(label), **fields)
+
+
+def _option(text: str) -> Option:
+    try:
+        return _BY_FLAG[text]
+    except KeyError:
+        raise ValueError(f"{text} is not an option of %%vram{_guess(text, list(_BY_FLAG))}") from None
+
+
+def _guess(text: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(text, known, 1)
+    return f": did you mean {close[0]}?" if close else f": there are {', '.join(known)}"
+
+
+def _parse_value(option: Option, value: str) -> Any:
+    try:
+        return option.parse(value)
+    except ValueError as error:
+        raise ValueError(f"{option.flag} {value}: {error}") from None
+
+
+def help_text(subcommands: dict[str, str] | None = None) -> str:
+    """What ``%%vram?`` and ``%%vram -h`` show; ``subcommands`` maps a usage of ``%vram`` to its meaning."""
+    rows = [(f"{option.flag} {option.metavar}", option.help) for option in OPTIONS]
+    rows.append((", ".join(HELP_FLAGS), "show this text instead of running the cell"))
+    lines = [
+        "Measure the cell and show under it where every byte of memory went.",
+        "",
+        "    %%vram [LABEL] [options]      or %vram … on the first line of the cell",
+        "",
+        "LABEL is any words before the first option. Options:",
+        "",
+        *(f"    {usage:<18} {meaning}" for usage, meaning in rows),
+    ]
+    if subcommands:
+        lines += ["", "In a line of its own:", ""]
+        lines += [f"    {usage:<18} {meaning}" for usage, meaning in subcommands.items()]
+    return "\n".join(lines) + "\n"
+
+
+def complete(before: str) -> list[str]:
+    """What could come next in a ``%%vram`` line, given its text up to the word being typed.
+
+    After an option: its usual values. Elsewhere: the options that are not there yet.
+    """
+    words = before.split()
+    if words and words[-1] in _BY_FLAG:
+        return list(_BY_FLAG[words[-1]].completions)
+    return [flag for flag in (*_BY_FLAG, "--help") if flag not in words]
