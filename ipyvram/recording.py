@@ -316,7 +316,9 @@ class Recording:
                 value = getattr(self, f.name)
                 header[f.name] = asdict(value) if f.name in ("cell", "error") and value is not None else value
         header["devices"] = [asdict(d) for d in self.devices]
-        header["traces"] = [{f.name: getattr(t, f.name) for f in fields(Trace) if f.name != "events"} for t in self.traces]
+        header["traces"] = [
+            {f.name: getattr(t, f.name) for f in fields(Trace) if f.name != "events"} for t in self.traces
+        ]
         header["samples"] = [
             {f.name: getattr(s, f.name) for f in fields(Samples) if f.name not in ("time_ns", "columns")}
             | {"columns": list(s.columns)}

@@ -74,7 +74,9 @@ class Timeline:
     @property
     def allocated(self) -> tuple[int, ...]:
         """Bytes in all categories together at each instant of the exact account."""
-        return tuple(map(sum, zip(*self.categories.values(), strict=True))) if self.categories else (0,) * len(self.time_s)
+        return (
+            tuple(map(sum, zip(*self.categories.values(), strict=True))) if self.categories else (0,) * len(self.time_s)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +223,9 @@ class Report:
         for name, count in self.card.items():
             rows[name] = {"start": None, "peak": count, "end": None, "share": None, "holder": ""}
         frame = pd.DataFrame.from_dict(rows, orient="index")
-        return frame.astype({"start": "Int64", "peak": "Int64", "end": "Int64", "share": "Float64"}).rename_axis("category")
+        return frame.astype({"start": "Int64", "peak": "Int64", "end": "Int64", "share": "Float64"}).rename_axis(
+            "category"
+        )
 
     def timeline(self) -> pd.DataFrame:
         """Seconds since the cell began × categories, ``allocated``, ``reserved``, ``device_used``, in bytes.
@@ -229,7 +233,9 @@ class Report:
         Rows of the exact account have the categories; rows of the sampler have NA there.
         """
         data = self.timeline_data
-        exact = pd.DataFrame({c: data.categories.get(c, (0,) * len(data.time_s)) for c in CATEGORIES}, index=list(data.time_s))
+        exact = pd.DataFrame(
+            {c: data.categories.get(c, (0,) * len(data.time_s)) for c in CATEGORIES}, index=list(data.time_s)
+        )
         exact["allocated"] = data.allocated
         exact["reserved"] = data.reserved or pd.NA
         sampled = pd.DataFrame(dict(data.sampled), index=list(data.sampled_time_s))
@@ -241,7 +247,9 @@ class Report:
     def tensors(self) -> pd.DataFrame:
         """What is live at the peak, largest first: bytes, category, name, module, line, source, file, shape, dtype, phase, count."""
         names = list(TensorRow.__slots__)
-        return pd.DataFrame([[getattr(row, n) for n in names] for row in self.tensors_at_peak], columns=names).astype({"line": "Int64"})
+        return pd.DataFrame([[getattr(row, n) for n in names] for row in self.tensors_at_peak], columns=names).astype(
+            {"line": "Int64"}
+        )
 
     def by_module(self) -> pd.DataFrame:
         """Bytes live at the peak by module path × category."""
@@ -274,7 +282,9 @@ class Report:
         """
         try:
             if data["schema"] > SCHEMA_VERSION:
-                raise ValueError(f"its schema is {data['schema']}, newer than {SCHEMA_VERSION}: update ipyvram to read it")
+                raise ValueError(
+                    f"its schema is {data['schema']}, newer than {SCHEMA_VERSION}: update ipyvram to read it"
+                )
             known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
             report = cls(**{k: _DECODE[k](v) if k in _DECODE else v for k, v in known.items()})
             for account in (report.peak, report.start, report.end):
@@ -320,7 +330,10 @@ class Report:
 
 def _groups(rows: tuple[GroupRow, ...], key: str) -> pd.DataFrame:
     frame = pd.DataFrame(
-        [{key: row.key, "bytes": row.bytes, "count": row.count, **dict.fromkeys(CATEGORIES, 0), **row.categories} for row in rows],
+        [
+            {key: row.key, "bytes": row.bytes, "count": row.count, **dict.fromkeys(CATEGORIES, 0), **row.categories}
+            for row in rows
+        ],
         columns=[key, "bytes", "count", *CATEGORIES],
     )
     if key == "line":
@@ -348,7 +361,10 @@ def _merge_groups(rows: tuple[GroupRow, ...], keep: int) -> tuple[GroupRow, ...]
     for row in rest:
         for category, count in row.categories.items():
             total[category] = total.get(category, 0) + count
-    return (*rows[:keep], GroupRow(f"{len(rest)} smaller", sum(r.bytes for r in rest), total, sum(r.count for r in rest)))
+    return (
+        *rows[:keep],
+        GroupRow(f"{len(rest)} smaller", sum(r.bytes for r in rest), total, sum(r.count for r in rest)),
+    )
 
 
 # -- encoding: tuples of records become columns, stepwise columns become (repeat, value) runs ----------------------------

@@ -1,0 +1,393 @@
+"""`analyse`: a `Recording` in, a `Report` out. A pure function; needs neither torch nor IPython nor a GPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipyvram import attribution as attribution_rules
+from ipyvram.attribution import Attribution, PhaseSpan, attribute, phase_spans
+from ipyvram.findings import find
+from ipyvram.ledger import Ledger, build
+from ipyvram.recording import CATEGORIES, Claim, Device, Frame, Recording, Samples, Trace
+from ipyvram.report import GroupRow, Measurement, Phase, Report, TensorRow, Timeline
+from ipyvram.thinning import pick
+from ipyvram.units import format_bytes
+
+TIMELINE_POINTS = 800  # instants kept in a report: about two for each pixel column of the picture
+MAX_TENSORS = 4000  # rows kept in a report; the smallest beyond are merged by category
+
+_SOURCES = {"history": "allocator trace", "storages": "storage trace"}
+
+
+def analyse(recording: Recording) -> Report:
+    """Explain a recording: every byte named, the sums closed.
+
+    Returns
+    -------
+    Report
+        Of the device with the highest peak (an accelerator before the CPU); the others are in `Report.others`.
+    """
+    traced = {trace.device: trace for trace in recording.traces}
+    sampled = {samples.device: samples for samples in recording.samples}
+    names = list(dict.fromkeys([*traced, *(d for d in sampled if _used(sampled[d]))])) or ["cpu"]
+    accounts = [_Account(recording, name, traced.get(name), sampled.get(name)).report() for name in names]
+    accounts.sort(key=lambda r: (r.peak_bytes > 0 and r.device != "cpu", r.peak_bytes), reverse=True)
+    main, *rest = accounts
+    report = replace(main, others=tuple(r for r in rest if r.peak_bytes))
+    return replace(report, findings=find(report, recording))
+
+
+def _used(samples: Samples) -> bool:
+    column = samples.columns.get("allocated")
+    return column is not None and bool(np.nanmax(column, initial=0) > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Peak:
+    instant: int
+    bytes: int
+    account: dict[str, int]
+    provenance: str
+    unattributed: int = 0
+
+
+class _Account:
+    """The report of one device."""
+
+    def __init__(self, recording: Recording, device: str, trace: Trace | None, samples: Samples | None) -> None:
+        self.recording, self.trace, self.samples = recording, trace, samples
+        self.device = next((d for d in recording.devices if d.id == device), Device(device, device))
+        self.start_ns = recording.start_ns
+        self.phases = phase_spans(recording.marks, trace.stop_ns if trace else recording.stop_ns)
+        if trace is None:
+            trace = Trace(device, "storages", recording.start_ns, recording.stop_ns, _no_events())
+        self.ledger: Ledger = build(trace)
+        self.attribution: Attribution = attribute(recording, self.ledger, device)
+        self.accounts = self.attribution.accounts(self.ledger)
+        self.total = sum(self.accounts.values(), np.zeros(self.ledger.instants, np.int64))
+
+    def report(self) -> Report:
+        r, peak = self.recording, self._peak()
+        card_bytes = r.card_bytes or self.device.total_bytes
+        reserved = self._reserved_at(peak)
+        tensors = self._tensors(peak)
+        share, size = r.limit
+        when, phase, step = self._when(peak)
+        card = self._card(peak, reserved, card_bytes) if card_bytes else {}
+        return Report(
+            peak_bytes=peak.bytes,
+            peak=peak.account,
+            start=self._at(0),
+            end=self._at(self.ledger.instants - 1),
+            label=r.label,
+            note=r.note,
+            kind=r.kind,
+            device=self.device.id,
+            device_name=self.device.name,
+            peak_reserved_bytes=self._peak_reserved(),
+            card=card,
+            card_bytes=card_bytes,
+            limit_bytes=size if size is not None else int((share or 0.8) * card_bytes) if card_bytes else None,
+            peak_time_s=self._seconds(int(self.ledger.time_ns[peak.instant])),
+            peak_when=when,
+            peak_phase=phase,
+            peak_step=step,
+            steps=r.steps,
+            traced_steps=r.traced_steps,
+            duration_s=(r.stop_ns - r.start_ns) / 1e9,
+            overhead_s=r.overhead_s,
+            started_at=round(r.start_ns / 1e9, 3),
+            provenance=self._provenance(peak),
+            holders=_holders(tensors),
+            error=None if r.error is None else f"{r.error.type}: {r.error.message}".rstrip(": "),
+            timeline_data=self._timeline(),
+            phases=tuple(self._phase(p) for p in self.phases),
+            tensors_at_peak=tensors,
+            modules_at_peak=_group(tensors, lambda t: (t.module, "")),
+            lines_at_peak=_group(tensors, _line_key),
+            measurement=self._measurement(),
+            environment=r.environment,
+        )
+
+    # -- instants ----------------------------------------------------------------------------------------------------
+
+    def _seconds(self, time_ns: int) -> float:
+        return round((time_ns - self.start_ns) / 1e9, 6)
+
+    def _at(self, instant: int) -> dict[str, int]:
+        return {c: int(self.accounts[c][instant]) for c in CATEGORIES}
+
+    def _peak(self) -> _Peak:
+        """The highest instant of the trace; more only when a counter or a sample proves that there was more."""
+        instant = int(np.argmax(self.total))
+        account, traced = self._at(instant), int(self.total[instant])
+        whole, how = traced, "exact" if self.trace is not None else "sampled"
+        before, after = (
+            c.get(self.device.id, {}) for c in (self.recording.counters_start, self.recording.counters_end)
+        )
+        if after.get("allocated_peak", 0) > max(before.get("allocated_peak", 0), traced):
+            whole, how = (
+                after["allocated_peak"],
+                "exact",
+            )  # it rose during the cell: the allocator's own high-water mark
+        elif self.samples is not None and "allocated" in self.samples.columns:
+            seen = int(np.nanmax(self.samples.columns["allocated"], initial=0))
+            if seen > traced:
+                whole, how = seen, "sampled"
+        account["other"] += whole - traced
+        return _Peak(instant, whole, account, how, whole - traced)
+
+    def _reserved_at(self, peak: _Peak) -> int | None:
+        if self.ledger.reserved is not None:
+            return max(int(self.ledger.reserved[peak.instant]), peak.bytes)
+        column = None if self.samples is None else self.samples.columns.get("reserved")
+        return None if column is None else max(int(np.nanmax(column, initial=0)), peak.bytes)
+
+    def _peak_reserved(self) -> int | None:
+        figures = [int(self.ledger.reserved.max())] if self.ledger.reserved is not None else []
+        before, after = (
+            c.get(self.device.id, {}) for c in (self.recording.counters_start, self.recording.counters_end)
+        )
+        if after.get("reserved_peak", 0) > before.get("reserved_peak", 0):
+            figures.append(after["reserved_peak"])
+        if self.samples is not None and "reserved" in self.samples.columns:
+            figures.append(int(np.nanmax(self.samples.columns["reserved"], initial=0)))
+        return max(figures, default=None)
+
+    def _card(self, peak: _Peak, reserved: int | None, card_bytes: int) -> dict[str, int]:
+        """The rest of the card at the peak, from the sample nearest to it; what is unknown counts as free."""
+        held = reserved if reserved is not None else peak.bytes
+        context = others = 0
+        row = self._nearest_sample(int(self.ledger.time_ns[peak.instant]))
+        used, process, at_sample = row.get("device_used"), row.get("process_used"), row.get("reserved")
+        if used is not None and at_sample is not None:
+            mine = process if process is not None else used
+            context, others = max(0, mine - at_sample), max(0, used - mine)
+        return {
+            "cache": held - peak.bytes,
+            "context": context,
+            "other_processes": others,
+            "free": card_bytes - held - context - others,
+        }
+
+    def _nearest_sample(self, time_ns: int) -> dict[str, int]:
+        if self.samples is None or not len(self.samples.time_ns):
+            return {}
+        i = int(np.argmin(np.abs(self.samples.time_ns - time_ns)))
+        return {name: int(c[i]) for name, c in self.samples.columns.items() if not np.isnan(c[i])}
+
+    def _provenance(self, peak: _Peak) -> dict[str, str]:
+        whole = self.trace is not None and self.trace.ended_by == "end of cell"
+        marks = {
+            "peak": peak.provenance,
+            "categories": "inferred" if peak.unattributed else "exact" if self.trace is not None else "sampled",
+            "end": "exact" if whole else "end of trace",
+            "context": "inferred",
+            "other_processes": "sampled",
+        }
+        if self.ledger.reserved is not None or self._peak_reserved() is not None:
+            marks["reserved"] = "exact" if self.ledger.reserved is not None else "sampled"
+        if self.recording.kind == "estimated":
+            marks = dict.fromkeys(marks, "predicted")
+        return marks
+
+    def _when(self, peak: _Peak) -> tuple[str, str, int]:
+        """The peak's instant in words, its phase and its step."""
+        if peak.unattributed:
+            return "after the traced part", "", 0
+        time_ns = int(self.ledger.time_ns[peak.instant])
+        for p in self.phases:
+            if p.begin_ns <= time_ns < max(p.end_ns, p.begin_ns + 1):
+                part = (time_ns - p.begin_ns) / max(1, p.body_end_ns - p.begin_ns)
+                where = "start of " if part < 0.1 else "end of " if part > 0.9 else ""
+                step = f"step {p.step}, " if self.recording.steps else ""
+                return f"{step}{where}{_PHASE_WORDS[p.name]}", p.name, p.step if self.recording.steps else 0
+        if not self.phases:
+            return "", "", 0
+        following = next((p for p in self.phases if p.begin_ns > time_ns), None)
+        if following is None:
+            return "after the last traced phase", "", 0
+        return (
+            f"before the {following.name} of step {following.step}"
+            if self.recording.steps
+            else f"before {following.name}",
+            "",
+            0,
+        )
+
+    def _phase(self, p: PhaseSpan) -> Phase:
+        return Phase(self._seconds(p.begin_ns), self._seconds(p.end_ns), p.name, p.step)
+
+    # -- curves ------------------------------------------------------------------------------------------------------
+
+    def _timeline(self) -> Timeline:
+        rows = pick(self.ledger.time_ns.astype(np.float64), self.total, TIMELINE_POINTS)
+        time_s = tuple(self._seconds(int(t)) for t in self.ledger.time_ns[rows])
+        curves = {c: tuple(self.accounts[c][rows].tolist()) for c in CATEGORIES if self.accounts[c].any()}
+        reserved = tuple(self.ledger.reserved[rows].tolist()) if self.ledger.reserved is not None else ()
+        end_s = self._seconds(self.trace.stop_ns) if self.trace else 0.0
+        if self.trace is None:
+            time_s, curves, reserved = (), {}, ()
+        return Timeline(time_s, curves, reserved, end_s, *self._sampled())
+
+    def _sampled(self) -> tuple[tuple[float, ...], dict[str, tuple[int | None, ...]]]:
+        if self.samples is None or not len(self.samples.time_ns):
+            return (), {}
+        wanted = [c for c in ("allocated", "reserved", "device_used", "process_rss") if c in self.samples.columns]
+        leading = self.samples.columns[wanted[0]] if wanted else np.zeros(len(self.samples.time_ns))
+        rows = pick(self.samples.time_ns.astype(np.float64), np.nan_to_num(leading).astype(np.int64), TIMELINE_POINTS)
+        columns = {c: tuple(_whole(v) for v in self.samples.columns[c][rows]) for c in wanted}
+        return tuple(self._seconds(int(t)) for t in self.samples.time_ns[rows]), columns
+
+    def _measurement(self) -> Measurement:
+        s, t = self.samples, self.trace
+        notes = list(self.recording.notes)
+        if self.ledger.mismatches:
+            notes.append(f"{self.ledger.mismatches} events did not replay: block sizes and cache are approximate")
+        return Measurement(
+            source=_SOURCES[t.source] if t else "sampler only",
+            events=len(t.events) if t else 0,
+            claims=len(self.recording.claims),
+            traced_s=round((t.stop_ns - t.start_ns) / 1e9, 6) if t else 0.0,
+            ended_by=t.ended_by if t else "",
+            samples=s.count if s else 0,
+            longest_gap_s=round(s.longest_gap_s, 6) if s else 0.0,
+            period_s=s.period_s if s else 0.0,
+            notes=tuple(dict.fromkeys(notes)),
+        )
+
+    # -- what is live at the peak ------------------------------------------------------------------------------------
+
+    def _tensors(self, peak: _Peak) -> tuple[TensorRow, ...]:
+        live = self.attribution.category_at(peak.instant)
+        rows = sorted((self._tensor(row, category) for row, category in live.items()), key=lambda t: (-t.bytes, t.name))
+        if peak.unattributed:
+            rows.insert(0, TensorRow(peak.unattributed, "other", "allocated after the traced part"))
+        if len(rows) > MAX_TENSORS:
+            from ipyvram.report import _merge_tensors
+
+            return _merge_tensors(tuple(rows), MAX_TENSORS)
+        return tuple(r for r in rows if r.bytes)
+
+    def _tensor(self, row: int, category: str) -> TensorRow:
+        ledger, r = self.ledger, self.recording
+        claims = self.attribution.claims.get(row, ())
+        origin = r.origins[ledger.origin[row]] if ledger.origin[row] >= 0 else None
+        named = _best_claim(claims, category)
+        stack = r.stacks[ledger.stack[row]] if ledger.stack[row] >= 0 else ()
+        frame, source, file = self._place(stack)
+        shape = origin.shape if origin is not None and origin.shape is not None else named.shape if named else None
+        module = self.attribution.module[row]
+        return TensorRow(
+            bytes=int(ledger.bytes[row]),
+            category=category,
+            name=_name(named, claims, origin.op if origin else "", category),
+            module=module or (_module_of(named) if named else ""),
+            line=frame.line if frame else None,
+            source=source,
+            file=file,
+            shape=shape,
+            dtype=(origin.dtype if origin is not None and origin.dtype else named.dtype if named else ""),
+            phase=self.attribution.phase[row],
+        )
+
+    def _place(self, stack: tuple[Frame, ...]) -> tuple[Frame | None, str, str]:
+        """The innermost line of the measured cell; without one, the user's innermost line and its file."""
+        cell = self.recording.cell
+        mine = next((f for f in stack if cell.filename and f.file == cell.filename), None)
+        if mine is not None:
+            lines = cell.source.splitlines()
+            at = mine.line - cell.first_line
+            return mine, lines[at].strip() if 0 <= at < len(lines) else "", ""
+        if not stack:
+            return None, "", ""
+        return stack[0], "", stack[0].file.rsplit("/", 1)[-1]
+
+
+_PHASE_WORDS = {"forward": "forward", "backward": "backward", "optimizer": "optimizer step"}
+
+
+def _no_events():  # type: ignore[no-untyped-def]
+    from ipyvram.recording import Events
+
+    return Events.from_rows([])
+
+
+def _whole(value: float) -> int | None:
+    return None if np.isnan(value) else int(value)
+
+
+def _best_claim(claims: tuple[Claim, ...], category: str) -> Claim | None:
+    """The claim that speaks for the category; a plain name otherwise."""
+    of_category = [c for c in claims if c.category == category and c.name]
+    if category in ("inputs", "outputs"):  # the variable's name says more than the argument's
+        of_category = [c for c in claims if not c.category and c.name and c.name != "…"] + of_category
+    if of_category:
+        return of_category[0]
+    return next((c for c in claims if c.name and c.category != attribution_rules.RELEASED), None)
+
+
+def _module_of(claim: Claim) -> str:
+    if claim.category in ("parameters", "gradients", "buffers"):
+        return claim.name.removesuffix(".grad").rpartition(".")[0]
+    if claim.category == "optimizer_state":
+        return claim.name.rpartition(".")[0].rpartition(".")[0]
+    return ""
+
+
+def _name(claim: Claim | None, claims: tuple[Claim, ...], op: str, category: str) -> str:
+    made_by = op.removeprefix("aten.")
+    if category == "activations":
+        variable = next((c.name for c in claims if not c.category and c.name), "")
+        saved = next((c.name for c in claims if c.category == "activations"), "")
+        return variable or (f"{made_by} output" if made_by else f"saved by {saved}" if saved else "")
+    if claim is not None:
+        return claim.name
+    return made_by
+
+
+def _line_key(tensor: TensorRow) -> tuple[str, str]:
+    if tensor.line is None:
+        return "", ""
+    return (f"{tensor.file}:{tensor.line}" if tensor.file else f"line {tensor.line}"), tensor.source
+
+
+def _group(tensors: tuple[TensorRow, ...], key) -> tuple[GroupRow, ...]:  # type: ignore[no-untyped-def]
+    totals: dict[tuple[str, str], Counter[str]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    for tensor in tensors:
+        place = key(tensor)
+        totals.setdefault(place, Counter())[tensor.category] += tensor.bytes
+        counts[place] += tensor.count
+    rows = [
+        GroupRow(name, sum(c.values()), {k: c[k] for k in CATEGORIES if c[k]}, counts[name, source], source)
+        for (name, source), c in totals.items()
+    ]
+    return tuple(sorted(rows, key=lambda g: (-g.bytes, g.key)))
+
+
+def _holders(tensors: tuple[TensorRow, ...]) -> dict[str, str]:
+    """Category → its largest tensor in words, and how many there are."""
+    holders: dict[str, str] = {}
+    for category in CATEGORIES:
+        mine = [t for t in tensors if t.category == category]
+        if not mine:
+            continue
+        top, count = mine[0], sum(t.count for t in mine)
+        parts = [" ".join(p for p in (top.module, top.name) if p) if category in _BY_PLACE else top.name or top.module]
+        if category == "inputs" and top.shape:
+            parts.append("×".join(map(str, top.shape)) + f" {top.dtype}")
+        if category in _BY_PLACE and top.line is not None and not top.file:
+            parts.append(f"line {top.line}")
+        parts.append(format_bytes(top.bytes))
+        if count > 1:
+            parts.append(f"of {count} tensors")
+        holders[category] = " · ".join(p for p in parts if p)
+    return holders
+
+
+_BY_PLACE = ("activations", "temporaries", "other")

@@ -1,0 +1,227 @@
+"""When forward, backward and optimizer step begin and end, from a handful of hooks; tells `owners` what to claim then.
+
+No full-backward hooks, no `saved_tensors_hooks`, nothing on a tensor: each of these changes programs. Backward is seen
+through the place where torch itself can attach logging to a whole graph, so no frame of ours is in a traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.autograd.graph as autograd_graph
+from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
+from torch.optim import optimizer as optimizer_hooks
+
+from ipyvram.probes.clock import Clock
+from ipyvram.probes.owners import Owners, tensors_in
+from ipyvram.recording import Mark
+
+MAX_MARKS = 200_000
+
+
+class Phases:
+    """Marks of the traced steps, and the count of all steps.
+
+    Parameters
+    ----------
+    on_step : callable
+        Called with the number of finished optimizer steps, after each.
+    on_forward : callable
+        Called with each root module before its forward: the place to notice the device in use and the bounds.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        owners: Owners,
+        on_step: Callable[[int], None],
+        on_forward: Callable[[nn.Module, tuple[Any, ...]], None],
+        guard: Callable[[str, Callable[[], None]], None],
+    ) -> None:
+        self._clock, self._owners, self._on_step, self._on_forward, self._guard = (
+            clock,
+            owners,
+            on_step,
+            on_forward,
+            guard,
+        )
+        self.marks: list[Mark] = []
+        self.steps = 0
+        self.optimizers: list[str] = []
+        self._leader: int | None = None
+        self._depth = threading.local()
+        self._paths: dict[int, str] = {}
+        self._handles: list[Any] = []
+        self._counter: Any = None
+        self._undo: list[Callable[[], None]] = []
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._handles = [
+            global_hooks.register_module_forward_pre_hook(self._before_forward),
+            global_hooks.register_module_forward_hook(self._after_forward, with_kwargs=False, always_call=True),
+            optimizer_hooks.register_optimizer_step_pre_hook(self._before_step),
+        ]
+        self._counter = optimizer_hooks.register_optimizer_step_post_hook(self._after_step)
+        self._watch_engine()
+
+    def stop_tracing(self) -> None:
+        """Take every hook away but the one that counts steps."""
+        for handle in self._handles:
+            handle.remove()
+        for undo in self._undo:
+            undo()
+        self._handles, self._undo = [], []
+
+    def stop(self) -> None:
+        self.stop_tracing()
+        if self._counter is not None:
+            self._counter.remove()
+            self._counter = None
+
+    @property
+    def tracing(self) -> bool:
+        return bool(self._handles)
+
+    def _mark(self, kind: str, begin: bool, name: str = "") -> None:
+        if len(self.marks) < MAX_MARKS:
+            self.marks.append(Mark(self._clock(), kind, begin, self.steps + 1, name, torch.is_grad_enabled()))
+
+    # -- forward -----------------------------------------------------------------------------------------------------
+
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        depth = getattr(self._depth, "value", 0)
+        self._depth.value = depth + 1
+        if depth:
+            self._mark("module", True, self._paths.get(id(module), type(module).__name__))
+        else:
+            self._guard("forward", lambda: self._begin_root(module, args))
+
+    def _begin_root(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._on_forward(module, args)
+        label = self._owners.label_of(module)
+        if id(module) not in self._paths:
+            self._paths |= {id(m): path for path, m in module.named_modules() if path}
+            self._paths[id(module)] = label
+        self._owners.module(module, label)
+        self._owners.inputs(module, args, {})
+        self._mark("forward", True, label)
+
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        depth = self._depth.value = max(0, getattr(self._depth, "value", 1) - 1)
+        if depth:
+            self._mark("module", False, self._paths.get(id(module), type(module).__name__))
+        else:
+            self._guard("forward", lambda: self._end_root(module, output))
+
+    def _end_root(self, module: nn.Module, output: Any) -> None:
+        label = self._paths.get(id(module), type(module).__name__)
+        self._mark("forward", False, label)
+        self._owners.outputs(output, f"output of {label}")
+        if torch.is_grad_enabled() and not self._in_backward:
+            self._owners.graph(t for t in tensors_in(output) if t.grad_fn is not None)
+
+    # -- backward ----------------------------------------------------------------------------------------------------
+
+    _in_backward = 0
+
+    def _begin_backward(self, roots: Any) -> Callable[[], None]:
+        leaves: list[Tensor] = []
+
+        def begin() -> None:
+            self._owners.namespace()
+            self._owners.outputs([r for r in roots if isinstance(r, Tensor)], "loss")
+            leaves.extend(self._owners.graph(roots, backward=True))
+
+        self._in_backward += 1
+        self._guard("backward", begin)
+        self._mark("backward", True)
+
+        def end() -> None:
+            self._mark("backward", False)
+            self._in_backward -= 1
+            self._guard("backward", lambda: self._owners.gradients(leaves))
+            self._guard("backward", self._owners.released)
+
+        return end
+
+    def _watch_engine(self) -> None:
+        """`_engine_run_backward` calls `_register_logging_hooks_on_whole_graph` when its log level is DEBUG, and what that
+        returns when the engine is done. Both names are private: where they are missing, wrap the function instead."""
+        log = getattr(autograd_graph, "log", None)
+        attach = getattr(autograd_graph, "_register_logging_hooks_on_whole_graph", None)
+        if log is None or attach is None:
+            self._wrap_engine()
+            return
+
+        def register(roots: Any) -> Callable[[], None]:
+            theirs = attach(roots) if log.getEffectiveLevel() <= logging.DEBUG else None
+            ours = self._begin_backward(roots)
+
+            def unregister() -> None:
+                ours()
+                if theirs is not None:
+                    theirs()
+
+            return unregister
+
+        self._patch(autograd_graph, "log", _AlwaysDebug(log))
+        self._patch(autograd_graph, "_register_logging_hooks_on_whole_graph", register)
+
+    def _wrap_engine(self) -> None:
+        original = autograd_graph._engine_run_backward
+
+        def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            end = self._begin_backward(t_outputs)
+            try:
+                return original(t_outputs, *args, **kwargs)
+            finally:
+                end()
+
+        self._patch(autograd_graph, "_engine_run_backward", _engine_run_backward)
+        self._patch(torch.autograd, "_engine_run_backward", _engine_run_backward)
+
+    def _patch(self, owner: Any, name: str, value: Any) -> None:
+        before = getattr(owner, name)
+        setattr(owner, name, value)
+        self._undo.append(lambda: setattr(owner, name, before))
+
+    # -- optimizer ---------------------------------------------------------------------------------------------------
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        def claims() -> None:
+            self._owners.optimizer(optimizer)
+            self._owners.gradients(p for group in optimizer.param_groups for p in group["params"])
+
+        self._guard("optimizer", claims)
+        self._mark("optimizer", True, type(optimizer).__name__)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._leader is None:
+            self._leader = id(optimizer)  # with several optimizers, the first one counts the steps
+            self.optimizers.append(type(optimizer).__name__)
+        if self.tracing:
+            self._mark("optimizer", False, type(optimizer).__name__)
+            self._guard("optimizer", lambda: self._owners.optimizer(optimizer))
+        if id(optimizer) == self._leader:
+            self.steps += 1
+            self._guard("optimizer", lambda: self._on_step(self.steps))
+
+
+class _AlwaysDebug:
+    """A logger that claims the DEBUG level and is otherwise the one it stands for."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+
+    def getEffectiveLevel(self) -> int:  # noqa: N802  the logger's own name
+        return logging.DEBUG
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
