@@ -107,3 +107,15 @@ def _statements(body: Lines) -> Iterator[list[tokenize.TokenInfo]]:
             statement = []
         elif token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT):
             statement.append(token)
+
+
+def measured_source(raw_cell: str) -> str:
+    """The text whose line 1 is line 1 of the frames of a measured cell.
+
+    IPython drops blank lines at the top; another ``%%magic`` above ours (``%%time``) runs only what is below it.
+    """
+    lines = raw_cell.splitlines(keepends=True)
+    for start, line in enumerate(lines):
+        if line.strip() and (_HEAD.match(line) or not line.startswith("%%")):
+            return "".join(lines[start:])
+    return raw_cell

@@ -55,7 +55,7 @@ class Measurement:
             if _current is not None:
                 other = _current.options.label
                 inside = f"{other!r}" if other else "another measured cell"
-                self.notes.append(f"ipyvram: not measured separately: it ran inside {inside}, whose report includes it")
+                self.notes.append(f"ipyvram: not measured on its own: it ran inside {inside}, which includes it")
                 return
             _current = self
         try:
@@ -111,7 +111,7 @@ class measure:  # noqa: N801 - read as a verb: `with measure("baseline"):`
     label : str, optional
         A name for the report.
     **options
-        ``note``, ``limit``, ``card``, ``interval``, ``trace_steps``, ``device``: as for ``%%vram``, as text or as a number.
+        ``note``, ``limit``, ``card``, ``interval``, ``trace_steps``, ``device``: as for ``%%vram``, as text or number.
 
     Attributes
     ----------
@@ -139,7 +139,10 @@ class measure:  # noqa: N801 - read as a verb: `with measure("baseline"):`
         self._measurement: Measurement | None = None
 
     def __enter__(self) -> measure:
-        check_device(self.options.device)
+        if self.options.device is not None:
+            from ipyvram.run import check_device
+
+            check_device(self.options.device)
         caller = sys._getframe(1)
         # A function's locals are not handed over: a snapshot of them would keep alive what the block deletes.
         namespace = caller.f_globals if caller.f_locals is caller.f_globals else None
@@ -148,7 +151,9 @@ class measure:  # noqa: N801 - read as a verb: `with measure("baseline"):`
         self._measurement.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         measurement, self._measurement = self._measurement, None
         if measurement is not None:
             self.report = measurement.finish(error)
@@ -173,50 +178,3 @@ def _cell_of(caller: FrameType) -> Cell:
 
 def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
-
-
-def check_device(device: str | None) -> None:
-    """Refuse a device that torch does not have here.
-
-    Raises
-    ------
-    ValueError
-        Names the device, why it cannot be used, and what can.
-    """
-    if device is None:
-        return
-    import torch
-
-    def refuse(why: str) -> ValueError:
-        return ValueError(f"--device {device}: {why}; here there is {', '.join(_devices())}")
-
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        raise refuse("torch knows no such device") from None
-    if wanted.type in ("cpu", "meta"):
-        if wanted.index not in (None, 0):
-            raise refuse("there is only one")
-        return
-    if wanted.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    elif wanted.type == "mps":
-        count = int(torch.backends.mps.is_available())
-    else:
-        module = getattr(torch, wanted.type, None)
-        count = module.device_count() if module is not None and module.is_available() else 0
-    if count == 0:
-        raise refuse(f"{wanted.type.upper()} is not available to torch")
-    if wanted.index is not None and wanted.index >= count:
-        raise refuse(f"the highest index is {count - 1}")
-
-
-def _devices() -> list[str]:
-    import torch
-
-    found = ["cpu"]
-    if torch.cuda.is_available():
-        found += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        found.append("mps")
-    return found

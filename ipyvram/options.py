@@ -1,7 +1,7 @@
 """The options of ``%%vram`` and `measure`, each declared once: a line of text comes in, `Options` go out.
 
 `OPTIONS` is the table: flags, parsing, help, ``%%vram?`` and Tab completion are all read from it. Nothing here knows
-torch or IPython; whether a device exists is asked where torch is at hand (`measuring.check_device`).
+torch or IPython; whether a device exists is asked where torch is at hand (`run.check_device`).
 """
 
 from __future__ import annotations
