@@ -2,10 +2,10 @@
 
 The only module that knows IPython, with `render.live`. The life of a `Session`:
 
-- `load` registers the directive (`directive.make_transform`), the magics, two events and the completer; `unload` takes each
-  of them away again.
-- ``pre_run_cell`` and ``post_run_cell`` keep the cells that are running, by the identity of their ``ExecutionInfo``: a cell
-  may run others inside it (``%run``, ``%%capture``) and those fire the same events.
+- `load` registers the directive (`directive.make_transform`), the magics, two events and the completer; `unload`
+  takes each of them away again.
+- ``pre_run_cell`` and ``post_run_cell`` keep the cells that are running, by the identity of their ``ExecutionInfo``:
+  a cell may run others inside it (``%run``, ``%%capture``) and those fire the same events.
 - The line magic that the directive put on line 1 arms a `Measurement` for the innermost running cell;
   ``post_run_cell`` of that very cell closes it.
 """
@@ -18,19 +18,24 @@ import sys
 import threading
 from collections.abc import Callable
 from types import CodeType
-from typing import Any
+from typing import Any, TypeVar
 
 from IPython.core.error import UsageError
 from IPython.core.inputtransformer2 import cell_magic
-from IPython.core.interactiveshell import InteractiveShell
-from IPython.core.magic import no_var_expand
+from IPython.core.magic import MAGIC_NO_VAR_EXPAND_ATTR
 from IPython.display import publish_display_data
 
 from ipyvram import directive
 from ipyvram.measuring import Measurement, fault
 from ipyvram.options import Options, complete, help_text, parse, wants_help
 from ipyvram.recording import Cell
-from ipyvram.subcommands import SUBCOMMANDS, run_subcommand, show
+from ipyvram.report import Report
+from ipyvram.subcommands import SUBCOMMANDS, run_subcommand
+
+#: An ``InteractiveShell``. Its annotations differ from one IPython to the next, so they are not relied on.
+Shell = Any
+
+T = TypeVar("T")
 
 _COMPLETE = "complete_command"
 _COMPLETED = ("%%vram", "%vram", "vram")
@@ -38,7 +43,7 @@ _COMPLETED = ("%%vram", "%vram", "vram")
 _session: Session | None = None
 
 
-def load(ip: InteractiveShell) -> None:
+def load(ip: Shell) -> None:
     """Register everything with a shell; loading again replaces what was there."""
     global _session
     if _session is not None:
@@ -47,7 +52,7 @@ def load(ip: InteractiveShell) -> None:
     _session.register()
 
 
-def unload(ip: InteractiveShell) -> None:
+def unload(ip: Shell) -> None:
     """Take away what `load` registered, and stop a measurement that is running."""
     global _session
     if _session is not None:
@@ -58,7 +63,7 @@ def unload(ip: InteractiveShell) -> None:
 class Session:
     """What one IPython shell and ipyvram have to do with each other."""
 
-    def __init__(self, ip: InteractiveShell) -> None:
+    def __init__(self, ip: Shell) -> None:
         self.ip = ip
         self._transform = directive.make_transform(cell_magic)
         self._running: list[tuple[int, Any]] = []  # (thread, ExecutionInfo), innermost last
@@ -68,20 +73,20 @@ class Session:
 
     def register(self) -> None:
         """Hook into the shell."""
-        ip, text = self.ip, help_text({usage: s.help for s in SUBCOMMANDS.values() for usage in [s.usage]})
+        ip = self.ip
 
-        @no_var_expand  # type: ignore[untyped-decorator]
-        def line_magic(line: str) -> Any:
+        def line_vram(line: str) -> Any:
             return self.line(line)
 
-        @no_var_expand  # type: ignore[untyped-decorator]
-        def vram_cell(line: str, cell: str) -> Any:
+        def cell_vram(line: str, cell: str) -> Any:
             return self.cell(line, cell)
 
-        line_magic.__doc__ = vram_cell.__doc__ = text
+        for magic in (line_vram, cell_vram):
+            magic.__doc__ = _help()
+            setattr(magic, MAGIC_NO_VAR_EXPAND_ATTR, True)  # braces and dollars in a label are just that
         ip.input_transformers_cleanup.append(self._transform)
-        ip.register_magic_function(line_magic, "line", "vram")
-        ip.register_magic_function(vram_cell, "cell", "vram")
+        ip.register_magic_function(line_vram, "line", "vram")
+        ip.register_magic_function(cell_vram, "cell", "vram")
         ip.events.register("pre_run_cell", self._pre_run_cell)
         ip.events.register("post_run_cell", self._post_run_cell)
         for key in _COMPLETED:
@@ -127,13 +132,22 @@ class Session:
         index = next((i for i in mine if self._running[i][1] is info), None)
         if index is None and mine and (info is None or info.raw_cell == self._running[mine[-1]][1].raw_cell):
             index = mine[-1]
-        return None if index is None else self._running.pop(index)[1]
+        if index is None:
+            return None
+        ended = self._running[index][1]
+        for i in reversed([i for i in mine if i >= index]):  # cells inside it whose end was not announced go with it
+            del self._running[i]
+        return ended
 
     # -- measuring ---------------------------------------------------------------------------------------------------
 
     def _current(self) -> Any:
-        """The innermost cell that this thread is running; None where no event announced it (silent execution)."""
-        return next((info for thread, info in reversed(self._running) if thread == threading.get_ident()), None)
+        """The innermost cell that this thread is running, if it has our line in it.
+
+        Silent execution is announced by no event: there the innermost known cell is somebody else's.
+        """
+        mine = [info for thread, info in self._running if thread == threading.get_ident()]
+        return mine[-1] if mine and "%vram" in mine[-1].raw_cell else None
 
     def _arm(self, arguments: str) -> None:
         """Start measuring the innermost running cell; a mistake in the options stops it before its body runs."""
@@ -141,29 +155,25 @@ class Session:
         if self._armed is not None and all(info is not self._armed[0] for _, info in self._running):
             self._close(None)  # its cell is over and nobody told us
         if info is None or (self._armed is not None and self._armed[0] is info):
-            return  # silent execution is not a cell; a second %%vram in the same cell (%%timeit) adds nothing
-        filename = _caller_filename(self.ip)
-        measurement = Measurement(options, Cell(directive.measured_source(info.raw_cell), filename), self.ip.user_ns)
+            return  # a second line in the same cell, or one that %%timeit repeats, adds nothing
+        cell = Cell(directive.measured_source(info.raw_cell), _caller_filename(self.ip))
+        measurement = Measurement(options, cell, self.ip.user_ns)
+        first = (options.label or " ").split(" ")[0]
+        if first in SUBCOMMANDS:
+            hint = f"ipyvram: took {options.label!r} as the label; to run %vram {first}, give it a cell of its own"
+            measurement.notes.append(hint)
         if self._armed is None:
             self._armed = (info, measurement)  # before it starts: Ctrl-C from here on is closed like any other
-        measurement.start()
-        if self._armed[1] is not measurement:
+            measurement.start()
+        else:
+            measurement.start()  # says that the outer cell is being measured
             _say(measurement.notes)
 
     def _close(self, error: BaseException | None) -> None:
         """Finish the armed measurement and show what it found under the cell."""
         armed, self._armed = self._armed, None
-        if armed is None:
-            return
-        measurement = armed[1]
-        report = measurement.finish(error)
-        notes = measurement.notes
-        if report is not None:
-            try:
-                show(report)
-            except (Exception, KeyboardInterrupt) as failure:
-                notes.append(fault("measured this but could not show it; see ipyvram.last", failure))
-        _say(notes)
+        if armed is not None:
+            _finish(armed[1], error)
 
     # -- magics ------------------------------------------------------------------------------------------------------
 
@@ -171,18 +181,21 @@ class Session:
         """``%vram``: the head of a cell, or a subcommand."""
         heads_cell = line.startswith(directive.MARK)
         rest = line[len(directive.MARK) :].strip() if heads_cell else line.strip()
-        if wants_help(rest) or not rest and not heads_cell:
-            print(help_text({s.usage: s.help for s in SUBCOMMANDS.values()}))
+        if wants_help(rest) or not (rest or heads_cell):
+            print(_help())
         elif heads_cell:
             self._arm(rest)
         else:
-            return run_subcommand(rest)
+            value = _or_usage_error(run_subcommand, rest)
+            if not isinstance(value, Report):
+                return value
+            _show(value)
         return None
 
     def cell(self, line: str, cell: str) -> Any:
         """``run_cell_magic('vram', …)`` by name, as scripts made from notebooks do; ``%%vram`` in a cell is `line`."""
         if wants_help(line):
-            print(help_text({s.usage: s.help for s in SUBCOMMANDS.values()}))
+            print(_help())
             return None
         code = _compile(self.ip, cell)
         measurement = Measurement(_options(line), Cell(cell, code[0].co_filename), self.ip.user_ns)
@@ -195,24 +208,44 @@ class Session:
             error = raised
             raise
         finally:
-            outer, self._armed = self._armed, (None, measurement)
-            self._close(error)
-            self._armed, error = outer, None
+            _finish(measurement, error)
+            error = None  # else this frame and the exception keep each other alive
+
+
+def _finish(measurement: Measurement, error: BaseException | None) -> None:
+    """Show what was measured and then the notes; never raises."""
+    report = measurement.finish(error)
+    if report is not None:
+        try:
+            _show(report)
+        except (Exception, KeyboardInterrupt) as failure:
+            what = "measured this but could not show it (it is in ipyvram.last)"
+            measurement.notes.append(fault(what, failure))
+    _say(measurement.notes)
+
+
+def _help() -> str:
+    return help_text({s.usage: s.help for s in SUBCOMMANDS.values()})
+
+
+def _or_usage_error(read: Callable[[str], T], text: str) -> T:
+    """``read(text)``, its ValueError as the error that IPython shows in one line and without a traceback."""
+    try:
+        return read(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _options(arguments: str) -> Options:
-    try:
-        options = parse(arguments)
-        if options.device is not None:
-            from ipyvram.run import check_device
+    options = _or_usage_error(parse, arguments)
+    if options.device is not None:
+        from ipyvram.run import check_device
 
-            check_device(options.device)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+        _or_usage_error(check_device, options.device)
     return options
 
 
-def _caller_filename(ip: InteractiveShell) -> str:
+def _caller_filename(ip: Shell) -> str:
     """The file name that the frames of the running cell carry."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals is not ip.user_global_ns:
@@ -220,7 +253,7 @@ def _caller_filename(ip: InteractiveShell) -> str:
     return frame.f_code.co_filename if frame.f_globals is ip.user_global_ns else ""
 
 
-def _compile(ip: InteractiveShell, cell: str) -> tuple[CodeType, CodeType | None]:
+def _compile(ip: Shell, cell: str) -> tuple[CodeType, CodeType | None]:
     """The cell as statements and, apart, its last expression: the value of the magic."""
     source = ip.transform_cell(cell)
     name = ip.compile.cache(source, raw_code=cell)
@@ -230,14 +263,25 @@ def _compile(ip: InteractiveShell, cell: str) -> tuple[CodeType, CodeType | None
     return ip.compile(tree, name, "exec"), value
 
 
+def _show(report: Report) -> None:
+    """Display a report here and now, on the main thread."""
+    from ipyvram.render.bundle import bundle
+
+    _publish(bundle(report))
+
+
+def _publish(data: dict[str, Any]) -> None:
+    publish_display_data(data)  # type: ignore[no-untyped-call, unused-ignore]
+
+
 def _say(notes: list[str]) -> None:
     """Notes under the cell, one line each."""
     for note in notes:
         with contextlib.suppress(Exception):
-            publish_display_data({"text/plain": note})
+            _publish({"text/plain": note})
 
 
-def _completer(shell: InteractiveShell, event: Any) -> list[str]:
+def _completer(shell: Shell, event: Any) -> list[str]:
     """Tab after ``%%vram`` or ``%vram``."""
     before = event.text_until_cursor[: len(event.text_until_cursor) - len(event.symbol)]
     words = before.split()

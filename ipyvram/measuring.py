@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ipyvram")
 
+_UNCLEAN = "could not stop its probes cleanly"
+
 _lock = threading.Lock()
 _current: Measurement | None = None
 
@@ -66,13 +68,16 @@ class Measurement:
         except Exception as error:
             self.notes.append(fault("could not start, so this ran unmeasured", error))
             self.abandon()
+        except BaseException:  # the user's Ctrl-C
+            self.abandon()
+            raise
 
     def finish(self, error: BaseException | None = None) -> Report | None:
         """Stop the probes and explain what they saw; None, and a note, where that fails."""
         run = self._run
         if run is None:
             return None
-        doing = "could not stop its probes cleanly"
+        doing = _UNCLEAN
         try:
             recording = run.stop(error)
             doing = "measured this but could not analyse it"
@@ -96,14 +101,16 @@ class Measurement:
             if run is not None:
                 run.stop()  # does nothing where it has stopped already
         except (Exception, KeyboardInterrupt) as failure:
-            self.notes.append(fault("could not stop its probes cleanly", failure))
+            note = fault(_UNCLEAN, failure)
+            if note not in self.notes:
+                self.notes.append(note)
         finally:
             with _lock:
                 if _current is self:
                     _current = None
 
 
-class measure:  # noqa: N801 - read as a verb: `with measure("baseline"):`
+class measure:
     """Measure a block of code: ``with ipyvram.measure("baseline") as m: train()``, then ``m.report``.
 
     Parameters

@@ -173,9 +173,7 @@ def _tokens(line: str) -> list[_Token]:
         match = word.match(line, position)
         flag, double, single, bare = match.groups() if match else (None, None, None, None)
         if match is None or (bare is not None and bare[0] in "\"'"):
-            raise ValueError(
-                f"{line[position:].strip()!r} begins with a quote that is not closed before a space"
-            )
+            raise ValueError(f"{line[position:].strip()!r} begins with a quote that is not closed before a space")
         if flag is not None:
             tokens.append(_Token(flag, False))
         if bare is None:
@@ -214,17 +212,13 @@ def parse(line: str) -> Options:
     position = first
     while position < len(tokens):
         option = _option(tokens[position].text)
-        end = next(
-            (i for i in range(position + 1, len(tokens)) if _is_value_end(option, tokens[i])), len(tokens)
-        )
+        end = next((i for i in range(position + 1, len(tokens)) if _is_value_end(option, tokens[i])), len(tokens))
         words = [token.text for token in tokens[position + 1 : end]]
         if not words:
             raise ValueError(f"{option.flag} needs a value: {option.flag} {option.metavar}, {option.help}")
         if len(words) > 1 and not option.words:
             extra = " ".join(words[1:])
-            raise ValueError(
-                f"{extra!r} after {option.flag} {words[0]}: the label goes before the first option"
-            )
+            raise ValueError(f"{extra!r} after {option.flag} {words[0]}: the label goes before the first option")
         if option.field in values:
             raise ValueError(f"{option.flag} is given twice")
         values[option.field] = _parse_value(option, " ".join(words))

@@ -1,13 +1,13 @@
-"""``%vram last``, ``%vram history``, ``%vram export PATH``: what can be done with reports that exist already."""
+"""``%vram last``, ``%vram history``, ``%vram export PATH``: what can be done with reports that exist already.
+
+A line comes in; text, a DataFrame or a report to show goes out. Mistakes are ValueErrors: `magic` makes them UsageErrors.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from IPython.core.error import UsageError
-from IPython.display import publish_display_data
 
 from ipyvram import journal
 from ipyvram.report import Report
@@ -22,23 +22,16 @@ class Subcommand(NamedTuple):
     run: Callable[[str], Any]
 
 
-def show(report: Report) -> None:
-    """Display a report here and now; call it on the main thread."""
-    from ipyvram.render.bundle import bundle
-
-    publish_display_data(bundle(report))
-
-
 def _newest() -> Report:
     report = journal.last()
     if report is None:
-        raise UsageError("there is no report yet: put %%vram on the first line of a cell and run it")
+        raise ValueError("there is no report yet: put %%vram on the first line of a cell and run it")
     return report
 
 
-def _last(rest: str) -> None:
+def _last(rest: str) -> Report:
     _no_more("last", rest)
-    show(_newest())
+    return _newest()
 
 
 def _history(rest: str) -> Any:
@@ -48,19 +41,19 @@ def _history(rest: str) -> Any:
 
 def _no_more(name: str, rest: str) -> None:
     if rest:
-        raise UsageError(f"%vram {name} takes nothing more, not {rest!r}")
+        raise ValueError(f"%vram {name} takes nothing more, not {rest!r}")
 
 
 def _export(rest: str) -> None:
     path = Path(rest.strip("\"'")).expanduser()
     writers = {".json": _json, ".html": _html}
     if path.suffix.lower() not in writers:
-        raise UsageError(f"%vram export {rest or 'PATH'}: name a file that ends in .json or .html")
+        raise ValueError(f"%vram export {rest or 'PATH'}: name a file that ends in .json or .html")
     text = writers[path.suffix.lower()](_newest())
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"%vram export {rest}: {error.strerror or error}") from None
+        raise ValueError(f"%vram export {rest}: {error.strerror or error}") from None
     print(f"wrote {path} ({format_bytes(path.stat().st_size)})")
 
 
@@ -82,18 +75,23 @@ SUBCOMMANDS = {
 
 
 def run_subcommand(line: str) -> Any:
-    """Run ``%vram WORD …``; its value is the value of the magic.
+    """Run ``%vram WORD …``.
+
+    Returns
+    -------
+    Report, DataFrame or None
+        A report is to be shown; a DataFrame is the magic's value.
 
     Raises
     ------
-    UsageError
+    ValueError
         There is no such subcommand, or its arguments are wrong.
     """
     name, _, rest = line.partition(" ")
     subcommand = SUBCOMMANDS.get(name)
     if subcommand is None:
         known = ", ".join(s.usage for s in SUBCOMMANDS.values())
-        raise UsageError(
+        raise ValueError(
             f"%vram {name} alone in its cell is not a subcommand (there are {known}); "
             "to measure a cell, put %%vram on its first line and code below it"
         )
