@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ipyvram import attribution as attribution_rules
 from ipyvram.attribution import Attribution, PhaseSpan, attribute, phase_spans
 from ipyvram.findings import find
 from ipyvram.ledger import Ledger, build
-from ipyvram.recording import CATEGORIES, Claim, Device, Frame, Recording, Samples, Trace
-from ipyvram.report import GroupRow, Measurement, Phase, Report, TensorRow, Timeline
+from ipyvram.recording import CATEGORIES, Claim, Device, Events, Frame, Recording, Samples, Trace
+from ipyvram.report import GroupRow, Measurement, Phase, Report, TensorRow, Timeline, merge_tensors
 from ipyvram.thinning import pick
 from ipyvram.units import format_bytes
 
@@ -64,7 +64,7 @@ class _Account:
         self.start_ns = recording.start_ns
         self.phases = phase_spans(recording.marks, trace.stop_ns if trace else recording.stop_ns)
         if trace is None:
-            trace = Trace(device, "storages", recording.start_ns, recording.stop_ns, _no_events())
+            trace = Trace(device, "storages", recording.start_ns, recording.stop_ns, Events.from_rows([]))
         self.ledger: Ledger = build(trace)
         self.attribution: Attribution = attribute(recording, self.ledger, device)
         self.accounts = self.attribution.accounts(self.ledger)
@@ -268,9 +268,7 @@ class _Account:
         if peak.unattributed:
             rows.insert(0, TensorRow(peak.unattributed, "other", "allocated after the traced part"))
         if len(rows) > MAX_TENSORS:
-            from ipyvram.report import _merge_tensors
-
-            return _merge_tensors(tuple(rows), MAX_TENSORS)
+            return merge_tensors(tuple(rows), MAX_TENSORS)
         return tuple(r for r in rows if r.bytes)
 
     def _tensor(self, row: int, category: str) -> TensorRow:
@@ -309,12 +307,6 @@ class _Account:
 
 
 _PHASE_WORDS = {"forward": "forward", "backward": "backward", "optimizer": "optimizer step"}
-
-
-def _no_events():  # type: ignore[no-untyped-def]
-    from ipyvram.recording import Events
-
-    return Events.from_rows([])
 
 
 def _whole(value: float) -> int | None:
@@ -356,7 +348,7 @@ def _line_key(tensor: TensorRow) -> tuple[str, str]:
     return (f"{tensor.file}:{tensor.line}" if tensor.file else f"line {tensor.line}"), tensor.source
 
 
-def _group(tensors: tuple[TensorRow, ...], key) -> tuple[GroupRow, ...]:  # type: ignore[no-untyped-def]
+def _group(tensors: tuple[TensorRow, ...], key: Callable[[TensorRow], tuple[str, str]]) -> tuple[GroupRow, ...]:
     totals: dict[tuple[str, str], Counter[str]] = {}
     counts: Counter[tuple[str, str]] = Counter()
     for tensor in tensors:

@@ -17,6 +17,7 @@ Rules, in order (the first that applies wins; `docs/architecture.md` gives the r
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from dataclasses import dataclass
 
@@ -309,7 +310,7 @@ class _Attributor:
 def _step_ends(phases: tuple[PhaseSpan, ...]) -> list[int]:
     """Times at which a step's first phase after the last optimizer phase begins: the borders between steps."""
     borders: list[int] = []
-    for before, after in zip(phases, phases[1:], strict=False):
+    for before, after in itertools.pairwise(phases):
         if after.step != before.step:
             borders.append(before.end_ns)
     return borders

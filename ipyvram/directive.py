@@ -14,7 +14,7 @@ import re
 import tokenize
 from collections.abc import Callable, Iterator
 
-from ipyvram.options import wants_help
+from ipyvram.options import takes_cell, wants_help
 
 MARK = "%%"
 
@@ -55,6 +55,8 @@ def make_transform(cell_magic: Callable[[Lines], Lines]) -> Callable[[Lines], Li
         call = f"get_ipython().run_line_magic('vram', {(MARK + ' ' + arguments).rstrip()!r})"
         if wants_help(arguments):
             return [*head, call + "\n", *("\n" for _ in body)]
+        if takes_cell(arguments):  # the cell's text is the argument of the cell magic, as IPython does it for any other
+            return [*head, *cell_magic([f"%%vram {arguments}\n", *body])]
         first = next(i for i, line in enumerate(body) if line.strip())
         if body[first].startswith("%%"):
             return [*head, call + "\n", *body[:first], *cell_magic(body[first:])]

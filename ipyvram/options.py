@@ -48,7 +48,9 @@ class Options:
 class Option(NamedTuple):
     """One row of the table.
 
-    ``parse`` raises ValueError with what would be right; ``words``: the value runs on to the next option.
+    ``parse`` raises ValueError with what would be right; ``words``: the value runs on to the next option. A row without
+    ``metavar`` is a switch: it takes no value, and ``parse`` is given ``"True"``. ``takes_cell``: the cell is handed over
+    as text (it may run several times, or not at all) instead of running as an ordinary cell.
     """
 
     flag: str
@@ -58,6 +60,7 @@ class Option(NamedTuple):
     parse: Callable[[str], Any]
     completions: tuple[str, ...] = ()
     words: bool = False
+    takes_cell: bool = False
 
     @property
     def keyword(self) -> str:
@@ -198,6 +201,14 @@ def wants_help(line: str) -> bool:
         return False
 
 
+def takes_cell(line: str) -> bool:
+    """Whether an option of the line wants the cell as text; a line that cannot be read does not."""
+    try:
+        return any(not t.quoted and t.text in _BY_FLAG and _BY_FLAG[t.text].takes_cell for t in _tokens(line))
+    except ValueError:
+        return False
+
+
 def parse(line: str) -> Options:
     """Read what follows ``%%vram``: the label's words, then options.
 
@@ -212,15 +223,19 @@ def parse(line: str) -> Options:
     position = first
     while position < len(tokens):
         option = _option(tokens[position].text)
+        if option.field in values:
+            raise ValueError(f"{option.flag} is given twice")
         end = next((i for i in range(position + 1, len(tokens)) if _is_value_end(option, tokens[i])), len(tokens))
         words = [token.text for token in tokens[position + 1 : end]]
+        if not option.metavar:
+            if words:
+                raise ValueError(f"{' '.join(words)!r} after {option.flag}, which takes no value: the label goes first")
+            words = ["True"]
         if not words:
             raise ValueError(f"{option.flag} needs a value: {option.flag} {option.metavar}, {option.help}")
         if len(words) > 1 and not option.words:
             extra = " ".join(words[1:])
             raise ValueError(f"{extra!r} after {option.flag} {words[0]}: the label goes before the first option")
-        if option.field in values:
-            raise ValueError(f"{option.flag} is given twice")
         values[option.field] = _parse_value(option, " ".join(words))
         position = end
     return Options(**values)
@@ -272,7 +287,7 @@ def _parse_value(option: Option, value: str) -> Any:
 
 def help_text(subcommands: dict[str, str] | None = None) -> str:
     """What ``%%vram?`` and ``%%vram -h`` show; ``subcommands`` maps a usage of ``%vram`` to its meaning."""
-    rows = [(f"{option.flag} {option.metavar}", option.help) for option in OPTIONS]
+    rows = [(f"{option.flag} {option.metavar}".strip(), option.help) for option in OPTIONS]
     rows.append((", ".join(HELP_FLAGS), "show this text instead of running the cell"))
     lines = [
         "Measure the cell and show under it where every byte of memory went.",

@@ -319,7 +319,7 @@ class Report:
 
         return replace(
             self,
-            tensors_at_peak=_merge_tensors(self.tensors_at_peak, tensors),
+            tensors_at_peak=merge_tensors(self.tensors_at_peak, tensors),
             modules_at_peak=_merge_groups(self.modules_at_peak, groups),
             lines_at_peak=_merge_groups(self.lines_at_peak, groups),
             timeline_data=thin_timeline(self.timeline_data, points),
@@ -341,7 +341,8 @@ def _groups(rows: tuple[GroupRow, ...], key: str) -> pd.DataFrame:
     return frame.set_index(key)
 
 
-def _merge_tensors(rows: tuple[TensorRow, ...], keep: int) -> tuple[TensorRow, ...]:
+def merge_tensors(rows: tuple[TensorRow, ...], keep: int) -> tuple[TensorRow, ...]:
+    """The ``keep`` first rows, and one row for the rest of each category."""
     if len(rows) <= keep:
         return rows
     rest: dict[str, list[TensorRow]] = {}

@@ -224,7 +224,7 @@ class Owners:
                     for tensor in tensors_in(value, budget):
                         budget -= 1
                         self._variable(tensor, name + "[…]", before)
-            except Exception:  # noqa: S112  a user's object may raise from anything; it is only a name that is lost
+            except Exception:  # a user's object may raise from anything; only its name is lost
                 continue
 
     def _variable(self, tensor: Tensor, name: str, before: bool) -> None:

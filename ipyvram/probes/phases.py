@@ -220,7 +220,7 @@ class _AlwaysDebug:
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
 
-    def getEffectiveLevel(self) -> int:  # noqa: N802  the logger's own name
+    def getEffectiveLevel(self) -> int:
         return logging.DEBUG
 
     def __getattr__(self, name: str) -> Any:
