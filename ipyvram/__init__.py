@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
-    from IPython.core.interactiveshell import InteractiveShell
 
     from ipyvram.analysis import analyse
     from ipyvram.measuring import measure
@@ -56,14 +55,14 @@ def history() -> pd.DataFrame:
     return journal.history()
 
 
-def load_ipython_extension(ip: InteractiveShell) -> None:
+def load_ipython_extension(ip: Any) -> None:
     """``%load_ext ipyvram``: from now on ``%%vram`` measures a cell."""
     from ipyvram import magic
 
     magic.load(ip)
 
 
-def unload_ipython_extension(ip: InteractiveShell) -> None:
+def unload_ipython_extension(ip: Any) -> None:
     """``%unload_ext ipyvram``: everything that was registered is gone again."""
     from ipyvram import magic
 

@@ -208,7 +208,8 @@ def test_magics_and_shell_commands_inside(kernel):
 
 @pytest.mark.parametrize("above", ["", "%%time\n"])
 def test_future_imports_inside(kernel, above):
-    code = above + '%%vram\n"""Docstring."""\nfrom __future__ import annotations\ndef f(x: nope): ...\nprint(f.__annotations__)'
+    body = "from __future__ import annotations\ndef f(x: nope): ...\nprint(f.__annotations__)"
+    code = f'{above}%%vram\n"""Docstring."""\n{body}'
     outcome = kernel.run(code)
     assert outcome.status == "ok", outcome.traceback
     assert "{'x': 'nope'}" in outcome.stdout
