@@ -1,0 +1,128 @@
+"""Each option is declared once: what its text means, what a mistake is told, what help and completion show."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipyvram.options import (
+    OPTIONS,
+    Options,
+    complete,
+    from_keywords,
+    help_text,
+    parse,
+    takes_cell,
+    wants_help,
+)
+from ipyvram.units import GIB
+
+
+def test_nothing_written_means_the_defaults():
+    assert parse("") == Options()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("bs64-amp", {"label": "bs64-amp"}),
+        ("batch of 64, with AMP", {"label": "batch of 64, with AMP"}),
+        ('"a  label"', {"label": "a  label"}),
+        ("John's model", {"label": "John's model"}),
+        ("--note grew the head --limit 90%", {"note": "grew the head", "limit": (0.9, None)}),
+        ("--note='x --limit 3%'", {"note": "x --limit 3%"}),
+        ("--limit 0.5", {"limit": (0.5, None)}),
+        ("--limit 8GiB", {"limit": (None, 8 * GIB)}),
+        ("--limit 8589934592", {"limit": (None, 8 * GIB)}),
+        ("--limit=75%", {"limit": (0.75, None)}),
+        ("--card 24GiB", {"card_bytes": 24 * GIB}),
+        ("--interval 20", {"interval_s": 0.02}),
+        ("--interval 20ms", {"interval_s": 0.02}),
+        ("--trace-steps 5", {"trace_steps": 5}),
+        ("--device cuda:1", {"device": "cuda:1"}),
+        ("label --trace-steps 1 --device cpu", {"label": "label", "trace_steps": 1, "device": "cpu"}),
+    ],
+)
+def test_what_a_line_means(line, expected):
+    assert parse(line) == Options(**expected)
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("--limit", "--limit needs a value"),
+        ("--limit 0%", "--limit 0%: write a share"),
+        ("--limit 101%", "--limit 101%: write a share"),
+        ("--limit -5%", "--limit -5%: write a share"),
+        ("--limit much", "--limit much: write a share"),
+        ("--card 24", "--card 24: "),
+        ("--interval 0", "--interval 0: write milliseconds"),
+        ("--interval nan", "--interval nan: write milliseconds"),
+        ("--trace-steps 0", "--trace-steps 0: write a whole number"),
+        ("--trace-steps 2.5", "--trace-steps 2.5: write a whole number"),
+        ("--device GPU0", "--device GPU0: write a device"),
+        ("--limit 80% --limit 90%", "--limit is given twice"),
+        ("--limit 80% late label", "the label goes before the first option"),
+        ("--limt 80%", "did you mean --limit?"),
+        ("--zzz", "there are --note"),
+        ('"open', "a quote that is not closed"),
+    ],
+)
+def test_a_mistake_is_named_with_what_would_be_right(line, named):
+    with pytest.raises(ValueError, match=re.escape(named)):
+        parse(line)
+
+
+def test_every_option_parses_each_of_its_completions():
+    for option in OPTIONS:
+        for value in option.completions:
+            assert parse(f"{option.flag} {value}") == from_keywords(**{option.keyword: value})
+
+
+def test_help_tells_every_option_and_subcommand():
+    text = help_text({"%vram last": "show it again"})
+    for option in OPTIONS:
+        assert option.flag in text
+        assert option.help in text
+    assert "%vram last" in text
+    assert "show it again" in text
+
+
+def test_completion_offers_values_after_an_option_and_options_not_yet_there():
+    assert complete("--device") == ["cpu", "cuda", "cuda:0", "mps"]
+    offered = complete("label --limit 80%")
+    assert "--limit" not in offered
+    assert {"--note", "--trace-steps", "--help"} <= set(offered)
+
+
+@pytest.mark.parametrize(("line", "expected"), [("-h", True), ("x --help", True), ("'-h'", False), ("x-h", False)])
+def test_asking_for_help(line, expected):
+    assert wants_help(line) is expected
+
+
+def test_an_ordinary_line_leaves_the_cell_to_ipython():
+    assert not takes_cell("label --limit 80%")
+    assert not takes_cell('"unclosed')
+
+
+def test_keywords_are_the_same_options():
+    assert from_keywords("x", limit="90%", trace_steps=2) == parse("x --limit 90% --trace-steps 2")
+    assert from_keywords(limit=0.5).limit == (0.5, None)
+    assert from_keywords(note=None) == Options()
+    with pytest.raises(TypeError, match="did you mean trace_steps"):
+        from_keywords(trace_step=2)
+    with pytest.raises(ValueError, match="--limit 7: write"):
+        from_keywords(limit=7)
+
+
+@given(st.text(alphabet=st.characters(blacklist_categories=["Cs"]), max_size=60))
+def test_any_text_is_understood_or_refused_what_is_wrong(line):
+    try:
+        options = parse(line)
+    except ValueError:
+        return
+    assert options.trace_steps >= 1
+    assert 0 < options.interval_s <= 60
