@@ -1,0 +1,209 @@
+"""The NVIDIA driver's view of a card: used and total memory, per process, utilisation. A torch device in, figures out.
+
+Cards are matched by UUID and never by index: `CUDA_VISIBLE_DEVICES` renumbers torch's devices, and CUDA's own order is
+not NVML's. Only NVML is asked, which makes no CUDA context.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pynvml
+import torch
+
+_PROCESS_QUERIES = ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetComputeRunningProcesses_v2")
+_GRAPHICS_QUERIES = ("nvmlDeviceGetGraphicsRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses_v2")
+
+
+def open_cards() -> Cards:
+    """Connect to the driver.
+
+    Raises
+    ------
+    RuntimeError
+        There is no NVIDIA driver here, or it does not answer; the message says which.
+    """
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError_LibraryNotFound:
+        raise RuntimeError("no NVIDIA driver is installed here") from None
+    except pynvml.NVMLError as error:
+        raise RuntimeError(f"the NVIDIA driver does not answer ({error})") from None
+    return Cards()
+
+
+class Cards:
+    """Reads cards until `close`.
+
+    Attributes
+    ----------
+    notes : list of str
+        What the driver would not tell, one line each.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self._handles: dict[str, Any] = {}  # torch device → NVML handle, None where no card matches
+        self._refused: set[tuple[str, str]] = set()  # (device, figure) that this driver does not give
+
+    def count(self) -> int:
+        """Cards the driver sees, also those hidden from torch."""
+        return int(pynvml.nvmlDeviceGetCount())
+
+    def names(self) -> list[str]:
+        """Product names of all cards, in NVML's order."""
+        handles = (pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(self.count()))
+        return [_text(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
+
+    def read(self, device: str) -> dict[str, float]:
+        """Figures of the card behind a torch device; what the driver does not give is left out.
+
+        Returns
+        -------
+        dict of str to float
+            ``device_used``, ``device_total``, ``process_used``, ``other_processes`` in bytes;
+            ``gpu_utilization_percent``, ``memory_utilization_percent``.
+        """
+        if not device.startswith("cuda"):
+            return {}
+        if device not in self._handles:
+            self._handles[device] = self._find(device)
+        handle = self._handles[device]
+        if handle is None:
+            return {}
+        found: dict[str, float] = {}
+        for figure, query in (("memory", _memory), ("utilisation", _utilization), ("per-process memory", _processes)):
+            found |= self._ask(device, figure, query, handle)
+        return found
+
+    def close(self) -> None:
+        """Let go of the driver; others who use NVML in this process keep it."""
+        self._handles.clear()
+        pynvml.nvmlShutdown()
+
+    def _ask(
+        self, device: str, figure: str, query: Callable[[Any], dict[str, float] | str], handle: Any
+    ) -> dict[str, float]:
+        """One query; a driver that refuses is noted and not asked again."""
+        if (device, figure) in self._refused:
+            return {}
+        try:
+            answer = query(handle)
+        except pynvml.NVMLError as error:
+            answer = str(error)
+        if isinstance(answer, dict):
+            return answer
+        self._refused.add((device, figure))
+        self.notes.append(f"NVML gives no {figure} of {device}: {answer}")
+        return {}
+
+    def _find(self, device: str) -> Any:
+        try:
+            names = _uuids(device)
+            for uuid in names:
+                handle = _handle_of(uuid)
+                if handle is not None:
+                    return handle
+            self.notes.append(f"NVML knows no card with the UUID of {device} ({', '.join(names) or 'unknown'})")
+        except pynvml.NVMLError as error:
+            self.notes.append(f"NVML could not look for {device}: {error}")
+        return None
+
+
+# -- which card -------------------------------------------------------------------------------------------------------
+
+
+def _uuids(device: str) -> list[str]:
+    """What the card or slice behind a torch device may be called in NVML, the surest name first."""
+    index = int(device.partition(":")[2] or 0)
+    entry = _visible_entry(index)
+    found = [entry] if entry.startswith("MIG-") else []  # torch may report the parent card for a slice
+    if torch.cuda.is_initialized():
+        uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
+        if uuid is not None:
+            bare = str(uuid).removeprefix("GPU-")
+            found += [f"MIG-{bare}", f"GPU-{bare}"]
+    if not found and entry.startswith("GPU-"):
+        found.append(entry)
+    return found
+
+
+def _visible_entry(index: int) -> str:
+    """Entry of `CUDA_VISIBLE_DEVICES` that torch's device ``index`` is, empty where the variable does not say."""
+    entries = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return entries[index] if index < len(entries) else ""
+
+
+def _handle_of(uuid: str) -> Any:
+    """The card or MIG slice with this UUID, or with the only UUID that begins so; None where there is none."""
+    try:
+        return pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    except (pynvml.NVMLError_NotFound, pynvml.NVMLError_InvalidArgument):
+        pass
+    matching = []
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        card = pynvml.nvmlDeviceGetHandleByIndex(index)
+        matching += [h for h in (card, *_slices(card)) if _text(pynvml.nvmlDeviceGetUUID(h)).startswith(uuid)]
+    return matching[0] if len(matching) == 1 else None  # CUDA accepts a beginning that is unique
+
+
+def _slices(card: Any) -> list[Any]:
+    """MIG slices of a card; none where MIG is off or unknown to the driver."""
+    found = []
+    try:
+        if pynvml.nvmlDeviceGetMigMode(card)[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
+            return []
+        for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(card)):
+            try:
+                found.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, index))
+            except pynvml.NVMLError_NotFound:
+                continue
+    except pynvml.NVMLError:
+        pass
+    return found
+
+
+# -- what it tells ----------------------------------------------------------------------------------------------------
+
+
+def _memory(handle: Any) -> dict[str, float] | str:
+    info = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    return {"device_used": float(info.used), "device_total": float(info.total)}
+
+
+def _utilization(handle: Any) -> dict[str, float] | str:
+    rates = pynvml.nvmlDeviceGetUtilizationRates(handle)
+    return {"gpu_utilization_percent": float(rates.gpu), "memory_utilization_percent": float(rates.memory)}
+
+
+def _processes(handle: Any) -> dict[str, float] | str:
+    """This process and all others. A container's PIDs are not the driver's, and WDDM gives no figures: then, why not."""
+    used: dict[int, int | None] = {}
+    for process in [*_running(handle, _PROCESS_QUERIES), *_running(handle, _GRAPHICS_QUERIES, optional=True)]:
+        used[process.pid] = process.usedGpuMemory  # a process that computes and draws is listed twice
+    if any(amount is None for amount in used.values()):
+        return "this driver gives no figure per process (Windows, WSL), so context and other processes are one figure"
+    mine = used.pop(os.getpid(), None)
+    if mine is None:
+        return "it does not list this process's PID (a container, WSL), so context and other processes are one figure"
+    return {"process_used": float(mine), "other_processes": float(sum(amount or 0 for amount in used.values()))}
+
+
+def _running(handle: Any, queries: tuple[str, ...], optional: bool = False) -> list[Any]:
+    for name in queries:
+        try:
+            return list(getattr(pynvml, name)(handle))
+        except (pynvml.NVMLError_FunctionNotFound, AttributeError):
+            continue  # an older driver or binding
+        except pynvml.NVMLError:
+            if not optional:
+                raise
+    if optional:
+        return []
+    raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
