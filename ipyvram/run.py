@@ -99,7 +99,11 @@ class Run:
         self.guard("the sampler is unavailable", self._start_sampler)
 
     def _open_cards(self) -> None:
-        self._cards = open_cards()
+        try:
+            self._cards = open_cards()
+        except RuntimeError:
+            if _cuda_possible():  # a machine without a GPU lacks nothing
+                raise
 
     def _read_counters_start(self) -> None:
         self._counters_start = {d: dict(counters.read(d)) for d in counters.devices_in_use() if d != "cpu"}
@@ -182,6 +186,8 @@ class Run:
             return self._recording
         stop_ns = self._clock()
         samples = self._stop_sampler()
+        if self._cards is not None:
+            self.guard("NVML did not close cleanly", self._cards.close)
         self.stop_tracing("end of cell")
         self.guard("phases did not stop cleanly", self._phases.stop)
         self.guard("the device could not be restored", self._undo_device)
