@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ipyvram.analysis import analyse
     from ipyvram.measuring import measure
+    from ipyvram.notebooks import read_notebook, read_notebooks
     from ipyvram.report import Report
 
     last: Report | None
@@ -28,10 +29,18 @@ __all__ = [
     "last",
     "load_ipython_extension",
     "measure",
+    "read_notebook",
+    "read_notebooks",
     "unload_ipython_extension",
 ]
 
-_HOMES = {"Report": "report", "analyse": "analysis", "measure": "measuring"}
+_HOMES = {
+    "Report": "report",
+    "analyse": "analysis",
+    "measure": "measuring",
+    "read_notebook": "notebooks",
+    "read_notebooks": "notebooks",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -251,6 +251,55 @@ class ErrorInfo:
     interrupted: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A fact beside the account that a finding may need; what each kind means is in `findings`.
+
+    ``kind`` names it; ``name`` is what it is about (a variable, ``Out[3]``, an exception), ``holder`` what keeps it alive.
+    """
+
+    kind: str
+    bytes: int = 0
+    name: str = ""
+    holder: str = ""
+    count: int = 0
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OomEvent:
+    """The allocation that did not fit, seen at that instant, before anything was freed.
+
+    Attributes
+    ----------
+    requested_bytes : int
+        What was asked for.
+    limit_bytes : int or None
+        What could be had: the card, the process's share of it, or the byte budget.
+    allocated_bytes, reserved_bytes, free_bytes, largest_free_bytes : int or None
+        The allocator's and the driver's figures; the last is the largest free block among the cached ones.
+    budget : bool
+        The limit is ipyvram's own byte budget and not a card.
+    stack, origin : int
+        Index into `Recording.stacks` and `Recording.origins`, -1 where unknown.
+    pinned_bytes : int
+        Tensors on this device that only the error's traceback may keep alive, when the cell had ended.
+    """
+
+    time_ns: int
+    device: str
+    requested_bytes: int
+    limit_bytes: int | None = None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    free_bytes: int | None = None
+    largest_free_bytes: int | None = None
+    budget: bool = False
+    stack: int = -1
+    origin: int = -1
+    pinned_bytes: int = 0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
     """Everything that was observed of one measured cell.
@@ -266,6 +315,10 @@ class Recording:
         The card the user named with ``--card``; None to use the device's own.
     notes : tuple of str
         One line each: what was unavailable, what failed inside ipyvram, and what that means for the figures.
+    observations : tuple of Observation
+        What held memory beside the cell's own account when it ended, and other facts for `findings`.
+    oom : OomEvent or None
+        The last allocation that did not fit, when the cell ended with that error.
     overhead_s : float
         Seconds spent in ipyvram's own code on the cell's thread, as far as it was timed.
     """
@@ -293,6 +346,8 @@ class Recording:
     error: ErrorInfo | None = None
     notes: tuple[str, ...] = ()
     overhead_s: float = 0.0
+    observations: tuple[Observation, ...] = ()
+    oom: OomEvent | None = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the recording as one compressed file: a zip of JSON and ``.npy`` columns, nothing pickled."""
@@ -314,7 +369,8 @@ class Recording:
         for f in fields(self):
             if f.name not in ("traces", "samples"):
                 value = getattr(self, f.name)
-                header[f.name] = asdict(value) if f.name in ("cell", "error") and value is not None else value
+                header[f.name] = asdict(value) if f.name in ("cell", "error", "oom") and value is not None else value
+        header["observations"] = [asdict(o) for o in self.observations]
         header["devices"] = [asdict(d) for d in self.devices]
         header["traces"] = [
             {f.name: getattr(t, f.name) for f in fields(Trace) if f.name != "events"} for t in self.traces
@@ -388,6 +444,8 @@ class Recording:
         header["origins"] = tuple(Origin(o[0], shape(o[1]), o[2]) for o in header["origins"])
         header["limit"] = tuple(header["limit"])
         header["notes"] = tuple(header["notes"])
+        header["observations"] = tuple(Observation(**o) for o in header.get("observations", ()))
+        header["oom"] = OomEvent(**header["oom"]) if header.get("oom") else None
         return cls(**header)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from ipyvram.recording import CATEGORIES
+from ipyvram.recording import CATEGORIES, Observation
 
 SCHEMA_VERSION = 1
 
@@ -117,6 +117,73 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class StepAccount:
+    """One traced optimizer step: the account at its own peak and at its end. Dicts are category → bytes, zeros left out."""
+
+    step: int
+    start_s: float
+    end_s: float
+    peak_bytes: int
+    end_bytes: int
+    peak: dict[str, int]
+    end: dict[str, int]
+    peak_phase: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """A way out of an out-of-memory: ``saves_bytes`` is predicted from this cell's own account."""
+
+    kind: str
+    text: str
+    saves_bytes: int
+    enough: bool  #: whether it alone would have made this allocation fit
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """The allocation that did not fit and the account at that instant.
+
+    Attributes
+    ----------
+    account : dict
+        Category → bytes live when the allocation was asked for; ``sum(account.values()) == allocated_bytes``.
+    limit_bytes, free_bytes, reserved_bytes, largest_free_bytes : int or None
+        As in `recording.OomEvent`.
+    line, source, file, module, op, phase, step
+        Who asked: as in `TensorRow`.
+    holders : tuple of TensorRow
+        The largest of what was live.
+    pinned_bytes : int
+        What the error's traceback keeps alive now.
+    remedies : tuple of Remedy
+        Cheapest first.
+    """
+
+    requested_bytes: int
+    allocated_bytes: int
+    account: dict[str, int]
+    limit_bytes: int | None = None
+    free_bytes: int | None = None
+    reserved_bytes: int | None = None
+    largest_free_bytes: int | None = None
+    budget: bool = False
+    when: str = ""
+    phase: str = ""
+    step: int = 0
+    line: int | None = None
+    source: str = ""
+    file: str = ""
+    module: str = ""
+    op: str = ""
+    shape: tuple[int, ...] | None = None
+    dtype: str = ""
+    holders: tuple[TensorRow, ...] = ()
+    pinned_bytes: int = 0
+    remedies: tuple[Remedy, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """How the figures came about.
 
@@ -169,6 +236,17 @@ class Report:
         The same bytes by module path and by source line.
     others : tuple of Report
         The accounts of the other devices the cell used.
+    step_accounts : tuple of StepAccount
+        The traced steps one by one.
+    observations : tuple of recording.Observation
+        Facts beside the account: what held memory when the cell ended.
+    allocator : dict
+        Change of the allocator's own counts over the cell (``retries``, ``ooms``) and its bytes at the end
+        (``allocated``, ``reserved``, ``inactive_split``); empty off CUDA.
+    device_bytes : int or None
+        The device's own memory, whatever ``--card`` says.
+    oom : OutOfMemory or None
+        When the cell ended with an out-of-memory error on this device.
     """
 
     peak_bytes: int
@@ -205,6 +283,11 @@ class Report:
     measurement: Measurement = field(default_factory=Measurement)
     environment: dict[str, str] = field(default_factory=dict)
     others: tuple[Report, ...] = ()
+    step_accounts: tuple[StepAccount, ...] = ()
+    observations: tuple[Observation, ...] = ()
+    allocator: dict[str, int] = field(default_factory=dict)
+    device_bytes: int | None = None
+    oom: OutOfMemory | None = None
 
     # -- pandas ------------------------------------------------------------------------------------------------------
 
@@ -263,9 +346,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types, with a stable key order (`docs/report-schema.md`)."""
-        return {"schema": SCHEMA_VERSION} | {
-            name: _ENCODE.get(name, _plain)(getattr(self, name)) for name in self.__dataclass_fields__
-        }
+        from ipyvram.report_json import encode
+
+        return encode(self)
 
     def to_json(self) -> str:
         """`to_dict` as text; NaN never appears."""
@@ -280,19 +363,9 @@ class Report:
         ValueError
             Not a report, a damaged one, or one of a newer schema.
         """
-        try:
-            if data["schema"] > SCHEMA_VERSION:
-                raise ValueError(
-                    f"its schema is {data['schema']}, newer than {SCHEMA_VERSION}: update ipyvram to read it"
-                )
-            known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
-            report = cls(**{k: _DECODE[k](v) if k in _DECODE else v for k, v in known.items()})
-            for account in (report.peak, report.start, report.end):
-                if set(account) != set(CATEGORIES) or not all(isinstance(v, int) for v in account.values()):
-                    raise ValueError("an account lacks categories")
-            return report
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"not a readable ipyvram report: {error}") from error
+        from ipyvram.report_json import decode
+
+        return decode(data)
 
     @classmethod
     def from_json(cls, text: str) -> Report:
@@ -324,6 +397,7 @@ class Report:
             lines_at_peak=_merge_groups(self.lines_at_peak, groups),
             timeline_data=thin_timeline(self.timeline_data, points),
             phases=self.phases[:200],
+            step_accounts=self.step_accounts[:20],
             others=tuple(other.trimmed(tensors // 2, groups // 2, points // 2) for other in self.others),
         )
 
@@ -366,103 +440,3 @@ def _merge_groups(rows: tuple[GroupRow, ...], keep: int) -> tuple[GroupRow, ...]
         *rows[:keep],
         GroupRow(f"{len(rest)} smaller", sum(r.bytes for r in rest), total, sum(r.count for r in rest)),
     )
-
-
-# -- encoding: tuples of records become columns, stepwise columns become (repeat, value) runs ----------------------------
-
-
-def _plain(value: Any) -> Any:
-    return value
-
-
-def _rows_to_columns(kind: type[Any]) -> Any:
-    """Records as ``{field: [values]}``; a column that only holds the field's default is left out."""
-    fields_ = kind.__dataclass_fields__
-
-    def encode(rows: tuple[Any, ...]) -> dict[str, Any]:
-        columns = {name: [getattr(row, name) for row in rows] for name in fields_}
-        return {"n": len(rows)} | {
-            name: [list(v) if isinstance(v, tuple) else v for v in column]
-            for name, column in columns.items()
-            if any(v != fields_[name].default for v in column)
-        }
-
-    return encode
-
-
-def _columns_to_rows(kind: type[Any]) -> Any:
-    fields_ = kind.__dataclass_fields__
-
-    def decode(columns: dict[str, Any]) -> tuple[Any, ...]:
-        count = columns["n"]
-        filled = {name: columns.get(name, [f.default] * count) for name, f in fields_.items()}
-        rows = zip(*filled.values(), strict=True)
-        return tuple(kind(*(tuple(v) if isinstance(v, list) else v for v in row)) for row in rows)
-
-    return decode
-
-
-def _runs(column: tuple[int | None, ...]) -> list[int | None]:
-    """``(5, 5, 5, 7)`` as ``[3, 5, 1, 7]``."""
-    runs: list[Any] = []
-    for value in column:
-        if runs and runs[-1] == value:
-            runs[-2] += 1
-        else:
-            runs += [1, value]
-    return runs
-
-
-def _unruns(runs: list[Any]) -> tuple[Any, ...]:
-    return tuple(value for count, value in zip(runs[::2], runs[1::2], strict=True) for _ in range(count))
-
-
-def _encode_timeline(t: Timeline) -> dict[str, Any]:
-    return {
-        "time_us": [round(s * 1e6) for s in t.time_s],
-        "categories": {name: _runs(column) for name, column in t.categories.items()},
-        "reserved": _runs(t.reserved),
-        "end_us": round(t.end_s * 1e6),
-        "sampled_time_us": [round(s * 1e6) for s in t.sampled_time_s],
-        "sampled": {name: _runs(column) for name, column in t.sampled.items()},
-    }
-
-
-def _decode_timeline(data: dict[str, Any]) -> Timeline:
-    return Timeline(
-        time_s=tuple(us / 1e6 for us in data["time_us"]),
-        categories={name: _unruns(runs) for name, runs in data["categories"].items()},
-        reserved=_unruns(data["reserved"]),
-        end_s=data["end_us"] / 1e6,
-        sampled_time_s=tuple(us / 1e6 for us in data["sampled_time_us"]),
-        sampled={name: _unruns(runs) for name, runs in data["sampled"].items()},
-    )
-
-
-def _measurement_to_dict(m: Measurement) -> dict[str, Any]:
-    values = {name: getattr(m, name) for name in Measurement.__dataclass_fields__}
-    return values | {"notes": list(m.notes)}
-
-
-def _measurement_from_dict(data: dict[str, Any]) -> Measurement:
-    known = {k: v for k, v in data.items() if k in Measurement.__dataclass_fields__}
-    return Measurement(**known | {"notes": tuple(data.get("notes", ()))})
-
-
-_RECORDS = {
-    "findings": Finding,
-    "phases": Phase,
-    "tensors_at_peak": TensorRow,
-    "modules_at_peak": GroupRow,
-    "lines_at_peak": GroupRow,
-}
-_ENCODE = {name: _rows_to_columns(kind) for name, kind in _RECORDS.items()} | {
-    "timeline_data": _encode_timeline,
-    "measurement": _measurement_to_dict,
-    "others": lambda others: [other.to_dict() for other in others],
-}
-_DECODE = {name: _columns_to_rows(kind) for name, kind in _RECORDS.items()} | {
-    "timeline_data": _decode_timeline,
-    "measurement": _measurement_from_dict,
-    "others": lambda others: tuple(Report.from_dict(other) for other in others),
-}

@@ -1,0 +1,102 @@
+"""``python -m ipyvram run|show|compare|export NOTEBOOK…``: words of a command line come in; text, files and an exit code go out.
+
+Exit codes: 0 done, 1 something failed (a cell, a notebook, a file), 2 the command line itself is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ipyvram import __version__
+from ipyvram.units import format_bytes, format_duration
+
+if TYPE_CHECKING:
+    from ipyvram.notebooks import Found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors are one line on stderr."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return int(parsed.command(parsed))
+    except (ValueError, OSError) as error:
+        print(f"ipyvram {parsed.name}: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ipyvram", description="Run notebooks, and read the memory reports that they keep."
+    )
+    parser.add_argument("--version", action="version", version=f"ipyvram {__version__}")
+    commands = parser.add_subparsers(dest="name", metavar="run|show|compare|export", required=True)
+
+    run = commands.add_parser("run", help="execute a notebook in a real kernel and print its reports")
+    run.add_argument("notebook", type=Path, metavar="NOTEBOOK")
+    run.add_argument(
+        "--output-dir", type=Path, default=Path("executed"), metavar="DIR",
+        help="where the executed notebook and its HTML page go (executed)",
+    )  # fmt: skip
+    run.add_argument("--kernel", metavar="NAME", help="an installed kernel (default: this Python)")
+    run.add_argument("--timeout", type=int, metavar="SECONDS", help="time a cell may take (default: no bound)")
+    run.set_defaults(command=_run)
+
+    show = commands.add_parser("show", help="print the reports of notebooks")
+    _add_notebooks(show)
+    show.add_argument("--full", action="store_true", help="each report whole, and not one line of a table")
+    show.set_defaults(command=_show)
+    return parser
+
+
+def _add_notebooks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from ipyvram.headless import execute
+
+    done = execute(parsed.notebook, parsed.output_dir, kernel=parsed.kernel, timeout_s=parsed.timeout)
+    print(f"wrote {done.notebook} and {done.page}")
+    if done.error is not None:
+        print(f"ipyvram run: {parsed.notebook.name} stopped at an error: {done.error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _show(parsed: argparse.Namespace) -> int:
+    from ipyvram.notebooks import scan_all
+
+    everything = scan_all(tuple(parsed.notebooks))
+    for line in everything.skipped:
+        print(f"ipyvram show: {line}", file=sys.stderr)
+    if not everything.found:
+        print("ipyvram show: no report found", file=sys.stderr)
+        return 1
+    if parsed.full:
+        from ipyvram.render.text import text
+
+        for one in everything.found:
+            print(f"{one.notebook}, report {one.number}, cell {one.cell}\n{text(one.report)}\n")
+    else:
+        print(_table(everything.found))
+    return 0
+
+
+def _table(found: tuple[Found, ...]) -> str:
+    """One line a report."""
+    from ipyvram.render.columns import columns
+
+    head = ["notebook", "report", "cell", "label", "device", "peak", "when", "steps", "time", "error"]
+    rows = [
+        [
+            f.notebook, str(f.number), str(f.cell), f.report.label or "", f.report.device,
+            format_bytes(f.report.peak_bytes), f.report.peak_when, str(f.report.steps),
+            format_duration(f.report.duration_s), f.report.error or "",
+        ]
+        for f in found
+    ]  # fmt: skip
+    return columns([head, *rows], right=(1, 2, 5, 7, 8))
