@@ -28,12 +28,14 @@ _JOIN_S = 2.0  # a driver call that hangs for longer is left behind with its dae
 
 
 def combined_reader(cards: Cards | None) -> Reader:
-    """One reader of torch's counters and, where there is a driver, of the card."""
+    """One reader of torch's counters and of the card: through the driver, or where that says nothing through CUDA."""
 
     def read(device: str) -> dict[str, float]:
         found: dict[str, float] = dict(counters.read(device))
         if cards is not None:
             found |= cards.read(device)
+        if "device_used" not in found:
+            found |= counters.card_memory(device)
         if found.get("process_used", np.inf) < found.get("reserved", 0.0):
             # Less than torch alone holds: somebody else's PID in the driver's numbering.
             found.pop("process_used")

@@ -13,8 +13,10 @@ from typing import Any
 import pynvml
 import torch
 
-_PROCESS_QUERIES = ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetComputeRunningProcesses_v2")
-_GRAPHICS_QUERIES = ("nvmlDeviceGetGraphicsRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses_v2")
+_COMPUTE = tuple(f"nvmlDeviceGetComputeRunningProcesses{version}" for version in ("_v3", "_v2", ""))
+_GRAPHICS = tuple(f"nvmlDeviceGetGraphicsRunningProcesses{version}" for version in ("_v3", "_v2", ""))
+_PATIENCE = 3  # refusals in a row after which a figure is not asked for again
+_ONE_FIGURE = ", so context and other processes are one figure"
 
 
 def open_cards() -> Cards:
@@ -46,7 +48,7 @@ class Cards:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self._handles: dict[str, Any] = {}  # torch device → NVML handle, None where no card matches
-        self._refused: set[tuple[str, str]] = set()  # (device, figure) that this driver does not give
+        self._refusals: dict[tuple[str, str], int] = {}  # (device, figure) → how often in a row
 
     def count(self) -> int:
         """Cards the driver sees, also those hidden from torch."""
@@ -66,15 +68,12 @@ class Cards:
             ``device_used``, ``device_total``, ``process_used``, ``other_processes`` in bytes;
             ``gpu_utilization_percent``, ``memory_utilization_percent``.
         """
-        if not device.startswith("cuda"):
-            return {}
-        if device not in self._handles:
-            self._handles[device] = self._find(device)
-        handle = self._handles[device]
+        handle = self._handle(device) if device.startswith("cuda") else None
         if handle is None:
             return {}
         found: dict[str, float] = {}
-        for figure, query in (("memory", _memory), ("utilisation", _utilization), ("per-process memory", _processes)):
+        queries = (("memory", _memory), ("utilisation", _utilization), ("per-process memory", self._processes))
+        for figure, query in queries:
             found |= self._ask(device, figure, query, handle)
         return found
 
@@ -86,18 +85,48 @@ class Cards:
     def _ask(
         self, device: str, figure: str, query: Callable[[Any], dict[str, float] | str], handle: Any
     ) -> dict[str, float]:
-        """One query; a driver that refuses is noted and not asked again."""
-        if (device, figure) in self._refused:
+        """One query; a driver that refuses is noted, and after a while not asked again."""
+        refusals = self._refusals.get((device, figure), 0)
+        if refusals >= _PATIENCE:
             return {}
         try:
             answer = query(handle)
         except pynvml.NVMLError as error:
             answer = str(error)
         if isinstance(answer, dict):
+            if refusals:
+                del self._refusals[device, figure]
             return answer
-        self._refused.add((device, figure))
-        self.notes.append(f"NVML gives no {figure} of {device}: {answer}")
+        self._refusals[device, figure] = refusals + 1
+        self._note(f"NVML gives no {figure} of {device}: {answer}")
         return {}
+
+    def _processes(self, handle: Any) -> dict[str, float] | str:
+        """This process and all others; a container's PIDs are not the driver's, and WDDM gives no figures."""
+        used: dict[int, int | None] = {}
+        for process in [*_running(handle, _COMPUTE), *_running(handle, _GRAPHICS, optional=True)]:
+            used[process.pid] = process.usedGpuMemory  # a process that computes and draws is listed twice
+        if any(amount is None for amount in used.values()):
+            return f"this driver has no figure per process (Windows, WSL){_ONE_FIGURE}"
+        mine = used.pop(os.getpid(), None)
+        if mine is None and len(used) == 1 and torch.cuda.is_initialized():
+            _, mine = used.popitem()  # this process is on the card, so the only one there is this one
+            self._note("NVML lists one process, under another PID than ours (a container): taken to be this one")
+        if mine is None:
+            return f"it lists no process with our PID (a container, WSL){_ONE_FIGURE}"
+        return {"process_used": float(mine), "other_processes": float(sum(amount or 0 for amount in used.values()))}
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _handle(self, device: str) -> Any:
+        if device not in self._handles:
+            handle = self._find(device)
+            if handle is None and not torch.cuda.is_initialized():
+                return None  # its UUID may yet become known
+            self._handles[device] = handle
+        return self._handles[device]
 
     def _find(self, device: str) -> Any:
         try:
@@ -106,9 +135,9 @@ class Cards:
                 handle = _handle_of(uuid)
                 if handle is not None:
                     return handle
-            self.notes.append(f"NVML knows no card with the UUID of {device} ({', '.join(names) or 'unknown'})")
+            self._note(f"NVML knows no card with the UUID of {device} ({', '.join(names) or 'unknown'})")
         except pynvml.NVMLError as error:
-            self.notes.append(f"NVML could not look for {device}: {error}")
+            self._note(f"NVML could not look for {device}: {error}")
         return None
 
 
@@ -176,19 +205,6 @@ def _memory(handle: Any) -> dict[str, float] | str:
 def _utilization(handle: Any) -> dict[str, float] | str:
     rates = pynvml.nvmlDeviceGetUtilizationRates(handle)
     return {"gpu_utilization_percent": float(rates.gpu), "memory_utilization_percent": float(rates.memory)}
-
-
-def _processes(handle: Any) -> dict[str, float] | str:
-    """This process and all others. A container's PIDs are not the driver's, and WDDM gives no figures: then, why not."""
-    used: dict[int, int | None] = {}
-    for process in [*_running(handle, _PROCESS_QUERIES), *_running(handle, _GRAPHICS_QUERIES, optional=True)]:
-        used[process.pid] = process.usedGpuMemory  # a process that computes and draws is listed twice
-    if any(amount is None for amount in used.values()):
-        return "this driver gives no figure per process (Windows, WSL), so context and other processes are one figure"
-    mine = used.pop(os.getpid(), None)
-    if mine is None:
-        return "it does not list this process's PID (a container, WSL), so context and other processes are one figure"
-    return {"process_used": float(mine), "other_processes": float(sum(amount or 0 for amount in used.values()))}
 
 
 def _running(handle: Any, queries: tuple[str, ...], optional: bool = False) -> list[Any]:
