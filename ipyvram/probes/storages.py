@@ -28,6 +28,8 @@ Row = tuple[int, int, int, int, int, int, int]
 
 _ADD = torch.ops.aten.add.Tensor
 _ADD_ = torch.ops.aten.add_.Tensor
+_DISABLED = Tensor.__torch_dispatch__
+_OUTSIDE = -1  # no node: not in the engine
 _ALLOC, _FREE = int(Action.ALLOC), int(Action.FREE_REQUESTED)
 
 
@@ -178,7 +180,8 @@ class StorageTrace:
     def _watch(self, storage: torch.UntypedStorage, log: _Log) -> _Live:
         live = _Live(storage, self._freed)
         self._serial += 1
-        live.key, live.serial, live.size, live.log = storage._cdata, self._serial, storage.nbytes(), log
+        live.key, live.serial, live.size = storage._cdata, self._serial, storage.nbytes()
+        live.log, live.node = log, _OUTSIDE
         self._live[live.key] = live
         log.bytes += live.size
         return live
@@ -263,7 +266,8 @@ class StorageTrace:
         live = self._watch(storage, log)
         self._flush()
         row = (_ALLOC, live.serial, size, 0, self._clock(), self._stacks(), self._origin(func, tensor))
-        operand = self._summed(args, size) if func is _ADD else None
+        live.node = _current_node()
+        operand = self._summed(args, size, live.node) if func is _ADD else None
         if operand is None:
             log.rows.append(row)
         else:
@@ -281,18 +285,23 @@ class StorageTrace:
 
     # -- sums made by autograd -----------------------------------------------------------------------------------------
 
-    def _summed(self, args: tuple[Any, ...], size: int) -> _Live | None:
+    def _summed(self, args: tuple[Any, ...], size: int, node: int) -> _Live | None:
         """The first operand of a sum of two gradients by the engine, which without a mode it would add to in place.
 
-        Only if nobody else holds that operand: then it is freed before anything else happens, which `_freed` sees.
+        Only if nobody else holds that operand: then it is freed before anything else happens, which `_freed` sees. A sum
+        inside a node's formula has an operand made by the same node, unless the node feeds one place twice (``x * x``).
         """
-        if torch._C._current_graph_task_id() == -1 or torch._C._current_autograd_node() is not None:
-            return None
-        if torch.is_grad_enabled() or not isinstance(args[0], Tensor):
+        if node == _OUTSIDE or torch.is_grad_enabled() or not isinstance(args[0], Tensor):
             return None
         storage = _storage(args[0])
         operand = None if storage is None else self._live.get(storage._cdata)
-        return operand if operand is not None and operand.size == size else None
+        if operand is None or operand.size != size:
+            return None
+        if operand.node == node:
+            edges = [edge for edge in torch._C._current_autograd_node().next_functions if edge[0] is not None]
+            if len(set(edges)) == len(edges):
+                return None
+        return operand
 
     def _flush(self) -> None:
         """The operand of the last sum outlived it: the sum took memory of its own after all."""
@@ -321,8 +330,9 @@ def _dispatch(self: _Mode, func: Any, types: Any, args: Any = (), kwargs: Any = 
     trace = self.trace
     if not trace._active:
         return func(*args, **(kwargs or {}))
-    if types:
-        return NotImplemented  # a tensor made of tensors: its own dispatch runs operators on its parts, seen one by one
+    for kind in types:
+        if kind.__torch_dispatch__ is not _DISABLED:
+            return NotImplemented  # made of tensors: its own dispatch runs operators on its parts, seen one by one
     if func is _ADD and _accumulates(args):
         func = _ADD_
     result = func(*args, **kwargs) if kwargs else func(*args)
@@ -337,7 +347,7 @@ def _dispatch(self: _Mode, func: Any, types: Any, args: Any = (), kwargs: Any = 
 
 
 # Assigned, not defined in the class: there torch would wrap it in a function that imports its compiler (seconds).
-_Mode.__torch_dispatch__ = _dispatch
+_Mode.__torch_dispatch__ = _dispatch  # type: ignore[method-assign,assignment]
 
 
 def _accumulates(args: tuple[Any, ...]) -> bool:
@@ -348,15 +358,16 @@ def _accumulates(args: tuple[Any, ...]) -> bool:
     """
     if torch._C._current_graph_task_id() == -1 or torch.is_grad_enabled():
         return False
-    node = torch._C._current_autograd_node()
+    node: Any = torch._C._current_autograd_node()
     return node is not None and type(node).__name__ == "AccumulateGrad" and node.variable.grad is args[0]
 
 
 class _Live(weakref.ref):  # type: ignore[type-arg]
     """A live storage: the reference tells when it ends."""
 
-    __slots__ = ("key", "log", "serial", "size")
+    __slots__ = ("key", "log", "node", "serial", "size")
     key: int
+    node: int  # the node of the autograd graph that made it
     serial: int
     size: int
     log: _Log
@@ -386,6 +397,14 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
         return tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):
         return None  # sparse: its parts are tensors of their own; or not materialised (lazy modules)
+
+
+def _current_node() -> int:
+    """A number for the node that the autograd engine evaluates on this thread."""
+    if torch._C._current_graph_task_id() == -1:
+        return _OUTSIDE
+    node: Any = torch._C._current_autograd_node()
+    return _OUTSIDE if node is None else int(node._sequence_nr())
 
 
 def _op_name(func: Any) -> str:
