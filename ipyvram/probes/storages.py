@@ -92,7 +92,7 @@ class StorageTrace:
         self._before = {storage._cdata: weakref.ref(storage) for storage in _existing_storages()}
         self._start_ns = self._clock()
         self._mode = _Mode(self)
-        self._mode.__enter__()
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
         self._active = True
 
     def stop(self, ended_by: str = "end of cell") -> None:
@@ -108,7 +108,7 @@ class StorageTrace:
     def _leave(self) -> None:
         mode = self._mode
         if mode is not None and dispatch_modes._get_current_dispatch_mode() is mode:
-            mode.__exit__(None, None, None)
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._mode = None
 
     @property
@@ -317,7 +317,7 @@ class _Mode(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, trace: StorageTrace) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace = trace
 
     @classmethod
