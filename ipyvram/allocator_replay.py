@@ -1,0 +1,234 @@
+"""Follows a trace of the CUDA caching allocator through the model: block sizes, cache, fragmentation, mismatches.
+
+In goes a `recording.Trace` (or what `torch.cuda.memory._snapshot` gives); out come the size of every block and the bytes
+reserved after every event. The events say where each block lies; the model predicts the same, and every difference is
+counted and then followed, so that one does not cause the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipyvram.allocator_blocks import SHARED, Blocks, Live, Pool, is_small
+from ipyvram.allocator_rules import LARGE_SEGMENT, SMALL_SEGMENT, Settings, segment_size
+from ipyvram.allocator_undo import undo
+from ipyvram.recording import Action, Block, Events, Segment, Trace
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TraceReplay:
+    """One device's trace, replayed.
+
+    Attributes
+    ----------
+    block_bytes : int64, shape (events,)
+        Size of the block that an event makes or frees; the event's own size for segments.
+    baseline : tuple of Block
+        Blocks that were live, or awaiting their free, when the trace began, with their sizes.
+    allocated_start, reserved_start : int
+        Bytes in live blocks, and in segments, when the trace began.
+    reserved : int64, shape (events,)
+        Bytes in segments after each event.
+    address_mismatches, segment_mismatches : int
+        Blocks that the model would have put elsewhere; segments it would not have asked for, or of another size.
+    final_mismatches : int
+        Blocks of the end state that differ from the model's.
+    """
+
+    block_bytes: Ints
+    baseline: tuple[Block, ...]
+    allocated_start: int
+    reserved_start: int
+    reserved: Ints
+    address_mismatches: int
+    segment_mismatches: int
+    final_mismatches: int
+
+    @property
+    def mismatches(self) -> int:
+        """Events that the model does not explain."""
+        return self.address_mismatches + self.segment_mismatches
+
+
+def replay_trace(trace: Trace, settings: Settings | None = None) -> TraceReplay:
+    """Replay a recorded trace; the blocks of its baseline give the sizes that its events cannot tell.
+
+    ``settings`` default to torch's, with expandable segments where the trace has some.
+    """
+    if settings is None:
+        mapped = bool(np.any(trace.events.action == Action.SEGMENT_MAP))
+        settings = Settings(expandable_segments=mapped or any(s.expandable for s in trace.segments_end))
+    hints = {b.address: b for b in trace.baseline if b.state != "inactive"} if trace.complete else {}
+    return replay_events(trace.events, trace.segments_end, settings, hints)
+
+
+def replay_events(
+    events: Events, segments_end: Sequence[Segment], settings: Settings, hints: Mapping[int, Block]
+) -> TraceReplay:
+    """Replay the events that led to ``segments_end``; see `allocator_undo.undo` for ``hints``."""
+    blocks, baseline = undo(events, segments_end, settings, hints)
+    allocated, reserved = blocks.allocated, blocks.reserved
+    follower = _Follower(blocks, settings, events, segments_end)
+    block_bytes, reserved_after = follower.follow()
+    return TraceReplay(
+        block_bytes=block_bytes,
+        baseline=baseline,
+        allocated_start=allocated,
+        reserved_start=reserved,
+        reserved=reserved_after,
+        address_mismatches=follower.address_mismatches,
+        segment_mismatches=follower.segment_mismatches,
+        final_mismatches=_differences(blocks, segments_end),
+    )
+
+
+def _differences(blocks: Blocks, segments_end: Sequence[Segment]) -> int:
+    """Blocks that only one of the two has."""
+    want = {(b.address, b.size, b.state) for s in segments_end for b in s.blocks}
+    have = {(a, b.size, "active_allocated") for a, b in blocks.live.items()}
+    have |= {(a, b.size, "active_awaiting_free") for a, b in blocks.awaiting.items()}
+    have |= {(a, s, "inactive") for pool in blocks.pools.values() for a, s in pool.free_blocks()}
+    return len(want ^ have)
+
+
+class _Follower:
+    """Applies events to blocks, comparing each with what the model would do."""
+
+    def __init__(self, blocks: Blocks, settings: Settings, events: Events, segments_end: Sequence[Segment]) -> None:
+        self.blocks, self.settings, self.events = blocks, settings, events
+        self.rounded: list[int] = settings.round_all(events.size).tolist()
+        self.address_mismatches = self.segment_mismatches = 0
+        self._private = {s.address: s.private_pool for s in segments_end if s.private_pool != SHARED}
+        self._lost: dict[int, int] = {}  # blocks that could not be placed → their size
+
+    def follow(self) -> tuple[Ints, Ints]:
+        """Block size, and reserved bytes afterwards, for every event."""
+        events, blocks = self.events, self.blocks
+        sizes: list[int] = events.size.tolist()
+        reserved: list[int] = []
+        handlers: dict[int, Callable[[int, int, int, int], int]] = {
+            Action.ALLOC: self._alloc,
+            Action.FREE_REQUESTED: self._request_free,
+            Action.FREE_COMPLETED: self._complete_free,
+            Action.SEGMENT_ALLOC: self._segment_alloc,
+            Action.SEGMENT_FREE: self._segment_free,
+            Action.SEGMENT_MAP: self._segment_map,
+            Action.SEGMENT_UNMAP: self._segment_unmap,
+        }
+        columns = zip(events.action.tolist(), events.address.tolist(), events.stream.tolist(), strict=True)
+        for i, (action, address, stream) in enumerate(columns):
+            handler = handlers.get(action)
+            if handler is not None:
+                sizes[i] = handler(i, address, stream, sizes[i])
+            reserved.append(blocks.reserved)
+        return np.array(sizes, np.int64), np.array(reserved, np.int64)
+
+    def _pool(self, rounded: int, stream: int, address: int) -> Pool:
+        if not self._private:
+            return self.blocks.pool(is_small(rounded), stream)
+        segment = self.blocks.segment_of(address)
+        private = self._private.get(address, SHARED) if segment is None else segment[1].pool.private
+        return self.blocks.pool(is_small(rounded), stream, private)
+
+    def _alloc(self, i: int, address: int, stream: int, requested: int) -> int:
+        rounded, blocks = self.rounded[i], self.blocks
+        pool = self._pool(rounded, stream, address)
+        fit = blocks.find(pool, rounded, self.settings)
+        if fit is None or fit[0] != address:
+            self.address_mismatches += 1
+            return self._force(address, rounded, requested)
+        block = fit[1]
+        taken = rounded if self.settings.may_split(block, rounded, pool.small) else block
+        blocks.take(address, taken, block, requested, pool)
+        return taken
+
+    def _force(self, address: int, rounded: int, requested: int) -> int:
+        """Put a block where the trace has it although the model disagrees."""
+        blocks = self.blocks
+        around = blocks.free_around(address, rounded)
+        if around is None:
+            self._lost[address] = rounded
+            return rounded
+        begin, pool = around
+        whole = blocks.remove_free(begin, pool)
+        if begin < address:
+            blocks.add_free(begin, address - begin, pool)
+        block = begin + whole - address
+        taken = rounded if self.settings.may_split(block, rounded, pool.small) else block
+        blocks.place(address, Live(taken, requested, pool))
+        if taken < block:
+            blocks.add_free(address + taken, block - taken, pool)
+        return taken
+
+    def _request_free(self, i: int, address: int, stream: int, requested: int) -> int:
+        if address in self.blocks.live:
+            return self.blocks.request_free(address).size
+        if address not in self._lost:
+            self.address_mismatches += 1
+        return self._lost.get(address, self.rounded[i])
+
+    def _complete_free(self, i: int, address: int, stream: int, requested: int) -> int:
+        waiting = self.blocks.awaiting.get(address)
+        if waiting is None:
+            return self._lost.pop(address, self.rounded[i])
+        self.blocks.complete_free(address)
+        return waiting.size
+
+    # -- segments ----------------------------------------------------------------------------------------------------
+
+    def _cause(self, i: int) -> tuple[int, int] | None:
+        """Rounded size and stream of the allocation that a new segment is for."""
+        action = self.events.action
+        for j in range(i + 1, len(action)):
+            if action[j] == Action.ALLOC:
+                return self.rounded[j], int(self.events.stream[j])
+            if action[j] in (Action.FREE_REQUESTED, Action.OOM):
+                break
+        return None
+
+    def _segment_alloc(self, i: int, address: int, stream: int, size: int) -> int:
+        cause = self._cause(i)
+        pool = self._pool(cause[0] if cause else size - SMALL_SEGMENT, stream, address)
+        if cause is not None:
+            missed = self.blocks.find(pool, cause[0], self.settings) is None
+            self.segment_mismatches += not missed or segment_size(cause[0]) != size
+        self.blocks.reserve(address, size, pool)
+        self.blocks.add_free(address, size, pool)
+        return size
+
+    def _segment_free(self, i: int, address: int, stream: int, size: int) -> int:
+        try:
+            self.blocks.release(address)
+        except ValueError:
+            self.segment_mismatches += 1
+        return size
+
+    def _segment_map(self, i: int, address: int, stream: int, size: int) -> int:
+        cause = self._cause(i)
+        segment = self.blocks.segment_of(address)
+        if segment is None:
+            pool = self._pool(cause[0] if cause else size % LARGE_SEGMENT, stream, address)
+            self.blocks.reserve(address, 1 << 40, pool, expandable=True)
+        else:
+            pool = segment[1].pool
+        if cause is not None:
+            granule = SMALL_SEGMENT if pool.small else LARGE_SEGMENT
+            expected = -(-(cause[0] - self.blocks.free_before(address)) // granule) * granule
+            room = self.blocks.unmapped.get(address, 0)
+            missed = self.blocks.find(pool, cause[0], self.settings) is None
+            self.segment_mismatches += not missed or size != min(expected, room)
+        self.blocks.map(address, size)
+        return size
+
+    def _segment_unmap(self, i: int, address: int, stream: int, size: int) -> int:
+        try:
+            self.blocks.unmap(address, size)
+        except ValueError:
+            self.segment_mismatches += 1
+        return size

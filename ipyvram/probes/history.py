@@ -1,0 +1,175 @@
+"""The CUDA allocator's own history of a cell: exact events in, one `Trace` a device out.
+
+It sees every allocation whoever makes it (cuDNN, cuBLAS, compiled code) and costs no Python per operator. Its functions
+are private to torch: each is looked up when it is needed, and a missing one is a note, not an error.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ipyvram.probes.clock import Clock
+from ipyvram.probes.stacks import Interner, is_user_file
+from ipyvram.recording import Block, Events, Frame, Stack, Trace
+from ipyvram.snapshot_parts import events_of, segments_of
+
+#: Events kept by torch's ring buffer; a three-step trace of a large model has some hundred thousand.
+MAX_ENTRIES = 600_000
+_DEPTH = 8  # user frames kept, as in `stacks`
+
+
+class HistoryTrace:
+    """Switches the history on for a cell and reads it at the end.
+
+    Attributes
+    ----------
+    active : bool
+        Whether there are events to come. False, with a note, where the allocator keeps no history.
+    notes : list of str
+    """
+
+    def __init__(self, clock: Clock, stacks: Interner[Stack]) -> None:
+        self._clock, self._frames = clock, _FrameReader(stacks)
+        self._start_ns = 0
+        self._baseline: dict[int, tuple[Block, ...]] = {}
+        self._allocated: dict[int, int] = {}
+        self._ours = False
+        self.active = False
+        self.notes: list[str] = []
+
+    def start(self) -> None:
+        """Read what is live and switch the history on, unless the user's own is on already."""
+        reason = _why_not()
+        if reason:
+            self.notes.append(f"the allocator's history is unavailable: {reason}")
+            return
+        if _user_history_is_on():
+            self.notes.append("the allocator's history was already on: it is read as it is and left on")
+        else:
+            self._read_baseline()
+            _switch_on()
+            self._ours = True
+        self._start_ns = self._clock()
+        self.active = True
+
+    def _read_baseline(self) -> None:
+        if not torch.cuda.is_initialized():
+            return
+        segments = _segments_now()
+        for device in {int(s["device"]) for s in segments}:
+            found = segments_of(segments, device)
+            self._baseline[device] = tuple(b for s in found for b in s.blocks if b.state != "inactive")
+            self._allocated[device] = int(torch.cuda.memory_allocated(device))
+
+    def stop(self, ended_by: str) -> tuple[Trace, ...]:
+        """Read the events and switch the history off, if it was ours."""
+        if not self.active:
+            return ()
+        self.active = False
+        stop_ns = self._clock()
+        try:
+            snapshot = torch.cuda.memory._snapshot()
+        finally:
+            if self._ours:
+                torch.cuda.memory._record_memory_history(None)
+        return tuple(self._traces(snapshot, stop_ns, ended_by))
+
+    def _traces(self, snapshot: Mapping[str, Any], stop_ns: int, ended_by: str) -> list[Trace]:
+        found = []
+        for index, entries in enumerate(snapshot["device_traces"]):
+            segments = segments_of(snapshot["segments"], index)
+            if not entries and not segments:
+                continue
+            complete = len(entries) < MAX_ENTRIES
+            if not complete:
+                self.notes.append(f"cuda:{index}: the allocator's history was full: its first events are missing")
+            found.append(
+                Trace(
+                    device=f"cuda:{index}",
+                    source="history",
+                    start_ns=self._start_ns,
+                    stop_ns=stop_ns,
+                    events=self._own(events_of(entries, self._frames), stop_ns),
+                    baseline=self._baseline.get(index, ()),
+                    segments_end=segments,
+                    allocated_start=self._allocated.get(index),
+                    ended_by=ended_by,
+                    complete=complete,
+                )
+            )
+        return found
+
+    def _own(self, events: Events, stop_ns: int) -> Events:
+        """Events of this run, their times within it and in order."""
+        first = 0 if self._ours else int(np.searchsorted(events.time_ns, self._start_ns))
+        columns = [getattr(events, name)[first:] for name in Events.__dataclass_fields__]
+        own = Events(*columns)
+        own.time_ns[:] = np.maximum.accumulate(np.clip(own.time_ns, self._start_ns, stop_ns))
+        return own
+
+
+class _FrameReader:
+    """Frames of torch's tracebacks to the index of the user stack in them; torch shares equal frames as one object."""
+
+    def __init__(self, stacks: Interner[Stack]) -> None:
+        self._stacks = stacks
+        self._known: dict[int, tuple[Mapping[str, Any], Frame | None]] = {}  # the frame itself keeps its id taken
+
+    def __call__(self, frames: Sequence[Mapping[str, Any]]) -> int:
+        found = []
+        for frame in frames:
+            known = self._known.get(id(frame))
+            if known is None:
+                known = self._known[id(frame)] = (frame, _user_frame(frame))
+            if known[1] is not None:
+                found.append(known[1])
+                if len(found) == _DEPTH:
+                    break
+        return self._stacks(tuple(found)) if found else -1
+
+
+def _user_frame(frame: Mapping[str, Any]) -> Frame | None:
+    filename = str(frame.get("filename", ""))
+    python = bool(int(frame.get("line", 0))) and filename not in ("", "??")
+    if not python or not is_user_file(filename):
+        return None
+    return Frame(filename, int(frame["line"]), str(frame.get("name", "")))
+
+
+def _why_not() -> str:
+    """Why this process has no native history, or an empty string."""
+    if os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING"):
+        return "PYTORCH_NO_CUDA_MEMORY_CACHING is set, so torch's allocator records nothing"
+    backend = getattr(torch.cuda, "get_allocator_backend", lambda: "native")()
+    if backend != "native":
+        return f"the allocator is {backend}, which keeps none"
+    if not hasattr(torch.cuda.memory, "_record_memory_history") or not hasattr(torch.cuda.memory, "_snapshot"):
+        return f"torch {torch.__version__} has no _record_memory_history"
+    return ""
+
+
+def _user_history_is_on() -> bool:
+    enabled = getattr(torch._C, "_cuda_isHistoryEnabled", None)
+    return bool(enabled is not None and enabled())
+
+
+def _segments_now() -> list[dict[str, Any]]:
+    """Segments without traces, where torch can leave them out."""
+    if "include_traces" in inspect.signature(torch.cuda.memory_snapshot).parameters:
+        return list(torch.cuda.memory_snapshot(include_traces=False))
+    return list(torch.cuda.memory_snapshot())
+
+
+def _switch_on() -> None:
+    options: dict[str, Any] = {"context": "alloc", "stacks": "python", "max_entries": MAX_ENTRIES}
+    known = inspect.signature(torch.cuda.memory._record_memory_history).parameters
+    for name, value in (("clear_history", True), ("global_record_annotations", True)):
+        if name in known:
+            options[name] = value
+    torch.cuda.memory._record_memory_history("all", **options)

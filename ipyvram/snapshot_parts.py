@@ -1,0 +1,64 @@
+"""What `torch.cuda.memory._snapshot` gives, as the columns and segments of a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from ipyvram.recording import Action, Block, Events, Segment
+
+#: torch's C++ writer of snapshots uses another word than its Python one.
+_STATES = {"active_pending_free": "active_awaiting_free"}
+_ACTIONS = {a.name.lower(): int(a) for a in Action}
+
+Entry = Mapping[str, Any]
+FrameIndex = Callable[[Sequence[Entry]], int]
+
+
+def _no_stack(frames: Sequence[Entry]) -> int:
+    return -1
+
+
+def events_of(trace: Iterable[Entry], stack: FrameIndex = _no_stack) -> Events:
+    """Columns from one of the ``device_traces``; actions that a recording does not know are left out.
+
+    Parameters
+    ----------
+    stack : callable
+        Index of the user stack for an event's ``frames``.
+    """
+    rows = []
+    for e in trace:
+        action = _ACTIONS.get(e["action"])
+        if action is not None:
+            time_ns = int(e.get("time_us", 0)) * 1000
+            address = int(e.get("addr", e.get("device_free", 0)))
+            frames = e.get("frames") or ()
+            rows.append((action, address, int(e["size"]), int(e.get("stream", 0)), time_ns, stack(frames), -1))
+    return Events.from_rows(rows)
+
+
+def segments_of(segments: Iterable[Entry], device: int, stack: FrameIndex = _no_stack) -> tuple[Segment, ...]:
+    """The segments of one device, in order of address."""
+    found = [_segment(s, stack) for s in segments if int(s.get("device", 0)) == device]
+    return tuple(sorted(found, key=lambda s: s.address))
+
+
+def _segment(s: Entry, stack: FrameIndex) -> Segment:
+    blocks = []
+    address = int(s["address"])
+    for b in s["blocks"]:
+        at, size = int(b.get("address", address)), int(b["size"])
+        requested, state = int(b.get("requested_size", size)), _STATES.get(b["state"], b["state"])
+        blocks.append(Block(at, size, requested, state, stack(b.get("frames") or ())))
+        address = at + size
+    pool = tuple(int(p) for p in s.get("segment_pool_id", (0, 0)))
+    return Segment(
+        int(s["address"]),
+        int(s["total_size"]),
+        int(s.get("stream", 0)),
+        str(s.get("segment_type", "large")),
+        bool(s.get("is_expandable", False)),
+        tuple(blocks),
+        (pool[0], pool[1]),
+    )
