@@ -1,7 +1,8 @@
 """Colours and letters of the categories: no input; looked up by every renderer.
 
-The hues have a middle lightness, so that they read on white and on black (contrast of at least 3 : 1 on both), and
-neighbours in the stack stay apart for the three kinds of colour blindness; `tests/test_render_palette.py` computes it.
+The hues have a middle lightness, so that they read on white and on black (contrast of at least 3 : 1 on both), and stay
+apart for the three kinds of colour blindness: any two, and neighbours in a stack twice as far. They were found by a
+search for the largest such distance; `tests/test_render_palette.py` computes it.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ from __future__ import annotations
 from ipyvram.report import LABELS
 
 COLOURS = {
-    "parameters": "#2f7fd0",
-    "gradients": "#1797a3",
-    "optimizer_state": "#6d8f1f",
-    "inputs": "#b9820b",
-    "activations": "#e0503f",
-    "temporaries": "#a653c8",
-    "buffers": "#7f6fe8",
-    "outputs": "#d2477f",
-    "workspaces": "#9a7b5e",
-    "other": "#7d838c",
+    "parameters": "#1e94fa",
+    "gradients": "#316d60",
+    "optimizer_state": "#7e9a24",
+    "inputs": "#8c583f",
+    "activations": "#fa561e",
+    "temporaries": "#c638d4",
+    "buffers": "#8326fa",
+    "outputs": "#da3cb7",
+    "workspaces": "#c1816b",
+    "other": "#9b8a9e",
 }
 
 #: The rest of the card is grey on purpose: it is not the cell's to change. Alpha lets the page shine through.
@@ -33,6 +34,12 @@ ALL_COLOURS = COLOURS | CARD_COLOURS
 
 #: Categories of tensors, in the order of display.
 CATEGORIES = tuple(c for c in LABELS if c not in CARD_COLOURS)
+
+#: The same from the ground up in the timeline: what is steady lies below what comes and goes.
+STACK = (
+    "parameters", "optimizer_state", "workspaces", "buffers", "other",
+    "inputs", "outputs", "gradients", "activations", "temporaries",
+)  # fmt: skip
 
 #: What stands for a category where there is no colour: the bar and the chart of the text form.
 LETTERS = dict(zip(CATEGORIES, "PGOBATUSWX", strict=True))

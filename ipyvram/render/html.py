@@ -1,0 +1,237 @@
+"""A report as HTML: `html` gives the fragment that stands under a cell, `page` a file of its own.
+
+Three layers in one string. The table, the bars and the picture as an image need nothing but inline styles, and stand in
+untrusted notebooks and on code hosts; a small style sheet, scoped to this report, and a script make the same picture
+interactive where they are allowed to. Nothing is loaded from anywhere and nothing outside the report is touched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+
+from ipyvram.render.markup import (
+    MUTED,
+    Column,
+    Part,
+    escape,
+    folded,
+    meter,
+    stacked_bar,
+    style,
+    swatch,
+    table,
+)  # fmt: skip
+from ipyvram.render.palette import ALL_COLOURS, CATEGORIES, COLOURS
+from ipyvram.render.summary import Line, Summary, summarise, tensor_words
+from ipyvram.render.timeline import HEIGHT, WIDTH, sentence, timeline
+from ipyvram.report import LABELS, GroupRow, Report
+from ipyvram.units import format_bytes, format_share
+
+#: Rows of the folded tables; the rest is told as one line. Instants kept in the picture.
+TENSOR_ROWS, GROUP_ROWS, POINTS = 24, 14, 240
+
+
+def html(report: Report) -> str:
+    """The report as a fragment of HTML.
+
+    Returns
+    -------
+    str
+        At most about 60 KB, whatever the size of the model.
+    """
+    report = report.trimmed(tensors=TENSOR_ROWS, groups=GROUP_ROWS, points=POINTS)
+    body = "".join([_account(report), *(_other(other) for other in report.others)])
+    root = "ipyvram-" + hashlib.sha256(body.encode()).hexdigest()[:10]
+    look = style(
+        "font:13px/1.5 system-ui,-apple-system,sans-serif", "color:inherit", f"max-width:{WIDTH}px", "padding:6px 0"
+    )
+    classes = "ipyvram tex2jax_ignore mathjax_ignore"  # a label with dollars is not a formula
+    return f'<div id="{root}" class="{classes}"{look}>{_sheet(root)}{body}{_script(root)}</div>'
+
+
+def page(report: Report) -> str:
+    """The report as a complete HTML document that needs no network."""
+    title = escape(report.label or "ipyvram report")
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width"><style>'
+        ":root{color-scheme:light dark}body{margin:2rem auto;max-width:900px;padding:0 1rem;"
+        "background:#fff;color:#1c1c1c}@media(prefers-color-scheme:dark){body{background:#111;color:#e4e4e4}}"
+        f"</style></head><body>{html(report)}</body></html>\n"
+    )
+
+
+@cache
+def asset(name: str) -> str:
+    """A file of ``render/assets``, without its comment lines and indentation."""
+    text = files("ipyvram.render").joinpath("assets", name).read_text(encoding="utf-8")
+    lines = (line.strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith(("//", "/*")))
+
+
+def _sheet(root: str) -> str:
+    return f"<style>{asset('report.css').replace('ROOT', root)}</style>"
+
+
+def _script(root: str) -> str:
+    return f"<script>{asset('report.js').replace('ROOT', root)}</script>"
+
+
+# -- one device ----------------------------------------------------------------------------------------------------------
+
+
+def _account(report: Report) -> str:
+    s = summarise(report)
+    return "".join(
+        [_head(s, report), _trouble(s), _bar(s), _table(s), _picture(report), _findings(s, report), _folded(s, report)]
+    )
+
+
+def _other(report: Report) -> str:
+    return f"<div{style('margin-top:14px', 'border-top:1px solid rgba(128,128,128,0.4)', 'padding-top:10px')}>{_account(report)}</div>"
+
+
+def _head(s: Summary, report: Report) -> str:
+    context = " · ".join(escape(part) for part in s.context)
+    note = f"<div{style(MUTED)}>{escape(report.note)}</div>" if report.note else ""
+    pill = _pill(s.how) if s.how else ""
+    when = f" {escape(s.when)}" if s.when else ""
+    remarks = "".join(f" · {escape(r)}" for r in s.remarks)
+    return (
+        f"<div><strong>{escape(s.title)}</strong> <span{style(MUTED)}>{context}</span></div>{note}"
+        f"<div{style('font-size:17px', 'line-height:1.4', 'margin:2px 0 8px')}><strong>Peak {escape(s.peak)}</strong>{pill}{when}"
+        f"<span{style(MUTED)}>{remarks}</span></div>"
+    )
+
+
+def _pill(how: str) -> str:
+    look = style(
+        "font-size:11px", "border:1px solid rgba(128,128,128,0.6)", "border-radius:8px", "padding:0 6px", "margin:0 2px 0 6px",
+        "vertical-align:2px",
+    )  # fmt: skip
+    return f" <span{look}>{escape(how)}</span> "
+
+
+def _trouble(s: Summary) -> str:
+    return _remark(s.trouble, "#d2477f") if s.trouble else ""
+
+
+def _remark(text: str, colour: str) -> str:
+    look = style(f"border-left:3px solid {colour}", "padding:1px 0 1px 10px", "margin:6px 0")
+    return f"<div{look}>{escape(text)}</div>"
+
+
+def _bar(s: Summary) -> str:
+    parts = [Part(LABELS[c], ALL_COLOURS[c], n, format_bytes(n)) for c, n in s.bar if c != "free"]
+    if not parts:
+        return ""
+    sums = f"<div{style('font-size:12px', MUTED, 'margin:3px 0 8px')}>{escape(s.sums)}</div>"
+    return stacked_bar(parts, s.bar_total) + sums
+
+
+def _table(s: Summary) -> str:
+    if not s.lines:
+        return ""
+    columns = [
+        Column("category"), Column("start", numeric=True, muted=True), Column("peak", numeric=True),
+        Column(s.end_title, numeric=True, muted=True), Column("share of peak"), Column("largest holder", muted=True, wrap=True),
+    ]  # fmt: skip
+    rows = [_row(line) for line in s.lines]
+    zeros = (
+        f"<div{style('font-size:12px', MUTED, 'margin:2px 0 6px')}>Nothing in: {escape(', '.join(s.zeros))}.</div>"
+        if s.zeros
+        else ""
+    )
+    return f'<div class="c">{table("Memory by category at the start, at the peak and at the end", columns, rows)}</div>{zeros}'
+
+
+def _row(line: Line) -> list[str]:
+    name = f"{swatch(line.colour)} {escape(line.label)}"
+    share = meter(line.share, line.colour) + (format_share(line.share, 1) if line.peak else "–")
+    sizes = [format_bytes(n) if n else "–" for n in (line.start, line.peak, line.end)]
+    return [name, *sizes, share, escape(line.holder)]
+
+
+def _picture(report: Report) -> str:
+    svg = timeline(report)
+    if not svg:
+        return ""
+    data = base64.b64encode(svg.encode()).decode()
+    look = style("display:block", "max-width:100%", "height:auto", "margin:4px 0")
+    return (
+        f'<div class="p"><img alt="{escape(sentence(report))}" src="data:image/svg+xml;base64,{data}" '
+        f'width="{WIDTH}" height="{HEIGHT}"{look}></div>'
+    )
+
+
+def _findings(s: Summary, report: Report) -> str:
+    return "".join(_remark(text, _accent(report)) for text in s.findings)
+
+
+def _accent(report: Report) -> str:
+    """The colour of the largest category: what the findings are mostly about."""
+    return COLOURS[max(CATEGORIES, key=lambda c: report.peak[c])]
+
+
+# -- folded --------------------------------------------------------------------------------------------------------------
+
+
+def _folded(s: Summary, report: Report) -> str:
+    parts = [
+        _tensors(report),
+        _groups("By module", "module", "outside any module", report.modules_at_peak, report.peak_bytes),
+        _groups("By line", "line", "no line known", report.lines_at_peak, report.peak_bytes),
+    ]
+    facts = "".join(f"<li>{escape(fact)}</li>" for fact in (*s.measured, *([s.sources] if s.sources else [])))
+    how = f"<ul{style('margin:2px 0 6px', 'padding-left:20px', 'font-size:12px')}>{facts}</ul>"
+    parts.append(folded(f"How it was measured{_how_words(report)}", how))
+    return f"<div{style('margin-top:6px')}>{''.join(parts)}</div>"
+
+
+def _how_words(report: Report) -> str:
+    m = report.measurement
+    words = [m.source] if m.source else []
+    if m.notes:
+        words.append(f"{len(m.notes)} note" + ("s" if len(m.notes) > 1 else ""))
+    return f" ({', '.join(words)})" if words else ""
+
+
+def _tensors(report: Report) -> str:
+    rows = report.tensors_at_peak
+    if not rows:
+        return ""
+    columns = [
+        Column("tensor", wrap=True), Column("size", numeric=True), Column("category"), Column("where", muted=True, wrap=True),
+        Column("shape", muted=True),
+    ]  # fmt: skip
+    cells = []
+    for row in rows:
+        name, where, shape = tensor_words(row)
+        label = f"{swatch(COLOURS[row.category])} {escape(LABELS[row.category])}"
+        count = f" ×{row.count}" if row.count > 1 and "smaller" not in name else ""
+        cells.append([escape(name) + count, format_bytes(row.bytes), label, escape(where), escape(shape)])
+    return folded("Largest tensors at the peak", table("Largest tensors at the peak", columns, cells))
+
+
+def _groups(title: str, key: str, otherwise: str, rows: Sequence[GroupRow], total: int) -> str:
+    if not rows or all(not row.key for row in rows):
+        return ""
+    columns = [
+        Column(key, wrap=True),
+        Column("size", numeric=True),
+        Column("share of peak"),
+        Column("mostly", muted=True),
+    ]
+    cells = []
+    for row in rows:
+        top = max(row.categories, key=row.categories.__getitem__)
+        words = escape(row.key or otherwise)
+        if row.source:
+            words += f" <code{style('font-size:12px', 'background:none')}>{escape(row.source)}</code>"
+        share = meter(row.bytes / total if total else 0, COLOURS[top]) + format_share(row.bytes, total)
+        cells.append([words, format_bytes(row.bytes), share, escape(LABELS[top])])
+    return folded(f"{title}", table(f"{title} at the peak", columns, cells))

@@ -1,0 +1,136 @@
+"""Pieces of HTML that every report is made of: strings and numbers come in, markup goes out.
+
+Everything here survives JupyterLab's sanitizer for untrusted notebooks: inline styles of its allow-list only, colours as
+hex or ``rgba()``, no ``var()``, no ids. Text that a user could have written goes through `escape`.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+#: Muted text: the page's own colour, let through; at least 4.5 : 1 on JupyterLab's light and dark background.
+MUTED = "opacity:.72"
+
+_INVISIBLE = dict.fromkeys(range(32), " ") | dict.fromkeys(range(127, 160), "") | {0x2028: " ", 0x2029: " "}
+
+
+def clean(text: object) -> str:
+    """Text on one line without control characters, so that a label can neither move a cursor nor break a table."""
+    return str(text).translate(_INVISIBLE)
+
+
+def escape(text: object) -> str:
+    """`clean` text as HTML, in an attribute or between tags."""
+    return html.escape(clean(text))
+
+
+def style(*declarations: str) -> str:
+    """A ``style`` attribute with a leading space; nothing where there are no declarations."""
+    joined = ";".join(d for d in declarations if d)
+    return f' style="{joined}"' if joined else ""
+
+
+class Part(NamedTuple):
+    """A stretch of a stacked bar."""
+
+    label: str
+    colour: str
+    size: float
+    text: str  #: the size in words
+
+
+def stacked_bar(parts: Sequence[Part], total: float, height_px: int = 18) -> str:
+    """Parts side by side, as wide as the page lets them; ``total`` is the whole width. Each tells its size as a tooltip."""
+    spans = []
+    for part in parts:
+        if part.size <= 0 or total <= 0:
+            continue
+        width = max(100 * part.size / total, 0.12)  # what is there is seen, however small
+        spans.append(
+            f'<span title="{escape(part.label)} {escape(part.text)}"'
+            f"{style('float:left', f'height:{height_px}px', f'width:{width:.2f}%', f'background:{part.colour}')}></span>"
+        )
+    box = style(f"height:{height_px}px", "overflow:hidden", "border-radius:3px", "background:rgba(128,128,128,0.14)")
+    return f"<div{box}>{''.join(spans)}</div>"
+
+
+def swatch(colour: str) -> str:
+    """A small square of a category's colour, to stand before its name."""
+    look = style("display:inline-block", "width:10px", "height:10px", "border-radius:2px", f"background:{colour}")
+    return f"<span{look}></span>"
+
+
+def meter(share: float, colour: str, width_px: int = 90) -> str:
+    """A bar for a share in [0, 1]; at least one pixel where the share is not zero."""
+    length = max(1, round(share * width_px)) if share > 0 else 0
+    look = style(
+        "display:inline-block", "height:8px", f"width:{length}px", f"background:{colour}", "border-radius:1px",
+        "margin-right:6px",
+    )  # fmt: skip
+    return f"<span{look}></span>" if length else ""
+
+
+class Column(NamedTuple):
+    """A column of `table`."""
+
+    title: str
+    numeric: bool = False
+    muted: bool = False
+    wrap: bool = False  #: long text that may break
+
+
+_CELL = "padding:2px 16px 2px 0;border:none;vertical-align:baseline;"
+
+
+def table(
+    caption: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], *, visible_caption: bool = False
+) -> str:
+    """A table of ready markup; the first column of each row is its header.
+
+    Parameters
+    ----------
+    caption : str
+        Plain text, for screen readers; seen where ``visible_caption`` is set.
+    rows : iterable of sequences of str
+        Cells as markup: escape what is text.
+    """
+    looks = [_look(column) for column in columns]
+    heads = "".join(
+        f'<th scope="col"{style(look + "font-weight:600")}>{escape(c.title)}</th>'
+        for c, look in zip(columns, (_look(c, head=True) for c in columns), strict=True)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<th scope="row"{style(look + "font-weight:500")}>{cell}</th>'
+            if i == 0
+            else f"<td{style(look)}>{cell}</td>"
+            for i, (look, cell) in enumerate(zip(looks, row, strict=True))
+        )
+        + "</tr>"
+        for row in rows
+    )
+    hidden = (
+        "" if visible_caption else style("height:0", "overflow:hidden", "font-size:0", "line-height:0", "padding:0")
+    )
+    if visible_caption:
+        hidden = style("text-align:left", "padding:0 0 2px", MUTED)
+    return (
+        f"<table{style('border-collapse:collapse', 'margin:0', 'font-size:13px', 'border:none')}>"
+        f"<caption{hidden}>{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def _look(column: Column, head: bool = False) -> str:
+    align = "text-align:right;" if column.numeric else "text-align:left;"
+    wrap = "" if column.wrap and not head else "white-space:nowrap;"
+    size = "font-size:12px;" + MUTED + ";" if head else MUTED + ";" if column.muted else ""
+    return _CELL + align + wrap + size
+
+
+def folded(summary: str, content: str) -> str:
+    """``content`` behind a line that opens it; keyboard-native. ``summary`` is plain text."""
+    look = style("margin:2px 0")
+    return f"<details{look}><summary{style('cursor:pointer')}>{escape(summary)}</summary>{content}</details>"

@@ -1,0 +1,272 @@
+"""What a report says, in words: a `Report` comes in, a `Summary` goes out that the text and the HTML form both show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ipyvram.render.palette import ALL_COLOURS, CARD_COLOURS, CATEGORIES
+from ipyvram.report import LABELS, GroupRow, Report, TensorRow
+from ipyvram.units import format_bytes, format_duration, format_share
+
+#: Figure → what it is called where its provenance is told.
+_FIGURES = {
+    "peak": "peak",
+    "categories": "categories",
+    "end": "end",
+    "reserved": "reserved",
+    "context": "context",
+    "other_processes": "other processes",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A category in the table. Sizes in bytes, ``share`` of the peak."""
+
+    category: str
+    label: str
+    colour: str
+    start: int
+    peak: int
+    end: int
+    share: float
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The words of a report; every renderer takes them from here, so that none says less.
+
+    Attributes
+    ----------
+    title : str
+        The label, or what stands in for it.
+    context : tuple of str
+        Device, card, steps, duration: what was run.
+    peak, when : str
+        ``"3.22 GiB"`` and ``"in step 3, end of forward"``.
+    how : str
+        ``exact``, ``sampled``, ``inferred`` or ``predicted``, of the peak.
+    remarks : tuple of str
+        Share of the card and headroom to the limit.
+    sums : str
+        The parts of the bar adding up.
+    lines, zeros : tuple
+        Categories that hold something at the start, the peak or the end; labels of those that do not.
+    end_title : str
+        ``"end"``, or ``"end of trace"`` where the trace ended before the cell.
+    sources : str
+        Which figures are exact, sampled, inferred, predicted.
+    """
+
+    title: str
+    context: tuple[str, ...]
+    peak: str
+    how: str
+    when: str
+    remarks: tuple[str, ...]
+    over_limit: bool
+    bar: tuple[tuple[str, int], ...]
+    bar_total: int
+    sums: str
+    lines: tuple[Line, ...]
+    zeros: tuple[str, ...]
+    end_title: str
+    sources: str
+    trouble: str
+    findings: tuple[str, ...]
+    measured: tuple[str, ...]
+
+
+def summarise(report: Report) -> Summary:
+    """Put a report into words."""
+    lines = tuple(line for line in map(_liner(report), CATEGORIES) if line.start or line.peak or line.end)
+    shown = {line.category for line in lines}
+    remarks, over = _remarks(report)
+    bar = tuple((c, n) for c, n in (report.peak | report.card).items() if n > 0)
+    return Summary(
+        title=report.label or _untitled(report),
+        context=_context(report),
+        peak=format_bytes(report.peak_bytes),
+        how=report.provenance.get("peak", ""),
+        when=_when(report),
+        remarks=remarks,
+        over_limit=over,
+        bar=bar,
+        bar_total=max(report.card_bytes or 0, sum(n for _, n in bar)),
+        sums=_sums(report),
+        lines=lines,
+        zeros=tuple(LABELS[c] for c in CATEGORIES if c not in shown),
+        end_title="end of trace" if report.provenance.get("end") == "end of trace" else "end",
+        sources=_sources(report),
+        trouble=_trouble(report),
+        findings=tuple(f.text for f in report.findings),
+        measured=_measured(report),
+    )
+
+
+def _untitled(report: Report) -> str:
+    return {"estimated": "Estimate", "snapshot": "Snapshot"}.get(report.kind, "This cell")
+
+
+def _liner(report: Report) -> Callable[[str], Line]:
+    def line(category: str) -> Line:
+        return Line(
+            category,
+            LABELS[category],
+            ALL_COLOURS[category],
+            report.start[category],
+            report.peak[category],
+            report.end[category],
+            report.peak[category] / report.peak_bytes if report.peak_bytes else 0.0,
+            report.holders.get(category, ""),
+        )
+
+    return line
+
+
+def _context(report: Report) -> tuple[str, ...]:
+    name = report.device_name
+    device = f"{report.device} {name}" if name and name != report.device else report.device
+    parts = [device]
+    if report.card_bytes:
+        parts.append(f"{format_bytes(report.card_bytes)} card")
+    if report.kind == "estimated":
+        parts.append("estimated, nothing was computed")
+    elif report.kind == "snapshot":
+        parts.append("memory snapshot")
+    parts.append(_steps(report))
+    if report.duration_s:
+        parts.append(format_duration(report.duration_s))
+    if report.environment.get("optimizer"):
+        parts.append(report.environment["optimizer"])
+    return tuple(p for p in parts if p)
+
+
+def _steps(report: Report) -> str:
+    if not report.steps:
+        return ""
+    steps = f"{report.steps:,} step" + ("s" if report.steps != 1 else "")
+    if report.traced_steps and report.traced_steps < report.steps:
+        return (
+            f"{steps}, the first {report.traced_steps} traced"
+            if report.traced_steps > 1
+            else f"{steps}, the first traced"
+        )
+    return steps
+
+
+def _when(report: Report) -> str:
+    when = report.peak_when
+    if not when or when.startswith(("after", "before")):
+        return when
+    return f"at the {when}" if when.startswith(("start of", "end of")) else f"in {when}"
+
+
+def _remarks(report: Report) -> tuple[tuple[str, ...], bool]:
+    """Share of the card, and the room that is left below the limit: what torch caches can be used again and counts as room."""
+    if not report.card_bytes:
+        return (), False
+    remarks = [f"{format_share(report.peak_bytes, report.card_bytes)} of the card"]
+    over = False
+    if report.limit_bytes:
+        taken = report.peak_bytes + report.card.get("context", 0) + report.card.get("other_processes", 0)
+        room = report.limit_bytes - taken
+        over = room < 0
+        limit = _limit(report.limit_bytes, report.card_bytes)
+        remarks.append(f"{format_bytes(-room)} over {limit}" if over else f"{format_bytes(room)} to {limit}")
+    return tuple(remarks), over
+
+
+def _limit(limit: int, card: int) -> str:
+    """``the 80 % limit`` where it was given so, else its size."""
+    percent = 100 * limit / card
+    return (
+        f"the {percent:.0f} % limit" if abs(percent - round(percent)) < 1e-3 else f"the limit of {format_bytes(limit)}"
+    )
+
+
+def _sums(report: Report) -> str:
+    peak = format_bytes(report.peak_bytes)
+    if not report.card:
+        return f"all categories together are the peak, {peak}" if report.peak_bytes else "nothing was allocated"
+    cache = report.card.get("cache", 0)
+    parts = [f"tensors {peak} + cache {format_bytes(cache)} = reserved {format_bytes(report.peak_bytes + cache)}"]
+    parts += [
+        f"{LABELS[name]} {format_bytes(count)}"
+        for name, count in report.card.items()
+        if name != "cache" and (count or name == "free")
+    ]
+    return " · ".join(parts)
+
+
+def _sources(report: Report) -> str:
+    groups: dict[str, list[str]] = {}
+    for figure, how in report.provenance.items():
+        if figure in _FIGURES and (figure not in report.card or report.card[figure]):
+            if figure in ("context", "other_processes") and not report.card:
+                continue
+            figure_name = _FIGURES[figure]
+            if how == "end of trace":
+                continue
+            groups.setdefault(how, []).append(figure_name)
+    return " · ".join(f"{how}: {', '.join(names)}" for how, names in groups.items())
+
+
+def _trouble(report: Report) -> str:
+    if not report.error:
+        return ""
+    kind, _, message = report.error.partition(": ")
+    if kind == "KeyboardInterrupt":
+        return "Interrupted: the figures are those of the part that ran."
+    told = f"{kind}: {message}" if message else kind
+    return f"The cell ended with {told} – the figures are those of the part that ran."
+
+
+def _measured(report: Report) -> tuple[str, ...]:
+    """How it was measured, one fact an item."""
+    m = report.measurement
+    facts = []
+    if m.source:
+        reach = f"{m.events:,} events in {format_duration(m.traced_s)}" if m.events else "no events"
+        ended = f", until {m.ended_by}" if m.ended_by else ""
+        facts.append(f"Source: {m.source}, {reach}{ended}; {m.claims:,} claims of ownership")
+    if m.samples:
+        facts.append(
+            f"Samples: {m.samples:,}, one every {format_duration(m.period_s)}, longest gap {format_duration(m.longest_gap_s)}"
+        )
+    elif report.kind == "measured":
+        facts.append("Samples: none")
+    if report.kind == "measured":
+        facts.append(f"Overhead: {format_duration(report.overhead_s)} in ipyvram's own code on the cell's thread")
+    if m.notes:
+        facts += [f"Note: {note}" for note in m.notes]
+    versions = [
+        f"{name} {report.environment[name]}"
+        for name in ("ipyvram", "torch", "cuda", "python", "ipython")
+        if name in report.environment
+    ]
+    if versions:
+        facts.append("Versions: " + ", ".join(versions))
+    return tuple(facts)
+
+
+def tensor_words(row: TensorRow) -> tuple[str, str, str]:
+    """A tensor's name, its place and its shape, in words."""
+    name = row.name or "unnamed"
+    where = [row.module] if row.module and row.module not in row.name else []
+    if row.line is not None:
+        where.append(f"{row.file}:{row.line}" if row.file else f"line {row.line}")
+    shape = "×".join(map(str, row.shape)) if row.shape is not None else ""
+    return name, " · ".join(where), " ".join(p for p in (shape, row.dtype) if p)
+
+
+def group_words(row: GroupRow, otherwise: str) -> str:
+    """What a group is about: its key, and the text of the line."""
+    return f"{row.key or otherwise}  {row.source}".strip() if row.source else row.key or otherwise
+
+
+def is_card_part(category: str) -> bool:
+    """Whether a part of the bar belongs to the card and not to the cell's tensors."""
+    return category in CARD_COLOURS

@@ -1,0 +1,262 @@
+"""A report as text for a terminal: a `Report` comes in, lines of at most the given width go out.
+
+The same facts as the HTML form, from the same `summary`; `tests/test_render_text.py` holds the two together.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ipyvram.render.markup import clean
+from ipyvram.render.palette import CARD_LETTERS, CARD_LETTERS_ASCII, COLOURS, LETTERS, STACK
+from ipyvram.render.summary import Line, Summary, group_words, summarise, tensor_words
+from ipyvram.render.timeline import columns
+from ipyvram.report import Report
+from ipyvram.units import format_bytes, format_duration, format_share
+
+#: Rows of the lists below the table; rows of the chart.
+TENSOR_ROWS, GROUP_ROWS, CHART_ROWS = 8, 6, 8
+
+_ASCII = str.maketrans({"·": "-", "–": "-", "→": "->", "×": "x", "≈": "~", "≥": ">=", "≤": "<=", "…": "...", "│": "|", "─": "-", "└": "`", "┬": "|", "▲": "^"})  # fmt: skip
+
+
+def text(report: Report, *, width: int = 80, unicode: bool = True, colour: bool = False) -> str:
+    """The report as lines of text.
+
+    Parameters
+    ----------
+    width : int
+        Columns; no line is longer.
+    unicode : bool
+        Whether the terminal has more than ASCII.
+    colour : bool
+        Whether it understands ANSI colours.
+    """
+    pen = Pen(width, unicode, colour)
+    blocks = [_account(report, pen), *(_account(other, pen) for other in report.others)]
+    lines = [line for i, block in enumerate(blocks) for line in ([""] if i else []) + block]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Pen:
+    """How to write: width in columns, whether Unicode, whether colour."""
+
+    width: int
+    unicode: bool
+    colour: bool
+
+    def plain(self, words: str) -> str:
+        """``words`` without control characters, in the characters the terminal has."""
+        words = clean(words)
+        return words if self.unicode else words.translate(_ASCII).encode("ascii", "replace").decode()
+
+    def bold(self, words: str) -> str:
+        """Emphasis, where there is any."""
+        return f"\x1b[1m{words}\x1b[0m" if self.colour else words
+
+    def dim(self, words: str) -> str:
+        """Less important."""
+        return f"\x1b[2m{words}\x1b[0m" if self.colour else words
+
+    def paint(self, words: str, category: str) -> str:
+        """In the colour of a category; the card's parts have none."""
+        if not self.colour or category not in COLOURS:
+            return words
+        red, green, blue = (int(COLOURS[category][i : i + 2], 16) for i in (1, 3, 5))
+        return f"\x1b[38;2;{red};{green};{blue}m{words}\x1b[0m"
+
+    def cut(self, words: str, width: int) -> str:
+        """``words`` in at most ``width`` columns."""
+        words = self.plain(words)
+        dots = "…" if self.unicode else "..."
+        if width < len(dots):
+            return ""
+        return words if len(words) <= width else words[: width - len(dots)] + dots
+
+    def wrap(self, words: str, indent: str = "") -> list[str]:
+        """``words`` over as many lines as they need."""
+        return textwrap.wrap(
+            self.plain(words), self.width, initial_indent="", subsequent_indent=indent, break_long_words=True
+        )
+
+    def letter(self, category: str) -> str:
+        """What stands for a category in the bar and the chart."""
+        if category in LETTERS:
+            return LETTERS[category]
+        return (CARD_LETTERS if self.unicode else CARD_LETTERS_ASCII)[category]
+
+
+def _account(report: Report, pen: Pen) -> list[str]:
+    s = summarise(report)
+    lines = [*_head(s, report, pen), ""]
+    lines += [*_bar(s, pen), *pen.wrap(s.sums), "", *_table(s, pen)]
+    if s.zeros:
+        lines += pen.wrap("Nothing in: " + ", ".join(s.zeros) + ".", "  ")
+    chart = _chart(report, pen)
+    lines += ["", *chart] if chart else []
+    if s.findings:
+        mark = "→ " if pen.unicode else "> "
+        lines += ["", *(line for text in s.findings for line in pen.wrap(mark + text, "  "))]
+    lines += _lists(report, pen)
+    lines += ["", *_how(s, pen)]
+    return lines
+
+
+def _head(s: Summary, report: Report, pen: Pen) -> list[str]:
+    first = pen.wrap(" · ".join([s.title, *s.context]), "  ")
+    note = pen.wrap(report.note, "  ") if report.note else []
+    how = f" ({s.how})" if s.how else ""
+    peak = pen.wrap(" · ".join([f"Peak {s.peak}{how} {s.when}".rstrip(), *s.remarks]), "  ")
+    return [*first, *note, *map(pen.bold, peak), *(pen.wrap(s.trouble, "  ") if s.trouble else [])]
+
+
+def _bar(s: Summary, pen: Pen) -> list[str]:
+    if not s.bar_total:
+        return []
+    inner = pen.width - 2
+    cells: list[str] = []
+    done = 0
+    for category, size in s.bar:
+        done += size
+        wanted = round(inner * done / s.bar_total) - len(cells)
+        cells += [category] * wanted
+    painted = "".join(
+        pen.paint(("█" if pen.colour and pen.unicode and c in COLOURS else pen.letter(c)), c) for c in cells
+    )
+    empty = " " * (inner - len(cells))
+    return [f"[{painted}{empty}]"]
+
+
+#: Columns below which the table shows the peak alone.
+NARROW = 64
+
+
+def _table(s: Summary, pen: Pen) -> list[str]:
+    if not s.lines:
+        return []
+    heads = ["peak"] if pen.width < NARROW else ["start", "peak", s.end_title]
+    rows = [_figures(line, pen.width < NARROW) for line in s.lines]
+    widths = [max(len(head), *(len(row[i]) for row in rows)) for i, head in enumerate(heads)]
+    name = max(len(line.label) for line in s.lines)
+    titles = [" " * (name + 4), *(h.rjust(w) for h, w in zip(heads, widths, strict=True)), "share", "largest holder"]
+    lines = [pen.dim(pen.cut("  ".join(titles), pen.width))]
+    for line, row in zip(s.lines, rows, strict=True):
+        mark = pen.letter(line.category) + (" █" if pen.unicode else "  ")
+        share = format_share(line.share, 1) if line.peak else "–"
+        figures = "  ".join([*(n.rjust(w) for n, w in zip(row, widths, strict=True)), share.rjust(5)])
+        left = f"{line.label:<{name}}  {figures}  "
+        holder = pen.cut(line.holder, pen.width - len(left) - 4)
+        lines.append(f"{pen.paint(mark, line.category)} {pen.plain(left)}{holder}")
+    return lines
+
+
+def _figures(line: Line, narrow: bool) -> list[str]:
+    sizes = (line.peak,) if narrow else (line.start, line.peak, line.end)
+    return [format_bytes(n) if n else "–" for n in sizes]
+
+
+# -- the timeline as a chart of letters ------------------------------------------------------------------------------------
+
+
+def _chart(report: Report, pen: Pen) -> list[str]:
+    """The exact account over time: rows of letters, one column for each stretch of instants that are equally many."""
+    data = report.timeline_data
+    if len(data.time_s) < 2 or not report.peak_bytes or pen.width < 50:
+        return []
+    margin = 11
+    room = pen.width - margin
+    total = data.allocated
+    at = (
+        [min(room - 1, i * room // len(total)) for i in range(len(total))]
+        if len(total) > room
+        else list(range(len(total)))
+    )
+    shown = dict(columns(at, total))
+    order = [c for c in STACK if c in data.categories]
+    filled, latest = [], 0
+    for x in range(max(at) + 1):
+        latest = shown.get(x, latest)
+        filled.append(_cells([data.categories[c][latest] for c in order], order, report.peak_bytes))
+    lines = []
+    for row in range(CHART_ROWS - 1, -1, -1):
+        label = format_bytes(report.peak_bytes) if row == CHART_ROWS - 1 else ""
+        wall = "│" if pen.unicode else "|"
+        cells = "".join(_cell(stack[row] if row < len(stack) else "", pen) for stack in filled)
+        lines.append(f"{label:>{margin - 2}} {wall}{cells}")
+    base = "└" + "─" * len(filled) if pen.unicode else "`" + "-" * len(filled)
+    lines.append(" " * (margin - 1) + base)
+    lines += _under_chart(report, pen, at, margin, len(filled))
+    return lines
+
+
+def _cells(sizes: Sequence[int], order: Sequence[str], peak: int) -> list[str]:
+    """A column of the chart from the ground up: the category of each cell."""
+    cells: list[str] = []
+    done = 0
+    for size, category in zip(sizes, order, strict=True):
+        done += size
+        cells += [category] * (round(CHART_ROWS * done / peak) - len(cells))
+    return cells
+
+
+def _cell(category: str, pen: Pen) -> str:
+    if not category:
+        return " "
+    return pen.paint("█" if pen.colour and pen.unicode else pen.letter(category), category)
+
+
+def _under_chart(report: Report, pen: Pen, at: Sequence[int], margin: int, width: int) -> Iterable[str]:
+    """Where the steps begin, and over which time."""
+    marks = [" "] * width
+    steps: dict[int, float] = {}
+    for phase in report.phases if report.steps else ():
+        steps.setdefault(phase.step, phase.start_s)
+    times = report.timeline_data.time_s
+    for step, start in steps.items():
+        index = next((i for i, t in enumerate(times) if t >= start), len(times) - 1)
+        label = f"^step {step}"
+        if at[index] + len(label) <= width and all(c == " " for c in marks[at[index] : at[index] + len(label)]):
+            marks[at[index] : at[index] + len(label)] = label
+    end = format_duration(report.timeline_data.end_s)
+    told = f"letters as in the table; the exact part, {end}, one column for equally many events"
+    return [" " * margin + "".join(marks).rstrip(), *(pen.dim(line) for line in pen.wrap(told))]
+
+
+# -- lists ---------------------------------------------------------------------------------------------------------------
+
+
+def _lists(report: Report, pen: Pen) -> list[str]:
+    lines: list[str] = []
+    if report.tensors_at_peak:
+        rows = []
+        for t in report.tensors_at_peak[:TENSOR_ROWS]:
+            name, where, shape = tensor_words(t)
+            count = f" ×{t.count}" if t.count > 1 else ""
+            rows.append((format_bytes(t.bytes), t.category, " · ".join(p for p in (name + count, where, shape) if p)))
+        lines += ["", pen.bold("Largest tensors at the peak"), *_listed(rows, pen)]
+        more = len(report.tensors_at_peak) - TENSOR_ROWS
+        if more > 0:
+            lines.append(pen.dim(pen.plain(f"  … and {more} more: report.tensors()")))
+    for title, groups, otherwise in (
+        ("By module at the peak", report.modules_at_peak, "outside any module"),
+        ("By line at the peak", report.lines_at_peak, "no line known"),
+    ):
+        if any(g.key for g in groups):
+            rows = [
+                (format_bytes(g.bytes), max(g.categories, key=g.categories.__getitem__), group_words(g, otherwise))
+                for g in groups[:GROUP_ROWS]
+            ]
+            lines += ["", pen.bold(title), *_listed(rows, pen)]
+    return lines
+
+
+def _listed(rows: Iterable[tuple[str, str, str]], pen: Pen) -> list[str]:
+    return [f"{size:>10}  {pen.paint(pen.letter(c), c)} {pen.cut(words, pen.width - 14)}" for size, c, words in rows]
+
+
+def _how(s: Summary, pen: Pen) -> list[str]:
+    facts = [*s.measured, *([s.sources] if s.sources else [])]
+    return [pen.bold("How it was measured"), *(line for fact in facts for line in pen.wrap("  " + fact, "    "))]
