@@ -1,0 +1,76 @@
+"""Findings about the account itself: what the batch size moves, and what else is at the peak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ipyvram.findings.worth import Rule
+from ipyvram.report import Finding, Report
+from ipyvram.units import format_bytes, format_share
+
+#: A category is named as the lever when it is at least half of the peak.
+LEVER_SHARE = 0.5
+#: Optimizer temporaries are worth removing from a tenth of the peak.
+TEMPORARIES_SHARE = 0.1
+#: `TensorRow.name` that `analysis` gives to bytes that came after the traced part.
+AFTER_TRACE = "allocated after the traced part"
+
+
+def _idle_gpu(report: Report) -> Iterator[Finding]:
+    idle = report.environment.get("idle_gpu")
+    if report.device == "cpu" and idle and report.steps:
+        text = (
+            f"This cell trained on the CPU while {idle} stood idle: "
+            "move the model and the batch with .to('cuda'), or use --device cuda."
+        )
+        yield Finding("idle_gpu", text)
+
+
+def _lever(report: Report) -> Iterator[Finding]:
+    """Which quantity the batch size moves."""
+    if not report.peak_bytes or not report.steps:
+        return
+    moving = report.peak["activations"] + report.peak["inputs"]
+    fixed = sum(report.peak[c] for c in ("parameters", "gradients", "optimizer_state"))
+    batch = batch_size(report)
+    if moving >= LEVER_SHARE * report.peak_bytes and batch:
+        text = (
+            f"Activations and the batch are {format_share(moving, report.peak_bytes)} of the peak, "
+            f"{format_bytes(moving / batch)} for each of {batch} samples: batch size is the lever."
+        )
+        yield Finding("lever", text, moving)
+    elif fixed >= LEVER_SHARE * report.peak_bytes:
+        text = (
+            f"Parameters, gradients and optimizer state are {format_share(fixed, report.peak_bytes)} of the peak: "
+            "a smaller batch will hardly help."
+        )
+        yield Finding("lever", text, fixed)
+
+
+def batch_size(report: Report) -> int | None:
+    """Samples in the batch: dimension 0 of the largest input at the peak; None where that is not known."""
+    shapes = [t.shape for t in report.tensors_at_peak if t.category == "inputs" and t.shape and len(t.shape) > 1]
+    return shapes[0][0] if shapes and shapes[0][0] > 1 else None
+
+
+def _after_trace(report: Report) -> Iterator[Finding]:
+    row = next((t for t in report.tensors_at_peak if t.name == AFTER_TRACE), None)
+    if row is not None:
+        text = (
+            f"The peak came after the traced part: {format_bytes(row.bytes)} of it have no category. "
+            "Trace more with --trace-steps."
+        )
+        yield Finding("after_trace", text, row.bytes)
+
+
+def _optimizer_temporaries(report: Report) -> Iterator[Finding]:
+    temporaries = report.peak["temporaries"]
+    if report.peak_phase == "optimizer" and temporaries >= TEMPORARIES_SHARE * report.peak_bytes > 0:
+        text = (
+            f"The optimizer step is the peak, with {format_bytes(temporaries)} of temporaries: "
+            "foreach=False or fused=True in the optimizer avoids them."
+        )
+        yield Finding("optimizer_temporaries", text, temporaries)
+
+
+RULES: tuple[Rule, ...] = (_idle_gpu, _lever, _after_trace, _optimizer_temporaries)

@@ -1,0 +1,79 @@
+"""Findings about memory that lives on beside the account: tracebacks, ``Out``, earlier models, kept graphs.
+
+Observations read here:
+
+=====================  =================================================================================================
+kind                   meaning
+=====================  =================================================================================================
+``traceback``          ``bytes`` only reachable from the frames of an earlier error; ``name`` is its type
+``out``                ``bytes`` that IPython's output cache holds and no variable does; ``name`` lists ``Out[3], _``
+``old_model``          an earlier value of variable ``name`` is alive; ``holder`` keeps it; ``bytes`` with its gradients
+``orphan_optimizer``   optimizer ``name`` stepped on ``count`` parameters of ``bytes`` that no live model has
+``graphs``             ``count`` autograd graphs hang on tensors in variable ``name`` and keep ``bytes`` alive
+=====================  =================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ipyvram.findings.worth import Rule, code, observed, worth
+from ipyvram.report import Finding, Report
+from ipyvram.units import format_bytes
+
+#: One kept loss is what `loss` after the loop is; a container that keeps two or more grows with the loop.
+MIN_GRAPHS = 2
+
+
+def _traceback(report: Report) -> Iterator[Finding]:
+    for o in observed(report, "traceback"):
+        if worth(o.bytes, report):
+            text = (
+                f"{format_bytes(o.bytes)} are held by the traceback of the last error ({o.name}): "
+                "%vram free --traceback releases them (%debug of that error then no longer works)."
+            )
+            yield Finding("traceback", text, o.bytes)
+
+
+def _out(report: Report) -> Iterator[Finding]:
+    for o in observed(report, "out"):
+        if worth(o.bytes, report):
+            verb = "hold" if "," in o.name else "holds"
+            text = (
+                f"{code(o.name)} {verb} {format_bytes(o.bytes)} that no variable holds: del of a variable will not free "
+                "them, %vram free --out does; a ; at the end of a line keeps its value out of Out."
+            )
+            yield Finding("out", text, o.bytes)
+
+
+def _old_model(report: Report) -> Iterator[Finding]:
+    for o in observed(report, "old_model"):
+        if worth(o.bytes, report):
+            holder = f", held by {code(o.holder)}" if o.holder else ""
+            text = (
+                f"The previous {code(o.name)} ({format_bytes(o.bytes)}) is still alive{holder}: "
+                f"del {o.holder or 'what holds it'} before making {code(o.name)} anew."
+            )
+            yield Finding("old_model", text, o.bytes)
+
+
+def _orphan_optimizer(report: Report) -> Iterator[Finding]:
+    for o in observed(report, "orphan_optimizer"):  # a bug at any size: no threshold
+        text = (
+            f"{code(o.name)} updates {o.count} parameters ({format_bytes(o.bytes)}) of no live model: the model was made "
+            "anew after it. Its steps change nothing that is used; make the optimizer after the model."
+        )
+        yield Finding("orphan_optimizer", text, o.bytes)
+
+
+def _graphs(report: Report) -> Iterator[Finding]:
+    for o in observed(report, "graphs"):
+        if o.count >= MIN_GRAPHS and worth(o.bytes, report):
+            text = (
+                f"{code(o.name)} keeps {o.count} autograd graphs alive, {format_bytes(o.bytes)}: "
+                "append loss.item() or loss.detach() instead."
+            )
+            yield Finding("graphs", text, o.bytes)
+
+
+RULES: tuple[Rule, ...] = (_traceback, _out, _old_model, _orphan_optimizer, _graphs)

@@ -1,0 +1,81 @@
+"""Findings about how steps differ: the traced steps one by one come in (`Report.step_accounts`).
+
+Observation read here: ``unused_graph``: ``count`` forwards of a root module recorded a graph of up to ``bytes`` that no
+backward ran through.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from ipyvram.findings.worth import Rule, observed, worth
+from ipyvram.recording import CATEGORIES
+from ipyvram.report import Finding, Report
+from ipyvram.units import format_bytes, format_share
+
+#: One forward without a backward may have its backward in the next cell; two are a loop.
+MIN_UNUSED = 2
+#: Step 2 above step 1: by a twentieth, and at least half of it is optimizer state.
+SECOND_ABOVE_FIRST = 0.05
+STATE_PART = 0.5
+#: The first step counts as far above the steady ones from half as much again.
+FIRST_ABOVE_STEADY = 1.5
+
+
+def _unused_graph(report: Report) -> Iterator[Finding]:
+    for o in observed(report, "unused_graph"):
+        if o.count >= MIN_UNUSED and worth(o.bytes, report):
+            text = (
+                f"{o.count} forwards recorded a graph and no backward followed, {format_bytes(o.bytes)} a forward: "
+                "evaluate under torch.no_grad() (or inference_mode)."
+            )
+            yield Finding("unused_graph", text, o.bytes)
+
+
+def _second_step(report: Report) -> Iterator[Finding]:
+    if len(report.step_accounts) < 2:
+        return
+    first, second = report.step_accounts[:2]
+    more = second.peak_bytes - first.peak_bytes
+    state = second.peak.get("optimizer_state", 0) - first.peak.get("optimizer_state", 0)
+    if first.peak_bytes and more >= SECOND_ABOVE_FIRST * first.peak_bytes and state >= STATE_PART * more:
+        text = (
+            f"Step 2 peaks {format_bytes(more)} above step 1: the optimizer's state ({format_bytes(state)} more) exists "
+            "only from the first step's end. A batch that fits one step may not fit two."
+        )
+        yield Finding("second_step", text, more)
+
+
+def _first_step(report: Report) -> Iterator[Finding]:
+    if len(report.step_accounts) < 2 or report.environment.get("cudnn_benchmark") != "True":
+        return
+    first, steady = report.step_accounts[0].peak_bytes, max(s.peak_bytes for s in report.step_accounts[1:])
+    if steady and first >= FIRST_ABOVE_STEADY * steady and worth(first - steady, report):
+        text = (
+            f"The first step peaks at {format_bytes(first)}, the steady ones at {format_bytes(steady)}: cuDNN tries its "
+            "algorithms then. torch.backends.cudnn.benchmark = False avoids that peak."
+        )
+        yield Finding("first_step", text, first - steady)
+
+
+def _growth(report: Report) -> Iterator[Finding]:
+    """What every step leaves behind: the least growth between step ends, so that one odd batch is not a trend."""
+    ends = report.step_accounts if len(report.step_accounts) <= 3 else report.step_accounts[1:]
+    if len(ends) < 3:
+        return
+    pairs = list(itertools.pairwise(ends))
+    grows = min(b.end_bytes - a.end_bytes for a, b in pairs)
+    if not worth(grows, report):
+        return
+    by_category = {c: min(b.end.get(c, 0) - a.end.get(c, 0) for a, b in pairs) for c in CATEGORIES}
+    category = max(by_category, key=by_category.__getitem__)
+    mostly = f", mostly {category.replace('_', ' ')} ({format_share(by_category[category], grows)})"
+    text = (
+        f"Memory grows {format_bytes(grows)} a step{mostly if by_category[category] > 0 else ''}: something keeps each "
+        "step's tensors (a list of losses or outputs?). %vram who names the holder."
+    )
+    yield Finding("growth", text, grows)
+
+
+RULES: tuple[Rule, ...] = (_unused_graph, _second_step, _first_step, _growth)
