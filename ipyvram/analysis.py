@@ -11,9 +11,11 @@ import numpy as np
 from ipyvram import attribution as attribution_rules
 from ipyvram.attribution import Attribution, PhaseSpan, attribute, phase_spans
 from ipyvram.findings import find
+from ipyvram.findings.batch import AFTER_TRACE
 from ipyvram.ledger import Ledger, build
-from ipyvram.recording import CATEGORIES, Claim, Device, Events, Frame, Recording, Samples, Trace
+from ipyvram.recording import CATEGORIES, Claim, Device, Events, Frame, Observation, Recording, Samples, Trace
 from ipyvram.report import GroupRow, Measurement, Phase, Report, TensorRow, Timeline, merge_tensors
+from ipyvram.step_accounts import step_accounts, unused_graphs
 from ipyvram.thinning import pick
 from ipyvram.units import format_bytes
 
@@ -35,10 +37,10 @@ def analyse(recording: Recording) -> Report:
     sampled = {samples.device: samples for samples in recording.samples}
     names = list(dict.fromkeys([*traced, *(d for d in sampled if _used(sampled[d]))])) or ["cpu"]
     accounts = [_Account(recording, name, traced.get(name), sampled.get(name)).report() for name in names]
+    accounts = [replace(account, findings=find(account)) for account in accounts]
     accounts.sort(key=lambda r: (r.peak_bytes > 0 and r.device != "cpu", r.peak_bytes), reverse=True)
     main, *rest = accounts
-    report = replace(main, others=tuple(r for r in rest if r.peak_bytes))
-    return replace(report, findings=find(report, recording))
+    return replace(main, others=tuple(r for r in rest if r.peak_bytes))
 
 
 def _used(samples: Samples) -> bool:
@@ -111,7 +113,25 @@ class _Account:
             lines_at_peak=_group(tensors, _line_key),
             measurement=self._measurement(),
             environment=r.environment,
+            step_accounts=step_accounts(self.phases, self.ledger.time_ns, self.accounts, self.start_ns),
+            observations=self._observations(),
+            allocator=self._allocator(),
+            device_bytes=self.device.total_bytes,
         )
+
+    # -- beside the account ------------------------------------------------------------------------------------------
+
+    def _observations(self) -> tuple[Observation, ...]:
+        mine = [o for o in self.recording.observations if o.device in ("", self.device.id)]
+        return (*mine, *unused_graphs(self.recording.marks, self.ledger, self.attribution, self.device.id))
+
+    def _allocator(self) -> dict[str, int]:
+        """How often the allocator had to retry in this cell, and its bytes at the end."""
+        before, after = (
+            c.get(self.device.id, {}) for c in (self.recording.counters_start, self.recording.counters_end)
+        )
+        changes = {name: after[name] - before.get(name, 0) for name in ("retries", "ooms") if name in after}
+        return changes | {name: after[name] for name in ("allocated", "reserved", "inactive_split") if name in after}
 
     # -- instants ----------------------------------------------------------------------------------------------------
 
@@ -266,7 +286,7 @@ class _Account:
         live = self.attribution.category_at(peak.instant)
         rows = sorted((self._tensor(row, category) for row, category in live.items()), key=lambda t: (-t.bytes, t.name))
         if peak.unattributed:
-            rows.insert(0, TensorRow(peak.unattributed, "other", "allocated after the traced part"))
+            rows.insert(0, TensorRow(peak.unattributed, "other", AFTER_TRACE))
         if len(rows) > MAX_TENSORS:
             return merge_tensors(tuple(rows), MAX_TENSORS)
         return tuple(r for r in rows if r.bytes)

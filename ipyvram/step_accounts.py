@@ -1,0 +1,104 @@
+"""The traced optimizer steps one by one, and forwards that no backward followed: phases and the account over time come in."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import numpy as np
+
+from ipyvram.attribution import RELEASED, Attribution, PhaseSpan
+from ipyvram.ledger import Ints, Ledger
+from ipyvram.recording import Claim, Mark, Observation
+from ipyvram.report import StepAccount
+
+
+def step_accounts(
+    phases: tuple[PhaseSpan, ...], time_ns: Ints, accounts: dict[str, Ints], start_ns: int
+) -> tuple[StepAccount, ...]:
+    """One row for each step that an optimizer finished.
+
+    Parameters
+    ----------
+    time_ns : int64, shape (instants,)
+        When each instant of ``accounts`` began.
+    accounts : dict of str to int64, shape (instants,)
+        Category → bytes.
+    start_ns : int
+        What `StepAccount.start_s` counts from.
+    """
+    total = sum(accounts.values(), np.zeros(len(time_ns), np.int64))
+    ends = {p.step: p.end_ns for p in phases if p.name == "optimizer"}
+    rows, begin = [], min((p.begin_ns for p in phases), default=0)
+    for step, end in sorted(ends.items()):
+        first = max(0, int(np.searchsorted(time_ns, begin, side="right")) - 1)
+        last = max(first, int(np.searchsorted(time_ns, end, side="right")) - 1)
+        top = first + int(np.argmax(total[first : last + 1]))
+        rows.append(
+            StepAccount(
+                step=step,
+                start_s=round((begin - start_ns) / 1e9, 6),
+                end_s=round((end - start_ns) / 1e9, 6),
+                peak_bytes=int(total[top]),
+                end_bytes=int(total[last]),
+                peak=_at(accounts, top),
+                end=_at(accounts, last),
+                peak_phase=_phase_at(phases, int(time_ns[top])),
+            )
+        )
+        begin = end
+    return tuple(rows)
+
+
+def _at(accounts: dict[str, Ints], instant: int) -> dict[str, int]:
+    return {c: int(column[instant]) for c, column in accounts.items() if column[instant]}
+
+
+def _phase_at(phases: tuple[PhaseSpan, ...], time_ns: int) -> str:
+    i = bisect_right([p.begin_ns for p in phases], time_ns) - 1
+    return phases[i].name if i >= 0 and time_ns <= phases[i].end_ns else ""
+
+
+def unused_graphs(marks: tuple[Mark, ...], ledger: Ledger, attribution: Attribution, device: str) -> list[Observation]:
+    """Root forwards under autograd whose graph no backward ran through, and the most that one of them saved.
+
+    A storage that a graph saved was used when the graph let go of it after a backward, or when it was claimed by the walk that
+    precedes a backward: the claim's next mark is then the beginning of that backward.
+    """
+    forwards = _root_forwards(marks)
+    borders = [m.time_ns for m in marks if m.kind != "module"]
+    begins = [m.kind == "backward" and m.begin for m in marks if m.kind != "module"]
+
+    def used(claim: Claim) -> bool:
+        following = bisect_right(borders, claim.time_ns)
+        return claim.category == RELEASED or (following < len(borders) and begins[following])
+
+    ends = [end for _, end in forwards]
+    saved = dict.fromkeys(range(len(forwards)), 0)
+    good: set[int] = set()
+    for row, claims in attribution.claims.items():
+        graph = [c for c in claims if c.category in ("activations", RELEASED)]
+        if not graph or ledger.born[row] == 0:
+            continue
+        forward = bisect_right(ends, graph[0].time_ns) - 1  # the graph is read when the root module has returned
+        if forward < 0 or int(ledger.time_ns[ledger.born[row]]) < forwards[forward][0]:
+            continue
+        if any(map(used, graph)):
+            good.add(forward)
+        saved[forward] += int(ledger.bytes[row])
+    unused = [count for forward, count in saved.items() if count and forward not in good]
+    return [Observation("unused_graph", max(unused), count=len(unused), device=device)] if unused else []
+
+
+def _root_forwards(marks: tuple[Mark, ...]) -> list[tuple[int, int]]:
+    """Begin and end of each root forward under autograd that is not inside a backward."""
+    found, begin, backwards = [], None, 0
+    for mark in marks:
+        if mark.kind == "backward":
+            backwards += 1 if mark.begin else -1
+        elif mark.kind == "forward" and not backwards:
+            if mark.begin:
+                begin = mark.time_ns if mark.grad else None
+            elif begin is not None:
+                found.append((begin, mark.time_ns))
+                begin = None
+    return found

@@ -1,0 +1,202 @@
+"""Each rule on a hand-made report: it speaks at its threshold and is silent just below. The programs that make such reports
+happen are in `test_findings_programs`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ipyvram.findings import find
+from ipyvram.findings.batch import AFTER_TRACE
+from ipyvram.findings.worth import code
+from ipyvram.recording import Observation
+from ipyvram.report import StepAccount, TensorRow
+from tests.made import MIB, report
+
+GIB = 2**30
+
+
+def kinds(made) -> list[str]:
+    return [f.kind for f in find(made)]
+
+
+def text(made, kind: str) -> str:
+    return next(f.text for f in find(made) if f.kind == kind)
+
+
+def step(number: int, peak: int, end: int = 0, phase: str = "backward", **categories: int) -> StepAccount:
+    held = categories or {"activations": peak}
+    return StepAccount(number, number - 1.0, float(number), peak, end, held, held | {"outputs": end}, phase)
+
+
+def steps(*pairs: tuple[int, int]):
+    return tuple(step(i, peak, end) for i, (peak, end) in enumerate(pairs, 1))
+
+
+def seen(kind: str, bytes_: int, **fields) -> tuple[Observation, ...]:
+    return (Observation(kind, bytes_, **fields),)
+
+
+def cuda(**fields):
+    """1 GiB of tensors on a card of 8 GiB of which `card` says the rest."""
+    card = {"cache": 0, "context": 0, "other_processes": 0} | fields.pop("card", {})
+    peak = fields.pop("peak", {"parameters": GIB})
+    left = 8 * GIB - sum(peak.values()) - sum(card.values())
+    defaults = {"device": "cuda:0", "card_bytes": 8 * GIB, "device_bytes": 8 * GIB, "card": card | {"free": left}}
+    return report(peak, **defaults | fields)
+
+
+def row(bytes_: int, category: str, name: str = "", shape: tuple[int, ...] | None = None) -> TensorRow:
+    return TensorRow(bytes_, category, name, shape=shape)
+
+
+#: kind → (a report that triggers it, a near miss, what the sentence must contain)
+CASES = {
+    "traceback": (
+        report(observations=seen("traceback", 3 * MIB, name="KeyError")),
+        report(observations=seen("traceback", 1 * MIB, name="KeyError")),  # 1 % of the peak
+        ("3.00 MiB", "KeyError", "%vram free --traceback"),
+    ),
+    "out": (
+        report(observations=seen("out", 5 * MIB, name="Out[10], _10")),
+        report(observations=seen("out", 2**15, name="Out[10], _10")),
+        ("`Out[10]`, `_10` hold", "5.00 MiB", "%vram free --out"),
+    ),
+    "old_model": (
+        report(observations=seen("old_model", 50 * MIB, name="model", holder="optimizer")),
+        report(observations=seen("old_model", 1 * MIB, name="model", holder="optimizer")),
+        ("previous `model` (50.0 MiB)", "held by `optimizer`"),
+    ),
+    "orphan_optimizer": (
+        report(observations=seen("orphan_optimizer", 100, name="optimizer", count=6)),
+        report(),
+        ("`optimizer` updates 6 parameters (100 B) of no live model",),
+    ),
+    "graphs": (
+        report(observations=seen("graphs", 30 * MIB, name="losses", count=9)),
+        report(observations=seen("graphs", 30 * MIB, name="loss", count=1)),
+        ("`losses` keeps 9 autograd graphs alive, 30.0 MiB", "loss.item()"),
+    ),
+    "unused_graph": (
+        report(observations=seen("unused_graph", 5 * MIB, count=8)),
+        report(observations=seen("unused_graph", 5 * MIB, count=1)),
+        ("5.00 MiB a forward", "no_grad"),
+    ),
+    "second_step": (
+        report(step_accounts=(step(1, 100 * MIB), step(2, 110 * MIB, optimizer_state=8 * MIB, activations=102 * MIB))),
+        report(step_accounts=(step(1, 100 * MIB), step(2, 110 * MIB, activations=110 * MIB))),  # a larger batch
+        ("10.0 MiB above step 1", "8.00 MiB more"),
+    ),
+    "first_step": (
+        report(step_accounts=steps((60 * MIB, 0), (40 * MIB, 0)), environment={"cudnn_benchmark": "True"}),
+        report(step_accounts=steps((60 * MIB, 0), (40 * MIB, 0))),  # nobody asked cuDNN to search
+        ("60.0 MiB", "40.0 MiB", "cudnn.benchmark"),
+    ),
+    "growth": (
+        report(step_accounts=steps((1, 0), (1, 4 * MIB), (1, 8 * MIB))),
+        report(step_accounts=steps((1, 0), (1, 4 * MIB), (1, 4 * MIB))),  # once is not a trend
+        ("grows 4.00 MiB a step", "mostly outputs (100 %)"),
+    ),
+    "fragmentation": (
+        cuda(card={"cache": GIB // 4}),
+        cuda(card={"cache": GIB // 4 - 1}),
+        ("256 MiB of the 1.25 GiB reserved (20 %)", "expandable_segments:True"),
+    ),
+    "retries": (cuda(allocator={"retries": 7}), cuda(allocator={"retries": 0}), ("7 times",)),
+    "reconcile": (
+        cuda(card={"cache": GIB // 8, "context": GIB // 4}),
+        cuda(card={"cache": GIB // 8, "context": GIB // 8}),
+        ("1.38 GiB = 1.00 GiB tensors + 128 MiB cache + 256 MiB context",),
+    ),
+    "process": (
+        cuda(observations=seen("process", GIB, name="python", count=4242, holder="other")),
+        cuda(observations=seen("process", GIB // 4, name="python", count=4242, holder="other")),
+        ("`python` (PID 4242), holds 1.00 GiB",),
+    ),
+    "workers": (
+        cuda(observations=seen("process", GIB, name="python", count=9, holder="worker")),
+        cuda(observations=seen("process", MIB, name="python", count=9, holder="worker")),
+        ("1 child processes", "DataLoader"),
+    ),
+    "spill": (
+        cuda(peak_reserved_bytes=9 * GIB),
+        cuda(peak_reserved_bytes=8 * GIB),
+        ("1.00 GiB more than the card has", "system RAM"),
+    ),
+    "empty_cache": (
+        cuda(observations=seen("empty_cache", 64 * MIB), allocator={"allocated": GIB}),
+        cuda(observations=seen("empty_cache", 64 * MIB), allocator={"allocated": 0}),  # it did all that was wanted
+        ("gave 64.0 MiB", "1.00 GiB of live tensors stay"),
+    ),
+    "pinned_host": (
+        cuda(observations=seen("pinned_host", GIB)),
+        cuda(observations=seen("pinned_host", GIB - 1)),
+        ("host RAM",),
+    ),
+    "idle_gpu": (
+        report(steps=3, environment={"idle_gpu": "a GPU"}),
+        report(steps=0, environment={"idle_gpu": "a GPU"}),
+        ("a GPU stood idle",),
+    ),
+    "lever": (
+        report({"activations": 5, "other": 5}, steps=1, tensors_at_peak=(row(1, "inputs", shape=(4, 3)),)),
+        report({"activations": 4, "other": 6}, steps=1, tensors_at_peak=(row(1, "inputs", shape=(4, 3)),)),
+        ("50 % of the peak, 1 B for each of 4 samples",),
+    ),
+    "after_trace": (
+        report(tensors_at_peak=(row(9, "other", AFTER_TRACE),)),
+        report(tensors_at_peak=(row(9, "other", "x"),)),
+        ("9 B of it have no category",),
+    ),
+    "optimizer_temporaries": (
+        report({"parameters": 9, "temporaries": 1}, peak_phase="optimizer"),
+        report({"parameters": 9, "temporaries": 1}, peak_phase="backward"),
+        ("1 B of temporaries", "foreach=False"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_speaks_at_its_threshold(kind):
+    made, _, parts = CASES[kind]
+    for part in parts:
+        assert part in text(made, kind)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_is_silent_below_it(kind):
+    assert kind not in kinds(CASES[kind][1])
+
+
+def test_the_other_lever():
+    made = report({"parameters": 5, "optimizer_state": 1, "activations": 4}, steps=1)
+    assert "a smaller batch will hardly help" in text(made, "lever")
+
+
+def test_a_plain_report_has_nothing_to_say():
+    assert find(report({"parameters": 10, "temporaries": 10, "outputs": 10})) == ()
+
+
+def test_most_bytes_first():
+    everything = [made for made, _, _ in CASES.values()]
+    observations = tuple(o for made in everything for o in made.observations)
+    found = find(replace(everything[0], observations=observations))
+    assert len(found) >= 6
+    assert [f.bytes for f in found] == sorted((f.bytes for f in found), reverse=True)
+
+
+def test_observations_of_another_device_are_not_ours():
+    assert kinds(report(observations=seen("out", GIB, name="_", device="cuda:1"))) == []
+    assert kinds(report(observations=seen("out", GIB, name="_", device="cpu"))) == ["out"]
+
+
+def test_an_odd_step_hides_no_trend_and_makes_none():
+    growing = steps((1, 0), (1, 10 * MIB), (1, 13 * MIB), (1, 16 * MIB))
+    assert "grows 3.00 MiB" in text(report(step_accounts=growing), "growth")
+    assert kinds(report(step_accounts=steps((1, 0), (1, 10 * MIB), (1, 13 * MIB), (1, 13 * MIB)))) == []
+
+
+def test_names_are_set_as_code_and_cut():
+    assert code("Out[1], _") == "`Out[1]`, `_`"
+    assert len(code("x" * 500)) == 62
