@@ -271,6 +271,9 @@ class Run:
             found["ipython"] = str(sys.modules["IPython"].__version__)
         if self._phases.optimizers:
             found["optimizer"] = self._phases.optimizers[0]
+            found["optimizer_implementation"] = self._phases.implementation
+        if torch.backends.cudnn.benchmark:
+            found["cudnn_benchmark"] = "True"
 
         def cuda() -> None:
             if torch.version.cuda and torch.cuda.is_available():

@@ -150,8 +150,8 @@ CASES = {
         ("9 B of it have no category",),
     ),
     "optimizer_temporaries": (
-        report({"parameters": 9, "temporaries": 1}, peak_phase="optimizer"),
-        report({"parameters": 9, "temporaries": 1}, peak_phase="backward"),
+        report({"parameters": 9, "temporaries": 1}, peak_phase="optimizer", device="cuda:0"),
+        report({"parameters": 9, "temporaries": 1}, peak_phase="optimizer", device="cpu"),
         ("1 B of temporaries", "foreach=False"),
     ),
 }  # fmt: skip
@@ -172,6 +172,20 @@ def test_is_silent_below_it(kind):
 def test_the_other_lever():
     made = report({"parameters": 5, "optimizer_state": 1, "activations": 4}, steps=1)
     assert "a smaller batch will hardly help" in text(made, "lever")
+
+
+@pytest.mark.parametrize(
+    ("device", "implementation", "said"),
+    [("cuda:0", "fused", False), ("cuda:0", "for-loop", False), ("cpu", "foreach", True), ("cuda:0", "foreach", True)],
+)
+def test_only_foreach_optimizers_have_temporaries_to_save(device, implementation, said):
+    environment = {"optimizer_implementation": implementation}
+    made = report({"parameters": 9, "temporaries": 1}, peak_phase="optimizer", device=device, environment=environment)
+    assert ("optimizer_temporaries" in kinds(made)) is said
+
+
+def test_optimizer_temporaries_matter_in_the_optimizer_only():
+    assert kinds(report({"parameters": 9, "temporaries": 1}, peak_phase="backward", device="cuda:0")) == []
 
 
 def test_a_plain_report_has_nothing_to_say():

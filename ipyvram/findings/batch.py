@@ -65,12 +65,22 @@ def _after_trace(report: Report) -> Iterator[Finding]:
 
 def _optimizer_temporaries(report: Report) -> Iterator[Finding]:
     temporaries = report.peak["temporaries"]
-    if report.peak_phase == "optimizer" and temporaries >= TEMPORARIES_SHARE * report.peak_bytes > 0:
+    if (
+        report.peak_phase == "optimizer"
+        and optimizer_is_foreach(report)
+        and temporaries >= TEMPORARIES_SHARE * report.peak_bytes > 0
+    ):
         text = (
             f"The optimizer step is the peak, with {format_bytes(temporaries)} of temporaries: "
             "foreach=False or fused=True in the optimizer avoids them."
         )
         yield Finding("optimizer_temporaries", text, temporaries)
+
+
+def optimizer_is_foreach(report: Report) -> bool:
+    """Whether the optimizer updates all parameters at once, with temporaries of their size: torch's default on CUDA."""
+    default = "foreach" if report.device.startswith("cuda") else "for-loop"
+    return report.environment.get("optimizer_implementation", default) == "foreach"
 
 
 RULES: tuple[Rule, ...] = (_idle_gpu, _lever, _after_trace, _optimizer_temporaries)

@@ -53,6 +53,7 @@ class Phases:
         self.marks: list[Mark] = []
         self.steps = 0
         self.optimizers: list[str] = []
+        self.implementation = ""  #: of the first optimizer: ``foreach``, ``fused`` or ``for-loop``
         self._leader: int | None = None
         self._depth = threading.local()
         self._paths: dict[int, str] = {}
@@ -206,12 +207,23 @@ class Phases:
         if self._leader is None:
             self._leader = id(optimizer)  # with several optimizers, the first one counts the steps
             self.optimizers.append(type(optimizer).__name__)
+            self.implementation = _implementation(optimizer)
         if self.tracing:
             self._mark("optimizer", False, type(optimizer).__name__)
             self._guard("optimizer", lambda: self._owners.optimizer(optimizer))
         if id(optimizer) == self._leader:
             self.steps += 1
             self._guard("optimizer", lambda: self._on_step(self.steps))
+
+
+def _implementation(optimizer: torch.optim.Optimizer) -> str:
+    """How an optimizer goes through its parameters: torch's own default is foreach where all are on CUDA."""
+    group = optimizer.param_groups[0] if optimizer.param_groups else {}
+    if group.get("fused"):
+        return "fused"
+    if group.get("foreach") is not None or "foreach" not in group:
+        return "foreach" if group.get("foreach") else "for-loop"
+    return "foreach" if all(p.device.type == "cuda" for p in group["params"]) else "for-loop"
 
 
 class _AlwaysDebug:
