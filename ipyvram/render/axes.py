@@ -62,16 +62,26 @@ class TimeAxis:
         return p.left + min(1.0, max(0.0, part)) * (p.right - p.left)
 
 
-#: Steps that differ more than this in duration are each drawn equally wide.
+#: Steps that differ more than this in duration are not drawn to one scale.
 UNEVEN = 4.0
+
+#: Then a stretch's width grows with this power of its duration: a slow first step no longer hides the others.
+_COMPRESSION = 0.3
 
 
 def spread(bounds: Sequence[float], left: float, right: float) -> list[Piece]:
-    """Pieces between ``bounds``: one scale for all, or equal widths where a slow first step would hide the others."""
+    """Pieces between ``bounds`` (the start, where steps begin, the end): one scale for all, unless they are too uneven."""
     lengths = [b - a for a, b in itertools.pairwise(bounds)]
-    if len(lengths) < 2 or min(lengths) <= 0 or max(lengths) / min(lengths) <= UNEVEN:
+    steps = [n for n in lengths[1:] if n > 0] or lengths
+    if len(lengths) < 2 or max(lengths) <= UNEVEN * min(steps):
         return [Piece(bounds[0], bounds[-1], left, right)]
-    width = (right - left) / len(lengths)
+    weights = [n**_COMPRESSION if n > 0 else 0.0 for n in lengths]
+    weights[0] = min(
+        weights[0], min(n for n in weights[1:] if n > 0) / 2
+    )  # what comes before the steps is of least interest
+    edges = [left + (right - left) * part / sum(weights) for part in itertools.accumulate(weights, initial=0.0)]
     return [
-        Piece(a, b, left + i * width, left + (i + 1) * width) for i, (a, b) in enumerate(itertools.pairwise(bounds))
+        Piece(a, b, x, y)
+        for (a, b), (x, y) in zip(itertools.pairwise(bounds), itertools.pairwise(edges), strict=True)
+        if b > a
     ]

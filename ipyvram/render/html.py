@@ -26,13 +26,14 @@ from ipyvram.render.markup import (
     table,
 )  # fmt: skip
 from ipyvram.render.palette import ALL_COLOURS, CATEGORIES, COLOURS
+from ipyvram.render.scene import HEIGHT, WIDTH
 from ipyvram.render.summary import Line, Summary, summarise, tensor_words
-from ipyvram.render.timeline import HEIGHT, WIDTH, sentence, timeline
+from ipyvram.render.timeline import sentence, timeline
 from ipyvram.report import LABELS, GroupRow, Report
 from ipyvram.units import format_bytes, format_share
 
 #: Rows of the folded tables; the rest is told as one line. Instants kept in the picture.
-TENSOR_ROWS, GROUP_ROWS, POINTS = 24, 14, 240
+TENSOR_ROWS, GROUP_ROWS, POINTS = 24, 14, 800
 
 
 def html(report: Report) -> str:
@@ -86,9 +87,16 @@ def _script(root: str) -> str:
 
 def _account(report: Report) -> str:
     s = summarise(report)
-    return "".join(
-        [_head(s, report), _trouble(s), _bar(s), _table(s), _picture(report), _findings(s, report), _folded(s, report)]
-    )
+    parts = [
+        _head(s, report),
+        _trouble(s),
+        _bar(s),
+        _table(s),
+        _picture(report),
+        _findings(s, report),
+        _folded(s, report),
+    ]
+    return f'<div class="r">{"".join(parts)}</div>'
 
 
 def _other(report: Report) -> str:
@@ -157,14 +165,15 @@ def _row(line: Line) -> list[str]:
 
 
 def _picture(report: Report) -> str:
-    svg = timeline(report)
+    svg, legend = timeline(report)
     if not svg:
         return ""
     data = base64.b64encode(svg.encode()).decode()
-    look = style("display:block", "max-width:100%", "height:auto", "margin:4px 0")
+    look = style("display:block", "max-width:100%", "height:auto", "margin:6px 0 0")
+    words = f"<div{style('font-size:12px', MUTED, 'margin:0 0 6px')}>{escape(legend)}</div>" if legend else ""
     return (
         f'<div class="p"><img alt="{escape(sentence(report))}" src="data:image/svg+xml;base64,{data}" '
-        f'width="{WIDTH}" height="{HEIGHT}"{look}></div>'
+        f'width="{WIDTH}" height="{HEIGHT}"{look}></div>{words}'
     )
 
 
@@ -214,7 +223,7 @@ def _tensors(report: Report) -> str:
         label = f"{swatch(COLOURS[row.category])} {escape(LABELS[row.category])}"
         count = f" ×{row.count}" if row.count > 1 and "smaller" not in name else ""
         cells.append([escape(name) + count, format_bytes(row.bytes), label, escape(where), escape(shape)])
-    return folded("Largest tensors at the peak", table("Largest tensors at the peak", columns, cells))
+    return folded("Largest tensors at the peak", table("Largest tensors at the peak", columns, cells, lean=True))
 
 
 def _groups(title: str, key: str, otherwise: str, rows: Sequence[GroupRow], total: int) -> str:
@@ -234,4 +243,4 @@ def _groups(title: str, key: str, otherwise: str, rows: Sequence[GroupRow], tota
             words += f" <code{style('font-size:12px', 'background:none')}>{escape(row.source)}</code>"
         share = meter(row.bytes / total if total else 0, COLOURS[top]) + format_share(row.bytes, total)
         cells.append([words, format_bytes(row.bytes), share, escape(LABELS[top])])
-    return folded(f"{title}", table(f"{title} at the peak", columns, cells))
+    return folded(f"{title}", table(f"{title} at the peak", columns, cells, lean=True))

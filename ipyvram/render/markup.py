@@ -81,53 +81,51 @@ class Column(NamedTuple):
     wrap: bool = False  #: long text that may break
 
 
-_CELL = "padding:2px 16px 2px 0;border:none;vertical-align:baseline;"
+_CELL = "padding:2px 14px 2px 0;border:none;vertical-align:baseline;"
 
 
-def table(
-    caption: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], *, visible_caption: bool = False
-) -> str:
+def table(caption: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], *, lean: bool = False) -> str:
     """A table of ready markup; the first column of each row is its header.
 
     Parameters
     ----------
     caption : str
-        Plain text, for screen readers; seen where ``visible_caption`` is set.
+        Plain text, for screen readers.
     rows : iterable of sequences of str
         Cells as markup: escape what is text.
+    lean : bool
+        Inline styles for the alignment only: a third of the size, for long tables that are folded away.
     """
-    looks = [_look(column) for column in columns]
-    heads = "".join(
-        f'<th scope="col"{style(look + "font-weight:600")}>{escape(c.title)}</th>'
-        for c, look in zip(columns, (_look(c, head=True) for c in columns), strict=True)
-    )
+    look = _lean if lean else _full
+    heads = "".join(f'<th scope="col"{style(look(c, True))}>{escape(c.title)}</th>' for c in columns)
+    looks = [style(look(column, False)) for column in columns]
     body = "".join(
         "<tr>"
         + "".join(
-            f'<th scope="row"{style(look + "font-weight:500")}>{cell}</th>'
+            f'<th scope="row"{look.replace(chr(34), chr(34) + "font-weight:500;", 1)}>{cell}</th>'
             if i == 0
-            else f"<td{style(look)}>{cell}</td>"
+            else f"<td{look}>{cell}</td>"
             for i, (look, cell) in enumerate(zip(looks, row, strict=True))
         )
         + "</tr>"
         for row in rows
     )
-    hidden = (
-        "" if visible_caption else style("height:0", "overflow:hidden", "font-size:0", "line-height:0", "padding:0")
-    )
-    if visible_caption:
-        hidden = style("text-align:left", "padding:0 0 2px", MUTED)
+    hidden = style("height:0", "overflow:hidden", "font-size:0", "line-height:0", "padding:0")
     return (
-        f"<table{style('border-collapse:collapse', 'margin:0', 'font-size:13px', 'border:none')}>"
+        f"<table{style('border-collapse:collapse', 'margin:0', 'font-size:13px', 'border:none', 'color:inherit')}>"
         f"<caption{hidden}>{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
     )
 
 
-def _look(column: Column, head: bool = False) -> str:
+def _full(column: Column, head: bool) -> str:
     align = "text-align:right;" if column.numeric else "text-align:left;"
     wrap = "" if column.wrap and not head else "white-space:nowrap;"
-    size = "font-size:12px;" + MUTED + ";" if head else MUTED + ";" if column.muted else ""
-    return _CELL + align + wrap + size
+    size = f"font-size:12px;font-weight:600;{MUTED}" if head else MUTED if column.muted else ""
+    return (_CELL + align + wrap + size).rstrip(";")
+
+
+def _lean(column: Column, head: bool) -> str:
+    return "text-align:right" if column.numeric else "text-align:left"
 
 
 def folded(summary: str, content: str) -> str:

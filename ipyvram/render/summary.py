@@ -82,9 +82,9 @@ class Summary:
 def summarise(report: Report) -> Summary:
     """Put a report into words."""
     lines = tuple(line for line in map(_liner(report), CATEGORIES) if line.start or line.peak or line.end)
-    shown = {line.category for line in lines}
     remarks, over = _remarks(report)
-    bar = tuple((c, n) for c, n in (report.peak | report.card).items() if n > 0)
+    shown = {line.category for line in lines}
+    bar, total = _bar(report)
     return Summary(
         title=report.label or _untitled(report),
         context=_context(report),
@@ -94,7 +94,7 @@ def summarise(report: Report) -> Summary:
         remarks=remarks,
         over_limit=over,
         bar=bar,
-        bar_total=max(report.card_bytes or 0, sum(n for _, n in bar)),
+        bar_total=total,
         sums=_sums(report),
         lines=lines,
         zeros=tuple(LABELS[c] for c in CATEGORIES if c not in shown),
@@ -187,6 +187,23 @@ def _limit(limit: int, card: int) -> str:
     )
 
 
+#: Where the cell takes less than this share of its card, the bar is of the cell alone: on the card it would be a line.
+_BAR_OF_PEAK = 0.02
+
+
+def _bar(report: Report) -> tuple[tuple[tuple[str, int], ...], int]:
+    """The parts of the bar, and what its whole length stands for."""
+    parts = report.peak if _tiny(report) else report.peak | report.card
+    bar = tuple((c, n) for c, n in parts.items() if n > 0)
+    total = sum(n for _, n in bar)
+    return bar, total if _tiny(report) else max(report.card_bytes or 0, total)
+
+
+def _tiny(report: Report) -> bool:
+    taken = sum(report.card.values()) - report.card.get("free", 0) + report.peak_bytes
+    return bool(report.card_bytes) and taken < _BAR_OF_PEAK * (report.card_bytes or 0)
+
+
 def _sums(report: Report) -> str:
     peak = format_bytes(report.peak_bytes)
     if not report.card:
@@ -198,7 +215,7 @@ def _sums(report: Report) -> str:
         for name, count in report.card.items()
         if name != "cache" and (count or name == "free")
     ]
-    return " · ".join(parts)
+    return " · ".join([*parts, "the bar is the peak alone"] if _tiny(report) else parts)
 
 
 def _sources(report: Report) -> str:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from ipyvram.render.markup import clean
 from ipyvram.render.palette import CARD_LETTERS, CARD_LETTERS_ASCII, COLOURS, LETTERS, STACK
+from ipyvram.render.scene import columns
 from ipyvram.render.summary import Line, Summary, group_words, summarise, tensor_words
-from ipyvram.render.timeline import columns
 from ipyvram.report import Report
 from ipyvram.units import format_bytes, format_duration, format_share
 
