@@ -226,6 +226,14 @@ class Blocks:
         self.reserved -= segment.size
         return segment
 
+    def release_unused_space(self, address: int) -> None:
+        """Give back the address space of an expandable segment if no memory backs any of it."""
+        found = self.segment_of(address)
+        if found is not None and self.unmapped.get(found[0]) == found[1].size:
+            start, space = found
+            del self.unmapped[start], self._unmapped_by_end[start + space.size]
+            self._forget(start)
+
     def _forget(self, address: int) -> None:
         del self.segments[address]
         del self._starts[bisect_left(self._starts, address)]

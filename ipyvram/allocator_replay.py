@@ -7,6 +7,7 @@ counted and then followed, so that one does not cause the next.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipyvram.allocator_blocks import SHARED, Blocks, Live, Pool, is_small
-from ipyvram.allocator_rules import LARGE_SEGMENT, SMALL_SEGMENT, Settings, segment_size
-from ipyvram.allocator_undo import undo
+from ipyvram.allocator_ranges import cause
+from ipyvram.allocator_rules import SMALL_SEGMENT, Settings
+from ipyvram.allocator_undo import ADDRESS_SPACE, Start, undo
 from ipyvram.recording import Action, Block, Events, Segment, Trace
 
 Ints = NDArray[np.int64]
@@ -72,19 +74,19 @@ def replay_events(
     events: Events, segments_end: Sequence[Segment], settings: Settings, hints: Mapping[int, Block]
 ) -> TraceReplay:
     """Replay the events that led to ``segments_end``; see `allocator_undo.undo` for ``hints``."""
-    blocks, baseline = undo(events, segments_end, settings, hints)
-    allocated, reserved = blocks.allocated, blocks.reserved
-    follower = _Follower(blocks, settings, events, segments_end)
+    start = undo(events, segments_end, settings, hints)
+    allocated, reserved = start.blocks.allocated, start.blocks.reserved
+    follower = _Follower(start, settings, events, segments_end)
     block_bytes, reserved_after = follower.follow()
     return TraceReplay(
         block_bytes=block_bytes,
-        baseline=baseline,
+        baseline=start.in_use,
         allocated_start=allocated,
         reserved_start=reserved,
         reserved=reserved_after,
         address_mismatches=follower.address_mismatches,
         segment_mismatches=follower.segment_mismatches,
-        final_mismatches=_differences(blocks, segments_end),
+        final_mismatches=_differences(start.blocks, segments_end),
     )
 
 
@@ -100,11 +102,13 @@ def _differences(blocks: Blocks, segments_end: Sequence[Segment]) -> int:
 class _Follower:
     """Applies events to blocks, comparing each with what the model would do."""
 
-    def __init__(self, blocks: Blocks, settings: Settings, events: Events, segments_end: Sequence[Segment]) -> None:
-        self.blocks, self.settings, self.events = blocks, settings, events
+    def __init__(self, start: Start, settings: Settings, events: Events, segments_end: Sequence[Segment]) -> None:
+        self.blocks, self.settings, self.events = start.blocks, settings, events
+        self._spaces = start.spaces
         self.rounded: list[int] = settings.round_all(events.size).tolist()
         self.address_mismatches = self.segment_mismatches = 0
         self._private = {s.address: s.private_pool for s in segments_end if s.private_pool != SHARED}
+        self._fresh: tuple[int, int] | None = None  # the free block that a new segment has just made
         self._lost: dict[int, int] = {}  # blocks that could not be placed → their size
 
     def follow(self) -> tuple[Ints, Ints]:
@@ -139,7 +143,8 @@ class _Follower:
     def _alloc(self, i: int, address: int, stream: int, requested: int) -> int:
         rounded, blocks = self.rounded[i], self.blocks
         pool = self._pool(rounded, stream, address)
-        fit = blocks.find(pool, rounded, self.settings)
+        fit = self._fresh or blocks.find(pool, rounded, self.settings)
+        self._fresh = None
         if fit is None or fit[0] != address:
             self.address_mismatches += 1
             return self._force(address, rounded, requested)
@@ -182,24 +187,20 @@ class _Follower:
 
     # -- segments ----------------------------------------------------------------------------------------------------
 
-    def _cause(self, i: int) -> tuple[int, int] | None:
-        """Rounded size and stream of the allocation that a new segment is for."""
-        action = self.events.action
-        for j in range(i + 1, len(action)):
-            if action[j] == Action.ALLOC:
-                return self.rounded[j], int(self.events.stream[j])
-            if action[j] in (Action.FREE_REQUESTED, Action.OOM):
-                break
-        return None
+    def _wanted(self, i: int) -> int | None:
+        """Rounded size of the allocation that a new segment is for."""
+        j = cause(self.events, i)
+        return None if j is None else self.rounded[j]
 
     def _segment_alloc(self, i: int, address: int, stream: int, size: int) -> int:
-        cause = self._cause(i)
-        pool = self._pool(cause[0] if cause else size - SMALL_SEGMENT, stream, address)
-        if cause is not None:
-            missed = self.blocks.find(pool, cause[0], self.settings) is None
-            self.segment_mismatches += not missed or segment_size(cause[0]) != size
+        wanted = self._wanted(i)
+        pool = self._pool(size - SMALL_SEGMENT if wanted is None else wanted, stream, address)
+        if wanted is not None:
+            missed = self.blocks.find(pool, wanted, self.settings) is None
+            self.segment_mismatches += not missed or self.settings.segment_size(wanted) != size
         self.blocks.reserve(address, size, pool)
-        self.blocks.add_free(address, size, pool)
+        fresh = self.blocks.add_free(address, size, pool)
+        self._fresh = None if wanted is None else fresh
         return size
 
     def _segment_free(self, i: int, address: int, stream: int, size: int) -> int:
@@ -210,25 +211,29 @@ class _Follower:
         return size
 
     def _segment_map(self, i: int, address: int, stream: int, size: int) -> int:
-        cause = self._cause(i)
+        wanted = self._wanted(i)
         segment = self.blocks.segment_of(address)
         if segment is None:
-            pool = self._pool(cause[0] if cause else size % LARGE_SEGMENT, stream, address)
-            self.blocks.reserve(address, 1 << 40, pool, expandable=True)
+            pool = self._pool(size % self.settings.large_segment if wanted is None else wanted, stream, address)
+            following = bisect_right(self._spaces, address)
+            end = self._spaces[following] if following < len(self._spaces) else address + ADDRESS_SPACE
+            self.blocks.reserve(address, end - address, pool, expandable=True)
         else:
             pool = segment[1].pool
-        if cause is not None:
-            granule = SMALL_SEGMENT if pool.small else LARGE_SEGMENT
-            expected = -(-(cause[0] - self.blocks.free_before(address)) // granule) * granule
+        if wanted is not None:
+            granule = self.settings.granule(pool.small)
+            expected = -(-(wanted - self.blocks.free_before(address)) // granule) * granule
             room = self.blocks.unmapped.get(address, 0)
-            missed = self.blocks.find(pool, cause[0], self.settings) is None
+            missed = self.blocks.find(pool, wanted, self.settings) is None
             self.segment_mismatches += not missed or size != min(expected, room)
-        self.blocks.map(address, size)
+        fresh = self.blocks.map(address, size)
+        self._fresh = fresh if wanted is not None and fresh[1] >= wanted else None
         return size
 
     def _segment_unmap(self, i: int, address: int, stream: int, size: int) -> int:
         try:
             self.blocks.unmap(address, size)
+            self.blocks.release_unused_space(address)
         except ValueError:
             self.segment_mismatches += 1
         return size

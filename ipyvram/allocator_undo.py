@@ -8,37 +8,55 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
 
 import numpy as np
 
-from ipyvram.allocator_blocks import SHARED, Blocks, Live
-from ipyvram.allocator_rules import LARGE_SEGMENT, SMALL_SEGMENT, SMALL_SIZE, Settings
+from ipyvram.allocator_blocks import Blocks, Live
+from ipyvram.allocator_ranges import Ranges, pool_key
+from ipyvram.allocator_rules import SMALL_SIZE, Settings
 from ipyvram.recording import Action, Block, Events, Segment
 
-_ADDRESS_SPACE = 1 << 40  # of an expandable segment: more than any card, so that its end is never reached
+ADDRESS_SPACE = 1 << 40  #: of an expandable segment: more than any card, so that its end is never reached
 
 
-def undo(
-    events: Events, segments_end: Sequence[Segment], settings: Settings, hints: Mapping[int, Block]
-) -> tuple[Blocks, tuple[Block, ...]]:
-    """Blocks and segments from which ``events`` lead to ``segments_end``, and those of them that are in use.
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """The state from which events lead to known segments.
+
+    Attributes
+    ----------
+    blocks : Blocks
+    in_use : tuple of Block
+        Blocks that are live or awaited by another stream.
+    spaces : tuple of int
+        Where address spaces of expandable segments, and other segments, begin; sorted.
+    """
+
+    blocks: Blocks
+    in_use: tuple[Block, ...]
+    spaces: tuple[int, ...]
+
+
+def undo(events: Events, segments_end: Sequence[Segment], settings: Settings, hints: Mapping[int, Block]) -> Start:
+    """The state from which ``events`` lead to ``segments_end``.
 
     Parameters
     ----------
     hints : mapping of int to Block
         Blocks whose size at the start is known, by address.
     """
-    start = _Start(events, settings, hints)
-    start.build(segments_end)
-    return start.blocks, tuple(start.in_use)
+    undoing = _Undoing(events, settings, hints)
+    undoing.build(segments_end)
+    return Start(undoing.blocks, tuple(undoing.in_use), tuple(undoing.spaces))
 
 
-class _Start:
+class _Undoing:
     def __init__(self, events: Events, settings: Settings, hints: Mapping[int, Block]) -> None:
         self.events, self.settings, self.hints = events, settings, hints
         self.blocks = Blocks()
         self.in_use: list[Block] = []
+        self.spaces: list[int] = []
         allocs = np.flatnonzero(events.action == Action.ALLOC)
         order = np.argsort(events.address[allocs], kind="stable")
         self._alloc_at, self._alloc_index = events.address[allocs][order], allocs[order]
@@ -47,9 +65,9 @@ class _Start:
     def build(self, segments_end: Sequence[Segment]) -> None:
         live = self._live_before(segments_end)
         occupied = sorted(live)
-        ranges = _ranges_before(self.events, segments_end)
-        self._reserve_expandable([*ranges, *segments_end])
-        for segment in ranges:
+        ranges = Ranges(self.events, self.settings, segments_end)
+        self._reserve_spaces(ranges)
+        for segment in ranges.before:
             low, high = (bisect_left(occupied, a) for a in (segment.address, segment.address + segment.size))
             self._settle(segment, [live[a] for a in occupied[low:high]])
 
@@ -68,22 +86,17 @@ class _Start:
                 self._freed_at[address] = i
         return found
 
-    def _reserve_expandable(self, ranges: list[Segment]) -> None:
-        """Address spaces of expandable segments: from a pool's first mapped range to where another segment begins."""
-        begins: list[Segment] = []
-        for s in sorted(ranges, key=lambda s: s.address):
-            if not begins or not (s.expandable and begins[-1].expandable and _pool_of(s) == _pool_of(begins[-1])):
-                begins.append(s)
-        ends = [*(s.address for s in begins[1:]), 1 << 62]
-        for s, end in zip(begins, ends, strict=True):
-            if s.expandable:
-                size = min(end - s.address, _ADDRESS_SPACE)
-                self.blocks.reserve(s.address, size, self.blocks.pool(*_pool_of(s)), expandable=True)
+    def _reserve_spaces(self, ranges: Ranges) -> None:
+        for begin, following, segment in ranges.spaces():
+            self.spaces.append(begin)
+            if segment.expandable:
+                size = min(following - begin, ADDRESS_SPACE) if following else ADDRESS_SPACE
+                self.blocks.reserve(begin, size, self.blocks.pool(*pool_key(segment)), expandable=True)
 
     def _settle(self, segment: Segment, inside: list[Block]) -> None:
         """Fill a segment with the blocks that lie in it; what is left is free."""
         blocks, end = self.blocks, segment.address + segment.size
-        pool = blocks.pool(*_pool_of(segment))
+        pool = blocks.pool(*pool_key(segment))
         if segment.expandable:
             begin, size = blocks.map(segment.address, segment.size)
             blocks.remove_free(begin, pool)
@@ -119,62 +132,3 @@ class _Start:
         low, high = np.searchsorted(self._alloc_at, window)
         seen = self._alloc_at[low:high][self._alloc_index[low:high] < self._freed_at[block.address]]
         return int(seen.min()) - block.address if len(seen) else rounded
-
-
-def _pool_of(segment: Segment) -> tuple[bool, int, tuple[int, int]]:
-    return segment.pool == "small", segment.stream, segment.private_pool
-
-
-def _ranges_before(events: Events, segments_end: Sequence[Segment]) -> list[Segment]:
-    """Segments at the start, from those at the end by undoing the events of segments, last first."""
-    plain = {s.address: s for s in segments_end if not s.expandable}
-    mapped = [s for s in segments_end if s.expandable]
-    of_segments = (events.action >= Action.SEGMENT_ALLOC) & (events.action <= Action.SEGMENT_UNMAP)
-    for i in reversed(np.flatnonzero(of_segments).tolist()):
-        action, address, size = events.action[i], int(events.address[i]), int(events.size[i])
-        if action == Action.SEGMENT_ALLOC:
-            plain.pop(address, None)
-        elif action == Action.SEGMENT_FREE:
-            pool = "small" if size == SMALL_SEGMENT else "large"
-            plain[address] = Segment(address, size, int(events.stream[i]), pool, False, ())
-        elif action == Action.SEGMENT_MAP:
-            mapped = _without(mapped, address, size)
-        else:
-            mapped.append(_like_nearest([*mapped, *segments_end], address, size, int(events.stream[i])))
-    return sorted([*plain.values(), *_joined(mapped)], key=lambda s: s.address)
-
-
-def _without(mapped: list[Segment], address: int, size: int) -> list[Segment]:
-    left: list[Segment] = []
-    for s in mapped:
-        end, cut = s.address + s.size, address + size
-        if end <= address or cut <= s.address:
-            left.append(s)
-            continue
-        if s.address < address:
-            left.append(s._replace(size=address - s.address))
-        if cut < end:
-            left.append(s._replace(address=cut, size=end - cut))
-    return left
-
-
-def _like_nearest(known: Sequence[Segment], address: int, size: int, stream: int) -> Segment:
-    """A mapped range of the same expandable segment as the nearest one known."""
-    candidates = [s for s in known if s.expandable and s.stream == stream]
-    nearest = min(candidates, key=lambda s: abs(s.address - address), default=None)
-    if nearest is not None:
-        return nearest._replace(address=address, size=size, blocks=())
-    return Segment(address, size, stream, "small" if size % LARGE_SEGMENT else "large", True, (), SHARED)
-
-
-def _joined(mapped: list[Segment]) -> list[Segment]:
-    """Mapped ranges of one pool that touch are one, as in a snapshot."""
-    ordered = sorted(mapped, key=lambda s: s.address)
-    joined = ordered[:1]
-    for _, s in pairwise(ordered):
-        last = joined[-1]
-        if last.address + last.size == s.address and _pool_of(last) == _pool_of(s):
-            joined[-1] = last._replace(size=last.size + s.size)
-        else:
-            joined.append(s)
-    return joined

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from ipyvram.allocator_model import CachingAllocator, OutOfMemory
 from ipyvram.allocator_replay import TraceReplay, replay_events, replay_trace
 from ipyvram.allocator_rules import Settings
 from ipyvram.recording import Action, Events
 from ipyvram.snapshot_parts import events_of, segments_of
 
-__all__ = ["Replay", "Settings", "TraceReplay", "replay", "replay_trace"]
+__all__ = ["CachingAllocator", "OutOfMemory", "Replay", "Settings", "TraceReplay", "replay", "replay_trace"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
