@@ -1,0 +1,121 @@
+"""`measure` for scripts: it measures the block, lets every exception pass, and never fails itself."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+import ipyvram
+from ipyvram import journal, measuring
+from ipyvram.measuring import fault, measure
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    journal.clear()
+    yield
+    assert measuring._current is None
+    journal.clear()
+
+
+def train(steps: int = 2) -> torch.nn.Module:
+    model = torch.nn.Linear(100, 10)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.ones(8, 100)).sum().backward()
+        optimizer.step()
+    return model
+
+
+def test_a_block_is_measured():
+    with measure("a block", note="why") as m:
+        model = train()
+    report = m.report
+    assert report is not None
+    assert (report.label, report.note, report.steps) == ("a block", "why", 2)
+    assert report.peak["parameters"] == sum(p.nbytes for p in model.parameters()) == 4040
+    assert report.peak["gradients"] == 4040
+    assert report.peak["optimizer_state"] == 4040
+    assert sum(report.peak.values()) == report.peak_bytes
+    assert ipyvram.last is report
+
+
+def test_the_report_shows_the_lines_of_the_block():
+    with measure() as m:
+        kept = torch.ones(1000, 1000)
+    row = m.report.tensors_at_peak[0]
+    assert row.bytes == kept.nbytes
+    assert "torch.ones(1000, 1000)" in row.source
+
+
+def test_an_exception_passes_and_the_report_tells_it():
+    with pytest.raises(KeyError, match="mine"), measure("broken") as m:
+        raise KeyError("mine")
+    assert m.report.error == "KeyError: 'mine'"
+
+
+def test_a_block_inside_a_block_belongs_to_it(caplog):
+    with measure("outer") as outer, measure("inner") as inner:
+        torch.ones(10)
+    assert inner.report is None
+    assert outer.report.label == "outer"
+    assert "'outer'" in caplog.text
+
+
+def test_it_can_be_used_again():
+    again = measure("twice")
+    for _ in range(2):
+        with again:
+            torch.ones(10)
+        assert again.report.label == "twice"
+    assert len(journal.reports()) == 2
+
+
+@pytest.mark.parametrize("target", ["ipyvram.run.Run.start", "ipyvram.run.Run.stop", "ipyvram.analysis.analyse"])
+def test_a_fault_of_ours_is_one_line_in_the_log(monkeypatch, caplog, target):
+    import importlib
+
+    owner_name, _, name = target.rpartition(".")
+    module_name, _, class_name = owner_name.rpartition(".")
+    owner = importlib.import_module("ipyvram.analysis") if name == "analyse" else None
+    owner = owner or getattr(importlib.import_module(module_name), class_name)
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("injected\nfault")
+
+    monkeypatch.setattr(owner, name, broken)
+    with caplog.at_level(logging.WARNING), measure() as m:
+        value = 6 * 7
+    assert value == 42
+    assert m.report is None
+    assert all("\n" not in record.getMessage() for record in caplog.records)
+    assert "injected fault" in caplog.text
+
+
+def test_a_mistake_is_told_before_the_block_runs():
+    with pytest.raises(ValueError, match="--limit 300%: write"), measure(limit="300%"):
+        pytest.fail("the block ran")
+    with pytest.raises(ValueError, match=r"no CUDA device|there are"), measure(device="cuda:77"):
+        pytest.fail("the block ran")
+    with pytest.raises(TypeError, match="did you mean"):
+        measure(lable="x")
+
+
+def test_no_tensor_of_the_block_is_kept_alive():
+    import gc
+    import weakref
+
+    with measure():
+        tensor = torch.ones(10)
+        seen = weakref.ref(tensor.untyped_storage())
+        del tensor
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_fault_reads_as_one_line():
+    assert fault("could not start", KeyError("x\ny")) == "ipyvram could not start: KeyError: 'x\\ny'"
+    assert len(fault("x", ValueError("y" * 1000))) < 330

@@ -1,0 +1,69 @@
+"""``%vram WORD``: what each word does with the reports there are, and what a mistake is told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ipyvram import journal
+from ipyvram.recording import CATEGORIES
+from ipyvram.report import Report
+from ipyvram.subcommands import SUBCOMMANDS, run_subcommand
+
+
+@pytest.fixture(autouse=True)
+def one_report():
+    journal.clear()
+    account = dict.fromkeys(CATEGORIES, 0)
+    report = Report(0, account, account, account, label="<b>bold</b>")
+    journal.add(report)
+    yield report
+    journal.clear()
+
+
+def test_last_is_the_newest(one_report):
+    assert run_subcommand("last") is one_report
+
+
+def test_history_is_a_table():
+    assert run_subcommand("history").label.tolist() == ["<b>bold</b>"]
+
+
+@pytest.mark.parametrize("name", ["a report.json", "report.html"])
+def test_export_writes_a_file_that_can_be_read(tmp_path, capsys, name, one_report):
+    run_subcommand(f'export "{tmp_path / name}"')
+    text = (tmp_path / name).read_text(encoding="utf-8")
+    assert name in capsys.readouterr().out
+    if name.endswith("json"):
+        assert Report.from_dict(json.loads(text)) == one_report
+    else:
+        assert "<b>bold" not in text
+        assert "&lt;b&gt;bold" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("lst", "not a subcommand"),
+        ("last 3", "takes nothing more"),
+        ("export", "ends in .json or .html"),
+        ("export report.png", "ends in .json or .html"),
+        ("export /no/such/folder/x.json", "No such file"),
+    ],
+)
+def test_mistakes_are_told(line, told):
+    with pytest.raises(ValueError, match=told):
+        run_subcommand(line)
+
+
+def test_without_a_report_it_says_how_to_make_one():
+    journal.clear()
+    with pytest.raises(ValueError, match="put %%vram on the first line"):
+        run_subcommand("last")
+
+
+def test_every_word_has_a_usage_that_begins_with_it():
+    for word, subcommand in SUBCOMMANDS.items():
+        assert subcommand.usage.startswith(f"%vram {word}")
+        assert subcommand.help
