@@ -140,6 +140,8 @@ class Kernel:
     def fresh(self) -> Kernel:
         """The same process with an empty namespace and the extension loaded anew."""
         outcome = self.run("%reset -f\n%reload_ext ipyvram")
+        while outcome.status == "aborted":  # the kernel still drops what was queued behind an error
+            outcome = self.run("%reset -f\n%reload_ext ipyvram")
         assert outcome.status == "ok", outcome.messages
         return self
 

@@ -100,8 +100,8 @@ def test_a_mistake_is_told_before_the_block_runs():
         pytest.fail("the block ran")
     with pytest.raises(ValueError, match=r"no CUDA device|there are"), measure(device="cuda:77"):
         pytest.fail("the block ran")
-    with pytest.raises(TypeError, match="did you mean"):
-        measure(lable="x")
+    with pytest.raises(TypeError, match="did you mean note"):
+        measure(notes="x")
 
 
 def test_no_tensor_of_the_block_is_kept_alive():
