@@ -257,7 +257,9 @@ class _Account:
     def _sampled(self) -> tuple[tuple[float, ...], dict[str, tuple[int | None, ...]]]:
         if self.samples is None or not len(self.samples.time_ns):
             return (), {}
-        wanted = [c for c in ("allocated", "reserved", "device_used", "process_rss") if c in self.samples.columns]
+        wanted: list[str] = [
+            c for c in ("allocated", "reserved", "device_used", "process_rss") if c in self.samples.columns
+        ]
         leading = self.samples.columns[wanted[0]] if wanted else np.zeros(len(self.samples.time_ns))
         rows = pick(self.samples.time_ns.astype(np.float64), np.nan_to_num(leading).astype(np.int64), TIMELINE_POINTS)
         columns = {c: tuple(_whole(v) for v in self.samples.columns[c][rows]) for c in wanted}

@@ -417,7 +417,9 @@ class Recording:
             return Block(*row)
 
         def segment(row: list[Any]) -> Segment:
-            return Segment(*row[:5], tuple(block(b) for b in row[5]), (row[6][0], row[6][1]))
+            address, size, stream, pool, expandable, blocks, private = row
+            found = tuple(block(b) for b in blocks)
+            return Segment(address, size, stream, pool, expandable, found, (private[0], private[1]))
 
         def trace(i: int, row: dict[str, Any]) -> Trace:
             events = Events(*(arrays[f"trace{i}.{f.name}"] for f in fields(Events)))
@@ -438,7 +440,7 @@ class Recording:
         header["devices"] = tuple(device(d) for d in header["devices"])
         header["traces"] = tuple(trace(i, t) for i, t in enumerate(header["traces"]))
         header["samples"] = tuple(samples(i, s) for i, s in enumerate(header["samples"]))
-        header["claims"] = tuple(Claim(*c[:7], shape(c[7]), c[8]) for c in header["claims"])
+        header["claims"] = tuple(Claim(*c)._replace(shape=shape(c[7])) for c in header["claims"])
         header["marks"] = tuple(Mark(*m) for m in header["marks"])
         header["stacks"] = tuple(tuple(Frame(*f) for f in s) for s in header["stacks"])
         header["origins"] = tuple(Origin(o[0], shape(o[1]), o[2]) for o in header["origins"])

@@ -161,10 +161,8 @@ class Run:
         self.guard("the namespace could not be read", self._owners.namespace)
         self._tracing = False
         self.guard("phases did not stop cleanly", self._phases.stop_tracing)
-        if self._storages is not None:
-            self.guard(
-                "the storage trace did not stop cleanly", lambda: self._storages and self._storages.stop(ended_by)
-            )
+        if (storages := self._storages) is not None:
+            self.guard("the storage trace did not stop cleanly", lambda: storages.stop(ended_by))
         if self._history is not None:
             self.guard("the allocator's history could not be read", self._stop_history)
 

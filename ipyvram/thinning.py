@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from ipyvram.report import Timeline
+
+T = TypeVar("T", int, int | None)
 
 
 def extremes(values: NDArray[np.int64], buckets: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -48,7 +50,7 @@ def thin_timeline(timeline: Timeline, points: int) -> Timeline:
     values = np.array([v or 0 for v in timeline.sampled[leading]], np.int64) if leading else np.empty(0, np.int64)
     sampled = pick(np.array(timeline.sampled_time_s), values, points)
 
-    def take(column: tuple[int | None, ...], rows: NDArray[np.int64]) -> tuple[int | None, ...]:
+    def take(column: tuple[T, ...], rows: NDArray[np.int64]) -> tuple[T, ...]:
         return tuple(column[i] for i in rows)
 
     return replace(
