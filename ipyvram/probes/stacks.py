@@ -6,7 +6,7 @@ import os
 import sys
 import sysconfig
 from types import CodeType, FrameType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import ipyvram
 from ipyvram.recording import Frame, Stack
@@ -39,22 +39,47 @@ def is_user_file(filename: str) -> bool:
 
 
 class StackReader:
-    """Reads the current user stack cheaply: whether a file is the user's is looked up once per code object."""
+    """Reads the current user stack cheaply: what a file is, is looked up once per code object, a stack built once."""
 
     def __init__(self, stacks: Interner[Stack]) -> None:
         self._stacks = stacks
-        self._user: dict[CodeType, bool] = {}
+        self._kind: dict[CodeType, int] = {}
+        self._known: dict[tuple[CodeType | int, ...], int] = {}
 
     def __call__(self) -> int:
         """Index of the current user stack in the interner, -1 when there is none."""
         frame: FrameType | None = sys._getframe(1)
-        found: list[Frame] = []
-        while frame is not None and len(found) < _DEPTH:
+        kinds = self._kind
+        key: list[CodeType | int] = []
+        while frame is not None and len(key) < 2 * _DEPTH:
             code = frame.f_code
-            user = self._user.get(code)
-            if user is None:
-                user = self._user[code] = is_user_file(code.co_filename)
-            if user:
-                found.append(Frame(code.co_filename, frame.f_lineno, code.co_name))
+            kind = kinds.get(code)
+            if kind is None:
+                kind = kinds[code] = _kind(code)
+            if kind == _USER:
+                key += (code, frame.f_lineno)
+            elif kind == _BOTTOM:
+                break
             frame = frame.f_back
-        return self._stacks(tuple(found)) if found else -1
+        place = tuple(key)
+        index = self._known.get(place)
+        if index is None:
+            index = self._known[place] = self._build(place)
+        return index
+
+    def _build(self, place: tuple[Any, ...]) -> int:
+        frames = (
+            Frame(code.co_filename, line, code.co_name) for code, line in zip(place[::2], place[1::2], strict=True)
+        )
+        found = tuple(frames)
+        return self._stacks(found) if found else -1
+
+
+_FOREIGN_CODE, _USER, _BOTTOM = 0, 1, 2
+
+
+def _kind(code: CodeType) -> int:
+    if is_user_file(code.co_filename):
+        return _USER
+    # Below the frame in which IPython runs a cell there are forty of its own, and none of the user's.
+    return _BOTTOM if code.co_name == "run_code" and "interactiveshell" in code.co_filename else _FOREIGN_CODE
