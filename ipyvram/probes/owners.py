@@ -1,29 +1,37 @@
 """Who holds which storage: claims, written down while the storage is certainly live.
 
-Nothing here keeps a tensor alive, unpacks a saved one or bumps a version counter. The graph is read through
-`node._raw_saved_*`: reading `node._saved_*` instead would re-run checkpointed forwards.
+Nothing here keeps a tensor alive, unpacks a saved one or bumps a version counter.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ipyvram.probes.clock import Clock
+from ipyvram.probes.graph import leaf_of, nodes_below, saved_by
+from ipyvram.probes.namespace import holdings
+from ipyvram.probes.tensors import dtype_name, is_parameter, plain_tensors, storage_of, tensors_in
 from ipyvram.recording import Claim
 
 #: storage → (device id, address in the trace of that device), None for a storage that no trace follows
 Identify = Callable[[torch.UntypedStorage, bool], tuple[str, int] | None]
 
-#: A claim's category that ends earlier claims of `activations`: the graph let go of the storage.
+#: Private categories of claims. The graph let go of the storage: ends earlier claims of `activations`.
 RELEASED = "released"
+#: Saved for backward, but handed in: nothing in the graph made it.
+DATA = "data"
 
-_MAX_NAMESPACE_ITEMS = 20_000  # tensors looked at in containers of the namespace; more is data, not names
-_DTYPES: dict[torch.dtype, str] = {}
+#: Whoever holds these does so for long: not seen so far, they were there before the cell.
+_LASTING = frozenset({"parameters", "buffers", "optimizer_state", "gradients"})
+_DEPTH = 6  # into objects and containers, once at the start
+_SHALLOW = 1, 2000  # depth and objects, at each backward
 
 
 class Owners:
@@ -41,71 +49,95 @@ class Owners:
     def __init__(self, clock: Clock, identify: Identify, namespace: Mapping[str, Any]) -> None:
         self._clock, self._identify, self._namespace = clock, identify, namespace
         self.claims: list[Claim] = []
-        self._lasting: set[tuple[str, int, str]] = set()  # parameters and the like: claimed once
-        self._parameter_names: dict[int, str] = {}  # id(parameter) → path
-        self._modules: dict[int, str] = {}  # id(root module) → label
+        self._claimed: dict[tuple[int, str], tuple[Any, tuple[str, int]]] = {}  # by id(tensor) and category
+        self._names: dict[int, tuple[Any, str]] = {}  # by id(parameter)
+        self._paths: dict[str, tuple[int, ...]] = {}  # path of a parameter or buffer → its shape
+        self._modules: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self._signatures: dict[type, tuple[str, ...]] = {}
-        self._raw_fields: dict[type, tuple[str, ...]] = {}
-        self._backward: list[tuple[Any, str, list[tuple[str, int]]]] = []  # graphs in the engine now, innermost last
+        self._backward: list[tuple[Any, list[tuple[str, int]]]] = []  # graphs in the engine now, innermost last
 
     # -- one claim ---------------------------------------------------------------------------------------------------
 
     def claim(
         self, tensor: Tensor, category: str, name: str, module: str = "", before: bool = False
     ) -> tuple[str, int] | None:
-        """Claim the storage of ``tensor``; storages that no trace follows, and tensors without one, are passed over."""
+        """Claim the storages below ``tensor``; those that no trace follows are passed over."""
         found = None
-        for part in _plain_tensors(tensor):
-            storage = _storage(part)
-            where = None if storage is None else self._identify(storage, before)
+        for part in plain_tensors(tensor):
+            storage = storage_of(part)
+            where = None if storage is None else self._identify(storage, before or category in _LASTING)
             if storage is None or where is None:
                 continue
             found = where
-            shape, dtype = tuple(part.shape), _DTYPES.get(part.dtype) or _dtype_name(part.dtype)
+            shape, dtype = tuple(part.shape), dtype_name(part.dtype)
             self.claims.append(Claim(self._clock(), *where, storage.nbytes(), category, name, module, shape, dtype))
         return found
 
     def _claim_once(self, tensor: Tensor, category: str, name: str, module: str = "", before: bool = False) -> None:
-        storage = _storage(tensor)
-        where = None if storage is None else self._identify(storage, before)
-        if where is not None and (*where, category) not in self._lasting:
-            self._lasting.add((*where, category))
-            self.claim(tensor, category, name, module, before)
+        """Claim it unless the same tensor with the same storage was claimed so."""
+        storage = storage_of(tensor)
+        where = None if storage is None else self._identify(storage, before or category in _LASTING)
+        key = (id(tensor), category)
+        known = self._claimed.get(key)
+        if where is not None and known is not None and known[1] == where and known[0]() is tensor:
+            return
+        claimed = self.claim(tensor, category, name, module, before)
+        if claimed is not None:
+            self._claimed[key] = (weakref.ref(tensor), claimed)
+
+    def _name_of(self, parameter: Tensor, otherwise: str = "") -> str:
+        known = self._names.get(id(parameter))
+        return known[1] if known is not None and known[0]() is parameter else otherwise
+
+    def _give_name(self, parameter: Tensor, name: str) -> str:
+        """The name a parameter has; ``name`` if it had none."""
+        known = self._name_of(parameter)
+        if not known:
+            self._names[id(parameter)] = (weakref.ref(parameter), name)
+        return known or name
 
     # -- modules and optimizers ----------------------------------------------------------------------------------------
 
     def module(self, root: nn.Module, label: str, before: bool = False) -> None:
         """Parameters, buffers and existing gradients of a model, by their paths."""
-        if id(root) in self._modules and not before:
+        if root in self._modules:
             return  # its members are known; new ones show up through the optimizer and the graph
-        self._modules[id(root)] = label
+        lazy = False
         for path, parameter in root.named_parameters():
-            self._parameter_names.setdefault(id(parameter), path)
-            self._claim_once(parameter, "parameters", path, label, before)
+            if is_lazy(parameter):
+                lazy = True
+                continue
+            self._paths[path] = tuple(parameter.shape)
+            name = self._give_name(parameter, path)
+            self._claim_once(parameter, "parameters", name, label, before)
             if parameter.grad is not None:
-                self.claim(parameter.grad, "gradients", path + ".grad", label, before)
+                self.claim(parameter.grad, "gradients", name + ".grad", label, before)
         for path, buffer in root.named_buffers():
-            self._claim_once(buffer, "buffers", path, label, before)
+            if not is_lazy(buffer):
+                self._paths[path] = tuple(buffer.shape)
+                self._claim_once(buffer, "buffers", path, label, before)
+        if not lazy:
+            self._modules[root] = label
 
     def optimizer(self, optimizer: torch.optim.Optimizer, before: bool = False) -> None:
         """The parameters an optimizer updates, and the state it keeps for each."""
         kind = type(optimizer).__name__
         for group in optimizer.param_groups:
             for i, parameter in enumerate(group["params"]):
-                name = self._parameter_names.setdefault(id(parameter), f"parameter {i}")
-                self._claim_once(parameter, "parameters", name, kind, before)
+                if not is_lazy(parameter):
+                    name = self._give_name(parameter, f"parameter {i}")
+                    self._claim_once(parameter, "parameters", name, kind, before)
         for parameter, state in list(optimizer.state.items()):
-            if isinstance(state, dict):
-                name = self._parameter_names.get(id(parameter), "")
-                for key, value in state.items():
-                    for tensor in tensors_in(value):
-                        self._claim_once(tensor, "optimizer_state", f"{name}.{key}".lstrip("."), kind, before)
+            name = self._name_of(parameter) if isinstance(parameter, Tensor) else str(parameter)
+            for key, value in state.items() if isinstance(state, dict) else ():
+                for tensor in tensors_in(value):
+                    self._claim_once(tensor, "optimizer_state", f"{name}.{key}".lstrip("."), kind, before)
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
     def inputs(self, root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """What a root module is called with: data has no history and wants no gradient."""
-        names = self._argument_names(root)
+        """What a root module is called with: data has no history."""
+        names = self._argument_names(root) if args else ()
         for i, value in enumerate(args):
             self._data(value, names[i] if i < len(names) else f"argument {i}")
         for name, value in kwargs.items():
@@ -113,7 +145,7 @@ class Owners:
 
     def _data(self, value: Any, name: str) -> None:
         for tensor in tensors_in(value):
-            if tensor.grad_fn is None and not isinstance(tensor, nn.Parameter):
+            if tensor.grad_fn is None and not is_parameter(tensor):
                 self.claim(tensor, "inputs", name)
 
     def outputs(self, value: Any, name: str) -> None:
@@ -121,12 +153,14 @@ class Owners:
         for tensor in tensors_in(value):
             self.claim(tensor, "outputs", name)
 
-    def graph(self, roots: Iterable[Any], backward: bool = False) -> list[Tensor]:
+    def graph(self, roots: Iterable[Any], since: int = 0, backward: bool = False) -> list[Tensor]:
         """Everything the autograd graph below ``roots`` saved for backward; leaves that want gradients are parameters.
 
         Parameters
         ----------
         roots : iterable of Tensor or GradientEdge
+        since : int
+            Leave out what nodes with a lower sequence number saved.
         backward : bool
             The engine is about to run this graph; `released` will be called when it is done.
 
@@ -135,66 +169,42 @@ class Owners:
         list of Tensor
             The leaves that the engine accumulates gradients into.
         """
-        nodes = [getattr(root, "grad_fn", None) or getattr(root, "node", None) for root in roots]
-        seen: set[Any] = set()
         saved: list[tuple[str, int]] = []
         leaves: list[Tensor] = []
-        sample: tuple[Any, str] = (None, "")
-        while nodes:
-            node = nodes.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            nodes.extend(parent for parent, _ in node.next_functions)
-            leaf = getattr(node, "variable", None)
+        sample: Any = None
+        for node in nodes_below(roots, since):
+            leaf = leaf_of(node)
             if leaf is not None:
                 leaves.append(leaf)
-                self._claim_once(leaf, "parameters", self._parameter_names.get(id(leaf)) or self.variable_of(leaf), "")
+                name = self._name_of(leaf) or self._give_name(leaf, self.variable_of(leaf))
+                self._claim_once(leaf, "parameters", name)
                 continue
-            for field, tensor in self._saved(node):
-                where = self.claim(tensor, "activations", f"{node.name()}.{field}")
+            for tensor in saved_by(node):
+                category = DATA if tensor.data else "activations"
+                where = self.claim(tensor.tensor, category, f"{node.name()}.{tensor.field}")
                 if where is not None:
                     saved.append(where)
-                    sample = (node, field)
+                    sample = node
         if backward:
             # The node is held only while the engine runs, when the caller holds the graph's root as well.
-            self._backward.append((*sample, saved))
+            self._backward.append((sample, saved))
         return leaves
-
-    def _saved(self, node: Any) -> Iterator[tuple[str, Tensor]]:
-        kind = type(node)
-        fields = self._raw_fields.get(kind)
-        if fields is None:
-            fields = self._raw_fields[kind] = tuple(name for name in dir(node) if name.startswith("_raw_saved_"))
-        for name in fields:
-            try:
-                raws = getattr(node, name)
-            except RuntimeError:
-                continue  # the graph was freed
-            for raw in raws if isinstance(raws, (tuple, list)) else (raws,):
-                tensor = getattr(raw, "data", None)
-                if isinstance(tensor, Tensor):  # None when freed or absent; a hook may have packed something else
-                    yield name.removeprefix("_raw_saved_"), tensor
-        if "_raw_saved_tensors" in fields:  # a Python Function may keep tensors on its context as well
-            for key, value in list(getattr(node, "__dict__", {}).items()):
-                for tensor in tensors_in(value):
-                    yield key, tensor
 
     def released(self) -> None:
         """The engine returned: claims on a graph that it freed end here; a kept graph (``retain_graph``) keeps them."""
         if not self._backward:
             return
-        node, field, saved = self._backward.pop()
-        if node is not None and any(name == field for name, _ in self._saved(node)):
+        node, saved = self._backward.pop()
+        if node is not None and any(True for _ in saved_by(node)):
             return
         now = self._clock()
-        self.claims.extend(Claim(now, device, address, 0, RELEASED, "") for device, address in saved)
+        self.claims.extend(Claim(now, device, address, 0, RELEASED, "") for device, address in dict.fromkeys(saved))
 
     def gradients(self, parameters: Iterable[Tensor]) -> None:
         """``.grad`` of leaves, after the engine or an optimizer touched them."""
         for parameter in parameters:
             if parameter.grad is not None:
-                self.claim(parameter.grad, "gradients", self._parameter_names.get(id(parameter), "parameter") + ".grad")
+                self._claim_once(parameter.grad, "gradients", self._name_of(parameter, "parameter") + ".grad")
 
     # -- the namespace -----------------------------------------------------------------------------------------------
 
@@ -206,48 +216,44 @@ class Owners:
         before : bool
             True at the start of the cell: what is found was there before it.
         """
-        budget = _MAX_NAMESPACE_ITEMS
-        for name, value in list(self._namespace.items()):
-            if name.startswith("_"):
-                continue
-            try:
-                if isinstance(value, nn.Module):
-                    self.module(value, name, before)
-                elif isinstance(value, torch.optim.Optimizer):
-                    self.optimizer(value, before)
-                elif isinstance(value, Tensor):
-                    self._variable(value, name, before)
-                elif type(value).__name__ == "GradScaler":
-                    for tensor in tensors_in(list(vars(value).values())):
-                        self._claim_once(tensor, "optimizer_state", name, "GradScaler", before)
-                elif isinstance(value, (list, tuple, dict)) and budget > 0:
-                    for tensor in tensors_in(value, budget):
-                        budget -= 1
-                        self._variable(tensor, name + "[…]", before)
-            except Exception:  # a user's object may raise from anything; only its name is lost
-                continue
+        found = list(holdings(self._namespace, _DEPTH) if before else holdings(self._namespace, *_SHALLOW))
+        modules = [(name, value) for name, value in found if isinstance(value, nn.Module) and value not in self._modules]
+        # The whole before its parts: the path within the model says more than the one within a part of it.
+        for name, module in sorted(modules, key=lambda m: -sum(1 for _ in m[1].modules())):
+            self._tolerate(lambda n=name, m=module: self.module(m, n, before))
+        for name, value in found:
+            if not isinstance(value, nn.Module):
+                self._tolerate(lambda n=name, v=value: self._variable(v, n, before))
 
-    def _variable(self, tensor: Tensor, name: str, before: bool) -> None:
-        if tensor.requires_grad and tensor.is_leaf:
-            self._parameter_names.setdefault(id(tensor), name)
-            self._claim_once(tensor, "parameters", name, "", before)
-            if tensor.grad is not None:
-                self.claim(tensor.grad, "gradients", name + ".grad", "", before)
+    def _tolerate(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception:  # a user's object may raise from anything; only its name is lost
+            return
+
+    def _variable(self, value: Any, name: str, before: bool) -> None:
+        if isinstance(value, torch.optim.Optimizer):
+            self.optimizer(value, before)
+        elif not isinstance(value, Tensor):
+            for tensor in tensors_in(list(vars(value).values())):
+                self._claim_once(tensor, "optimizer_state", name, type(value).__name__, before)
+        elif value.requires_grad and value.is_leaf:
+            name = self._give_name(value, name)
+            self._claim_once(value, "parameters", name, "", before)
+            if value.grad is not None:
+                self._claim_once(value.grad, "gradients", name + ".grad", "", before)
         else:
-            self.claim(tensor, "", name, "", before)
+            path = name.partition("['")[2].removesuffix("']")
+            copied = bool(path) and self._paths.get(path) == tuple(value.shape)
+            self._claim_once(value, "parameters" if copied else "", name, "", before)
 
     def label_of(self, root: nn.Module) -> str:
         """The variable that holds a root module, else its class."""
-        known = self._modules.get(id(root))
-        if known:
-            return known
-        return next(
-            (n for n, v in list(self._namespace.items()) if v is root and not n.startswith("_")), type(root).__name__
-        )
+        return self._modules.get(root) or self.variable_of(root) or type(root).__name__
 
-    def variable_of(self, tensor: Tensor) -> str:
-        """The variable that holds a tensor, else an empty string."""
-        return next((n for n, v in list(self._namespace.items()) if v is tensor and not n.startswith("_")), "")
+    def variable_of(self, value: object) -> str:
+        """The variable that holds an object, else an empty string."""
+        return next((n for n, v in list(self._namespace.items()) if v is value and not n.startswith("_")), "")
 
     def _argument_names(self, root: nn.Module) -> tuple[str, ...]:
         kind = type(root)
@@ -257,41 +263,3 @@ class Owners:
             except (TypeError, ValueError):
                 self._signatures[kind] = ()
         return self._signatures[kind]
-
-
-def tensors_in(value: Any, limit: int = 1000) -> Iterator[Tensor]:
-    """Tensors in nested lists, tuples, dicts and simple objects (dataclasses, model outputs), at most ``limit``."""
-    stack, seen = [value], 0
-    while stack and seen < limit:
-        item = stack.pop()
-        if isinstance(item, Tensor):
-            seen += 1
-            yield item
-        elif isinstance(item, Mapping):
-            stack.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            if len(item) > 64 and not isinstance(item[0], (Tensor, list, tuple, Mapping)):
-                continue  # a long list of plain data
-            stack.extend(reversed(item))
-        elif hasattr(item, "__dataclass_fields__"):
-            stack.extend(vars(item).values() if hasattr(item, "__dict__") else ())
-
-
-def _plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
-    """The tensor itself, or the ones a wrapper subclass (quantised, distributed) is made of."""
-    if type(tensor) in (Tensor, nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
-        yield tensor
-        return
-    for name in tensor.__tensor_flatten__()[0]:
-        yield from _plain_tensors(getattr(tensor, name))
-
-
-def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
-    try:
-        return tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):
-        return None  # sparse, or not materialised (lazy modules)
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return _DTYPES.setdefault(dtype, str(dtype).removeprefix("torch."))

@@ -1,0 +1,78 @@
+"""The autograd graph below some tensors comes in; what it saved for backward, and its leaves, goes out.
+
+The graph is read through `node._raw_saved_*`, which neither unpacks a tensor nor checks its version. Reading
+`node._saved_*` instead would re-run checkpointed forwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ipyvram.probes.tensors import tensors_in
+
+_FIELDS: dict[type, tuple[str, ...]] = {}
+#: What a formula saves of its own results carries no history either, but is no data.
+_RESULTS = ("result", "output", "out", "mask", "indices", "logsumexp", "save_", "reserve", "total_weight", "buffer")
+
+
+class Saved(NamedTuple):
+    """A tensor that a node keeps for backward; ``data``: it was handed in, and nothing in the graph made it."""
+
+    node: Any
+    field: str
+    tensor: Tensor
+    data: bool
+
+
+def nodes_below(roots: Iterable[Any], since: int = 0) -> Iterator[Any]:
+    """Every node of the graph once.
+
+    Parameters
+    ----------
+    roots : iterable of Tensor or GradientEdge
+    since : int
+        Pass over nodes with a lower sequence number: they were made before.
+    """
+    stack = [getattr(root, "grad_fn", None) or getattr(root, "node", None) for root in roots]
+    seen: set[Any] = set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen or (since and node._sequence_nr() < since):
+            continue
+        seen.add(node)
+        yield node
+        stack.extend(parent for parent, _ in node.next_functions)
+
+
+def leaf_of(node: Any) -> Tensor | None:
+    """The tensor whose gradient a node accumulates, None for any other node."""
+    leaf = getattr(node, "variable", None)
+    return leaf if isinstance(leaf, Tensor) else None
+
+
+def saved_by(node: Any) -> Iterator[Saved]:
+    """What a node keeps; nothing once the graph was freed."""
+    kind = type(node)
+    fields = _FIELDS.get(kind)
+    if fields is None:
+        fields = _FIELDS[kind] = tuple(name for name in dir(node) if name.startswith("_raw_saved_"))
+    for name in fields:
+        try:
+            raws = getattr(node, name)
+        except RuntimeError:
+            continue  # the graph was freed
+        field = name.removeprefix("_raw_saved_")
+        result = field.startswith(_RESULTS) or field == "tensors"
+        for raw in raws if isinstance(raws, (tuple, list)) else (raws,):
+            tensor = getattr(raw, "data", None)
+            if isinstance(tensor, Tensor):
+                yield Saved(node, field, tensor, not result and tensor.grad_fn is None and not tensor.requires_grad)
+            elif tensor is not None:  # what a hook packed, such as a copy on another device
+                yield from (Saved(node, field, packed, False) for packed in tensors_in(tensor))
+    if "_raw_saved_tensors" in fields:  # a Python Function may keep tensors on its context as well
+        for key, value in list(getattr(node, "__dict__", {}).items()):
+            for tensor in tensors_in(value):
+                yield Saved(node, key, tensor, False)

@@ -1,0 +1,83 @@
+"""A notebook's variables come in; the tensors, models and optimizers that they lead to go out, each with its name."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ipyvram.probes.tensors import plain_data
+
+#: Objects looked at; more is data, not names.
+MAX_OBJECTS = 20_000
+
+#: Instances of these packages' classes lead to half of the interpreter, and to none of the user's tensors.
+_CLOSED = frozenset({
+    "IPython", "ipykernel", "ipyvram", "ipywidgets", "logging", "matplotlib", "numpy", "pandas", "PIL", "pathlib",
+    "asyncio", "threading", "multiprocessing", "traitlets", "zmq", "re", "inspect", "datetime", "argparse", "tqdm",
+})  # fmt: skip
+_LEAVES = (type, types.ModuleType, types.CodeType, str, bytes, int, float, complex, type(None))
+_YIELDED = (Tensor, nn.Module, torch.optim.Optimizer)
+
+
+def holdings(namespace: Mapping[str, Any], depth: int, limit: int = MAX_OBJECTS) -> Iterator[tuple[str, Any]]:
+    """Tensors, modules, optimizers and gradient scalers, each once, with the shortest path that leads there.
+
+    Parameters
+    ----------
+    namespace : mapping
+        Variables; names that begin with an underscore are IPython's.
+    depth : int
+        How far to go into containers and objects: 0 gives the variables themselves.
+    limit : int
+        Objects looked at before the search ends.
+
+    Yields
+    ------
+    name : str
+        ``x``, ``batches[2]``, ``shadow['fc.weight']``, ``loader.dataset.tensors[0]``.
+    value : object
+    """
+    queue = deque((n, v, 0) for n, v in list(namespace.items()) if not n.startswith("_"))
+    seen: set[int] = set()
+    while queue and limit > 0:
+        limit -= 1
+        name, value, level = queue.popleft()
+        kind = type(value)  # not isinstance: that asks the object for its class, which lazy proxies answer by loading
+        if issubclass(kind, _LEAVES) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if issubclass(kind, _YIELDED) or kind.__name__ == "GradScaler":
+            yield name, value
+        elif level < depth and len(queue) < limit:
+            queue.extend((child, part, level + 1) for child, part in _parts(name, value, kind))
+
+
+def _parts(name: str, value: Any, kind: type) -> Iterator[tuple[str, Any]]:
+    """What a container or an object is made of, as far as it can be reached without running code of the user's."""
+    if issubclass(kind, dict):
+        for key, item in list(dict.items(value)):
+            yield f"{name}[{key!r}]" if type(key) in (str, int) else f"{name}[…]", item
+    elif issubclass(kind, (list, tuple)):
+        if len(value) and not plain_data(value):
+            yield from ((f"{name}[{i}]", item) for i, item in enumerate(value[:MAX_OBJECTS]))
+    elif issubclass(kind, types.FunctionType):
+        for variable, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
+            try:
+                yield variable, cell.cell_contents
+            except ValueError:  # not assigned yet
+                continue
+    elif issubclass(kind, types.MethodType):
+        yield name, value.__self__
+    elif issubclass(kind, functools.partial):
+        yield name, value.func
+        yield from ((f"{name}.args[{i}]", item) for i, item in enumerate(value.args))
+    elif kind.__module__.partition(".")[0] not in _CLOSED:
+        members = getattr(value, "__dict__", None)
+        if type(members) is dict:
+            yield from ((f"{name}.{key}", item) for key, item in list(members.items()))

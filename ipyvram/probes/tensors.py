@@ -1,0 +1,74 @@
+"""From any value to the plain tensors in it and the storages below them; nothing is computed, unpacked or kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_DTYPES: dict[torch.dtype, str] = {}
+_SPARSE_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+
+
+def tensors_in(value: Any, limit: int = 1000) -> Iterator[Tensor]:
+    """Tensors in nested lists, tuples, dicts and simple objects (dataclasses, model outputs), at most ``limit``."""
+    stack, seen = [value], 0
+    while stack and seen < limit:
+        item = stack.pop()
+        if isinstance(item, Tensor):
+            seen += 1
+            yield item
+        elif isinstance(item, Mapping):
+            stack.extend(reversed(list(item.values())))
+        elif isinstance(item, (list, tuple)):
+            if not plain_data(item):
+                stack.extend(reversed(item))
+        elif hasattr(item, "__dataclass_fields__"):
+            stack.extend(vars(item).values() if hasattr(item, "__dict__") else ())
+
+
+def plain_data(items: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether this is a long list of numbers or strings, which nobody needs to search."""
+    return len(items) > 64 and isinstance(items[0], (int, float, complex, str, bytes, type(None)))
+
+
+def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensor itself, or the ones that a wrapper (quantised, distributed), a sparse tensor or a transform is made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from plain_tensors(getattr(tensor, name))
+    elif tensor.layout in _SPARSE_PARTS:
+        with torch._C._DisableTorchDispatch():  # type: ignore[no-untyped-call, attr-defined, unused-ignore]
+            parts = [getattr(tensor.detach(), part)() for part in _SPARSE_PARTS[tensor.layout]]
+        yield from parts
+    elif torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        yield from plain_tensors(torch._C._functorch.get_unwrapped(tensor))
+    else:
+        yield tensor
+
+
+def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
+    """The storage of a plain tensor; None for a sparse one, one of a transform, or one not materialised (lazy modules)."""
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError, ValueError):
+        return None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` of ``torch.float32``."""
+    known = _DTYPES.get(dtype)
+    return known if known is not None else _DTYPES.setdefault(dtype, str(dtype).removeprefix("torch."))
+
+
+def is_parameter(tensor: Tensor) -> bool:
+    """Whether a tensor is, by its type, part of a model; lazy and subclassed parameters too."""
+    return isinstance(tensor, nn.Parameter)
