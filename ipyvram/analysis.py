@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ipyvram import attribution as attribution_rules
-from ipyvram.attribution import Attribution, PhaseSpan, attribute, phase_spans
+from ipyvram.attribution import DATA, RELEASED, Attribution, attribute
 from ipyvram.findings import find
 from ipyvram.findings.batch import AFTER_TRACE
 from ipyvram.ledger import Ledger, build
+from ipyvram.marks import PhaseSpan, phase_spans
 from ipyvram.recording import CATEGORIES, Claim, Device, Events, Frame, Observation, Recording, Samples, Trace
 from ipyvram.report import GroupRow, Measurement, Phase, Report, TensorRow, Timeline, merge_tensors
 from ipyvram.step_accounts import step_accounts, unused_graphs
@@ -342,7 +342,7 @@ def _best_claim(claims: tuple[Claim, ...], category: str) -> Claim | None:
         of_category = [c for c in claims if not c.category and c.name and c.name != "…"] + of_category
     if of_category:
         return of_category[0]
-    return next((c for c in claims if c.name and c.category != attribution_rules.RELEASED), None)
+    return next((c for c in claims if c.name and c.category != RELEASED), None)
 
 
 def _module_of(claim: Claim) -> str:
@@ -357,7 +357,7 @@ def _name(claim: Claim | None, claims: tuple[Claim, ...], op: str, category: str
     made_by = op.removeprefix("aten.")
     if category == "activations":
         variable = next((c.name for c in claims if not c.category and c.name), "")
-        saved = next((c.name for c in claims if c.category == "activations"), "")
+        saved = next((c.name for c in claims if c.category in ("activations", DATA)), "")
         return variable or (f"{made_by} output" if made_by else f"saved by {saved}" if saved else "")
     if claim is not None:
         return claim.name

@@ -2,14 +2,16 @@
 
 Rules, in order (the first that applies wins; `docs/architecture.md` gives the reasons):
 
-1. claimed as parameter, buffer, optimizer state, gradient: that, for life;
-2. claimed as input: that, unless it was claimed as an output before (a discriminator fed by a generator);
-3. saved for backward: *activation* until the graph lets go; data that was there before the step's forward, or that several
-   steps save, is an *input*; what outlives its graph is an *output*;
-4. claimed as output: that;
+1. claimed as parameter, buffer, optimizer state, gradient: that, for life; but a leaf that is only a module's argument
+   (adversarial examples, gradient penalties) is an input;
+2. claimed as input: that, unless the forward made it (a discriminator fed by a generator);
+3. saved for backward: *activation* until the graph lets go; what was handed in, or was there before the forward that
+   saved it, is an *input*; what outlives its graph is an *output*;
+4. claimed as output: that, unless the forward itself let it go;
 5. the size of a cuBLAS workspace, and never freed: *workspace*;
-6. born in forward under autograd and alive when forward ends, or born in a recomputed module and alive when it ends:
-   *activation* (a checkpoint's input, a recomputed activation);
+6. born in a phase and alive when it ends. Forward under autograd: *activation* if it ends with the backward that follows
+   (a checkpoint's input), else *output*; forward without autograd: *output*; backward: *gradient* (of `autograd.grad`);
+   optimizer step: *optimizer state*. Born in a recomputed module and alive when that ends: *activation*;
 7. held by a variable: data (*input*) when it was there before the first forward, else a result (*output*);
 8. freed within the step it was born in: *temporary*;
 9. anything else: *other*. Nothing is spread.
@@ -17,7 +19,6 @@ Rules, in order (the first that applies wins; `docs/architecture.md` gives the r
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_right
 from dataclasses import dataclass
 
@@ -25,11 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipyvram.ledger import Ints, Ledger, account
-from ipyvram.recording import CATEGORIES, Claim, Mark, Recording
+from ipyvram.marks import PhaseSpan, module_track, phase_spans, root_forwards, step_ends
+from ipyvram.recording import CATEGORIES, Claim, Recording
 
 INDEX = {name: i for i, name in enumerate(CATEGORIES)}
-RELEASED = "released"
+#: Private categories of claims, see `probes.owners`.
+RELEASED, DATA, COPY = "released", "data", "copy"
 _FOR_LIFE = ("parameters", "buffers", "optimizer_state", "gradients")
+_SAVED = ("activations", DATA)
 _UNKNOWN = -1
 
 
@@ -79,62 +83,6 @@ class Attribution:
         return {int(s.row[i]): CATEGORIES[s.category[i]] for i in live}
 
 
-@dataclass(frozen=True, slots=True)
-class PhaseSpan:
-    """A phase of a step, times in ns. ``forward`` reaches to the next phase: the loss belongs to it."""
-
-    begin_ns: int
-    end_ns: int
-    name: str
-    step: int
-    grad: bool
-    body_end_ns: int  #: when the root module itself returned
-
-
-def phase_spans(marks: tuple[Mark, ...], stop_ns: int) -> tuple[PhaseSpan, ...]:
-    """Marks as stretches that do not overlap; nested marks (a recomputed forward inside backward) are not phases."""
-    spans: list[PhaseSpan] = []
-    open_mark: Mark | None = None
-    depth = 0
-    for mark in marks:
-        if mark.kind == "module":
-            continue
-        if mark.begin:
-            depth += 1
-            if depth == 1:
-                open_mark = mark
-        else:
-            depth = max(0, depth - 1)
-            if depth == 0 and open_mark is not None:
-                o = open_mark
-                spans.append(PhaseSpan(o.time_ns, mark.time_ns, o.kind, o.step, o.grad, mark.time_ns))
-                open_mark = None
-    if open_mark is not None:  # the cell ended, or tracing stopped, inside a phase
-        spans.append(PhaseSpan(open_mark.time_ns, stop_ns, open_mark.kind, open_mark.step, open_mark.grad, stop_ns))
-    return _merge_forwards(spans)
-
-
-def _merge_forwards(spans: list[PhaseSpan]) -> tuple[PhaseSpan, ...]:
-    """Consecutive forwards of one step are one (a criterion is a module too), reaching to the backward that follows."""
-    merged: list[PhaseSpan] = []
-    for span in spans:
-        last = merged[-1] if merged else None
-        if (
-            last
-            and last.name == "forward"
-            and last.step == span.step
-            and last.grad == span.grad
-            and span.name == "forward"
-            and span.grad
-        ):
-            merged[-1] = PhaseSpan(last.begin_ns, span.end_ns, "forward", last.step, last.grad, span.end_ns)
-            continue
-        if last and last.name == "forward" and last.step == span.step and span.name == "backward":
-            merged[-1] = PhaseSpan(last.begin_ns, span.begin_ns, "forward", last.step, last.grad, last.body_end_ns)
-        merged.append(span)
-    return tuple(merged)
-
-
 def attribute(recording: Recording, ledger: Ledger, device: str) -> Attribution:
     """Apply the rules of this module to one ledger."""
     return _Attributor(recording, ledger, device).run()
@@ -153,10 +101,12 @@ class _Attributor:
         )
         self.never = ledger.died >= ledger.instants
         self.claims = self._match([c for c in recording.claims if c.device == device])
-        self.module_times, self.module_paths, self.module_ends = _module_track(recording.marks)
+        self.module_times, self.module_paths, self.module_ends = module_track(recording.marks)
         self.workspace = int(recording.environment.get("cublas_workspace_bytes", "0") or 0)
         self.first_forward = next((p.begin_ns for p in self.phases if p.name == "forward"), None)
-        self.steps = _step_ends(self.phases)
+        self.steps = step_ends(self.phases)
+        self.bodies = root_forwards(recording.marks)
+        self.body_starts = [begin for begin, _ in self.bodies]
 
     def _match(self, claims: list[Claim]) -> dict[int, tuple[Claim, ...]]:
         if not claims:
@@ -201,42 +151,55 @@ class _Attributor:
         claims = self.claims[row]
         kinds = {c.category for c in claims}
         for name in _FOR_LIFE:
-            if name in kinds:
+            if name in kinds and not (name == "parameters" and "inputs" in kinds and _only_a_leaf(claims)):
                 return INDEX[name], None, 0
+        saved = not kinds.isdisjoint(_SAVED)
         result = next((c.category for c in claims if c.category in ("inputs", "outputs")), None)
-        if result == "inputs" and "activations" in kinds and self._made_by_forward(row):
+        if result == "inputs" and saved and self._made_by_forward(row):
             result = "outputs"
         if result == "inputs":
             return INDEX["inputs"], None, 0
-        if "activations" in kinds:
+        if saved:
             if result is None and self._is_data(row, claims):
                 return INDEX["inputs"], None, 0
             return INDEX["activations"], self._release(claims), INDEX["outputs"]
-        if result is not None:
+        if result is not None and not self._ended_with_forward(row, claims):
             return INDEX[result], None, 0
+        if COPY in kinds:
+            phase = self._phase_at(int(self.born_ns[row])) if self.ledger.born[row] else None
+            return INDEX["gradients" if phase is not None and phase.name == "backward" else "parameters"], None, 0
         return _UNKNOWN, None, 0
 
+    def _ended_with_forward(self, row: int, claims: tuple[Claim, ...]) -> bool:
+        """One module's output that was only another one's input."""
+        phase = self._phase_at(int(self.born_ns[row])) if self.ledger.born[row] else None
+        kept = any(c.name and not c.category for c in claims)
+        return not kept and phase is not None and phase.name == "forward" and self.died_ns[row] < phase.body_end_ns
+
     def _made_by_forward(self, row: int) -> bool:
-        phase = self._phase_at(int(self.born_ns[row]))
-        return phase is not None and phase.name == "forward" and phase.grad and self.ledger.born[row] > 0
+        """Whether a root module under autograd made it (not what the program made between two of them)."""
+        i = bisect_right(self.body_starts, int(self.born_ns[row])) - 1
+        return i >= 0 and int(self.born_ns[row]) < self.bodies[i][1] and bool(self.ledger.born[row] > 0)
 
     def _is_data(self, row: int, claims: tuple[Claim, ...]) -> bool:
         """Saved for backward but not made by the forward that saved it: the batch, labels, masks, data sets."""
-        saved = [c for c in claims if c.category == "activations"]
+        saved = [c for c in claims if c.category in _SAVED]
         if self.ledger.born[row] == 0:
             return True
+        if any(c.category == DATA for c in saved):
+            return not self._made_by_forward(row)
         if len({bisect_right(self.steps, c.time_ns) for c in saved}) > 1:
             return True
-        if self.first_forward is None:
-            return False
+        if not all(c.name.endswith(".tensors") for c in saved):
+            return False  # an operator saved its result, or something with a history
         begin = max(
-            (p.begin_ns for p in self.phases if p.name == "forward" and p.begin_ns <= saved[0].time_ns), default=None
+            (p.begin_ns for p in self.phases if p.name == "forward" and p.begin_ns <= saved[0].time_ns), default=0
         )
-        return begin is not None and int(self.born_ns[row]) < begin
+        return int(self.born_ns[row]) < begin
 
     def _release(self, claims: tuple[Claim, ...]) -> int | None:
         """The instant at which the last graph that saved this let go of it; None while one still holds it."""
-        last_saved = max(c.time_ns for c in claims if c.category == "activations")
+        last_saved = max(c.time_ns for c in claims if c.category in _SAVED)
         released = next((c.time_ns for c in claims if c.category == RELEASED and c.time_ns > last_saved), None)
         return None if released is None else int(np.searchsorted(self.ledger.time_ns, released, side="right"))
 
@@ -248,25 +211,46 @@ class _Attributor:
         before = ledger.born == 0
         category = np.full(self.count, INDEX["other"], np.int64)
         step_of_birth, step_of_death = np.searchsorted(self.steps, born), np.searchsorted(self.steps, died)
-        category[~self.never & (step_of_birth == step_of_death) & ~before] = INDEX["temporaries"]
+        self.kept = self.never | (step_of_birth != step_of_death)
+        category[~self.kept & ~before] = INDEX["temporaries"]
         for row, claims in self.claims.items():  # rule 7: a variable holds it
             if any(c.name and not c.category for c in claims):
                 early = self.first_forward is None or int(born[row]) < self.first_forward
                 category[row] = (
                     INDEX["inputs"] if early and self.phases else INDEX["other"] if early else INDEX["outputs"]
                 )
-        for phase in self.phases:  # rule 6
-            if phase.name == "forward" and phase.grad:
-                inside = (born >= phase.begin_ns) & (born < phase.body_end_ns) & (died > phase.end_ns) & ~before
-                follows = next((p for p in self.phases if p.begin_ns >= phase.end_ns), None)
-                if follows is not None and follows.name == "backward":
-                    category[inside & ~self.never & (died <= follows.end_ns)] = INDEX["activations"]
-                elif follows is None:
-                    category[inside & self.never] = INDEX["activations"]
+        for i, phase in enumerate(self.phases):
+            self._survivors(phase, self.phases[i + 1] if i + 1 < len(self.phases) else None, category)
         category[self._recomputed()] = INDEX["activations"]
         if self.workspace:
             category[(ledger.bytes == -(-self.workspace // 512) * 512) & self.never] = INDEX["workspaces"]
         return category
+
+    def _survivors(self, phase: PhaseSpan, follows: PhaseSpan | None, category: Ints) -> None:
+        """Rule 6: what outlives the phase that made it."""
+        alive = (self.born_ns >= phase.begin_ns) & (self.born_ns < phase.end_ns) & (self.died_ns > phase.end_ns)
+        alive &= self.ledger.born > 0
+        if phase.name != "forward":
+            category[alive] = INDEX["gradients" if phase.name == "backward" else "optimizer_state"]
+            return
+        if not phase.grad:
+            category[alive] = INDEX["outputs"]
+            return
+        within, tail = self._in_bodies(), self.born_ns >= phase.body_end_ns
+        if follows is None:
+            category[alive & self.never & within] = INDEX["activations"]
+        elif follows.name == "backward":
+            with_graph = ~self.never & (self.died_ns <= follows.end_ns)
+            category[alive & with_graph & within] = INDEX["activations"]
+            category[alive & ~with_graph & self.kept & (within | tail)] = INDEX["outputs"]
+
+    def _in_bodies(self) -> NDArray[np.bool_]:
+        """Born while a root module ran under autograd."""
+        if not self.bodies:
+            return np.zeros(self.count, bool)
+        place = np.searchsorted(np.array(self.body_starts), self.born_ns, side="right") - 1
+        ends = np.array([end for _, end in self.bodies])[place]
+        return (place >= 0) & (self.born_ns < ends)
 
     def _recomputed(self) -> NDArray[np.bool_]:
         """Born in a module's forward during backward, and alive after that module returned: a recomputed activation."""
@@ -307,32 +291,6 @@ class _Attributor:
         )
 
 
-def _step_ends(phases: tuple[PhaseSpan, ...]) -> list[int]:
-    """Times at which a step's first phase after the last optimizer phase begins: the borders between steps."""
-    borders: list[int] = []
-    for before, after in itertools.pairwise(phases):
-        if after.step != before.step:
-            borders.append(before.end_ns)
-    return borders
-
-
-def _module_track(marks: tuple[Mark, ...]) -> tuple[list[int], list[str], list[int]]:
-    """Times at which the running module changes, its path from each, and when that module's forward ends (0: none runs)."""
-    times: list[int] = []
-    paths: list[str] = []
-    ends: list[int] = []
-    stack: list[tuple[str, list[int]]] = []  # path, and the entries of the track that wait for its end
-    for mark in marks:
-        if mark.kind not in ("module", "forward"):
-            continue
-        if mark.begin:
-            stack.append((mark.name if mark.kind == "module" else "", []))
-        elif stack:
-            for entry in stack.pop()[1]:
-                ends[entry] = mark.time_ns
-        times.append(mark.time_ns)
-        paths.append(stack[-1][0] if stack else "")
-        ends.append(0)
-        if stack:
-            stack[-1][1].append(len(times) - 1)
-    return times, paths, ends
+def _only_a_leaf(claims: tuple[Claim, ...]) -> bool:
+    """Whether nothing but its wish for a gradient makes this a parameter: no model and no optimizer holds it."""
+    return not any(c.module for c in claims if c.category == "parameters")

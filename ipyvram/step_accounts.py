@@ -6,8 +6,9 @@ from bisect import bisect_right
 
 import numpy as np
 
-from ipyvram.attribution import RELEASED, Attribution, PhaseSpan
+from ipyvram.attribution import RELEASED, Attribution
 from ipyvram.ledger import Ints, Ledger
+from ipyvram.marks import PhaseSpan, root_forwards
 from ipyvram.recording import Claim, Mark, Observation
 from ipyvram.report import StepAccount
 
@@ -64,7 +65,7 @@ def unused_graphs(marks: tuple[Mark, ...], ledger: Ledger, attribution: Attribut
     A storage that a graph saved was used when the graph let go of it after a backward, or when it was claimed by the walk that
     precedes a backward: the claim's next mark is then the beginning of that backward.
     """
-    forwards = _root_forwards(marks)
+    forwards = root_forwards(marks)
     borders = [m.time_ns for m in marks if m.kind != "module"]
     begins = [m.kind == "backward" and m.begin for m in marks if m.kind != "module"]
 
@@ -87,18 +88,3 @@ def unused_graphs(marks: tuple[Mark, ...], ledger: Ledger, attribution: Attribut
         saved[forward] += int(ledger.bytes[row])
     unused = [count for forward, count in saved.items() if count and forward not in good]
     return [Observation("unused_graph", max(unused), count=len(unused), device=device)] if unused else []
-
-
-def _root_forwards(marks: tuple[Mark, ...]) -> list[tuple[int, int]]:
-    """Begin and end of each root forward under autograd that is not inside a backward."""
-    found, begin, backwards = [], None, 0
-    for mark in marks:
-        if mark.kind == "backward":
-            backwards += 1 if mark.begin else -1
-        elif mark.kind == "forward" and not backwards:
-            if mark.begin:
-                begin = mark.time_ns if mark.grad else None
-            elif begin is not None:
-                found.append((begin, mark.time_ns))
-                begin = None
-    return found

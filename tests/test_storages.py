@@ -42,6 +42,11 @@ def rows(trace: StorageTrace, device: str = "cpu") -> list[tuple[str, int]]:
     return [(signs[a], int(s)) for a, s in zip(found.events.action, found.events.size, strict=True)]
 
 
+def rows_since(trace: StorageTrace, before: int) -> list[tuple[str, int]]:
+    trace.stop()
+    return rows(trace)[before:]
+
+
 def test_an_allocation_and_its_free():
     with tracing() as trace:
         x = torch.zeros(10)
@@ -100,9 +105,9 @@ def test_times_are_in_order_and_within_the_trace():
     assert found.events.time_ns[-1] <= found.stop_ns
 
 
-def test_what_was_there_before_counts_from_the_start_once_it_is_used():
-    used, unused = torch.zeros(10), torch.zeros(100)
-    with tracing() as trace:
+def test_parameters_that_were_there_before_count_from_the_start_once_they_are_used():
+    used, unused = nn.Parameter(torch.zeros(10)), nn.Parameter(torch.zeros(100))
+    with tracing() as trace, torch.no_grad():
         used + 1
     found = trace.traces()[0]
     assert [b.size for b in found.baseline] == [40]
@@ -125,7 +130,7 @@ def test_identify_gives_the_address_of_the_trace():
         x = torch.zeros(5)
         serial = trace.identify(x.untyped_storage())
         assert trace.identify(x.view(5, 1).untyped_storage()) == serial
-        ancient = trace.identify(old.untyped_storage())
+        ancient = trace.identify(old.untyped_storage(), before=True)
         del x
     found = trace.traces()[0]
     assert found.events.address.tolist() == [serial, serial]
@@ -254,8 +259,12 @@ def test_storages_of_sparse_tensors_are_their_parts():
     layer = nn.Embedding(100, 8, sparse=True)
     with tracing() as trace:
         layer(torch.tensor([1, 2])).sum().backward()
+        assert layer.weight.grad.is_sparse
+        before = trace.event_count
+        size = layer.weight.grad._values().untyped_storage().nbytes()
+        layer.weight.grad = None
+        assert rows_since(trace, before).count(("-", size)) == 1
     assert not trace.notes
-    assert layer.weight.grad.is_sparse
 
 
 def test_a_mode_entered_by_the_cell_outlives_the_trace():

@@ -72,7 +72,10 @@ def saved_by(node: Any) -> Iterator[Saved]:
                 yield Saved(node, field, tensor, not result and tensor.grad_fn is None and not tensor.requires_grad)
             elif tensor is not None:  # what a hook packed, such as a copy on another device
                 yield from (Saved(node, field, packed, False) for packed in tensors_in(tensor))
-    if "_raw_saved_tensors" in fields:  # a Python Function may keep tensors on its context as well
+
+
+def kept_by_context(node: Any) -> Iterator[Saved]:
+    """What a Python Function keeps on its context beside `save_for_backward`; lives as long as the node."""
+    if hasattr(type(node), "saved_tensors"):
         for key, value in list(getattr(node, "__dict__", {}).items()):
-            for tensor in tensors_in(value):
-                yield Saved(node, key, tensor, False)
+            yield from (Saved(node, key, tensor, False) for tensor in tensors_in(value))

@@ -13,19 +13,17 @@ from torch import Tensor, nn
 
 from ipyvram.probes.tensors import plain_data
 
-#: Objects looked at; more is data, not names.
-MAX_OBJECTS = 20_000
-
 #: Instances of these packages' classes lead to half of the interpreter, and to none of the user's tensors.
 _CLOSED = frozenset({
     "IPython", "ipykernel", "ipyvram", "ipywidgets", "logging", "matplotlib", "numpy", "pandas", "PIL", "pathlib",
     "asyncio", "threading", "multiprocessing", "traitlets", "zmq", "re", "inspect", "datetime", "argparse", "tqdm",
 })  # fmt: skip
+_MAX_ITEMS = 20_000
 _LEAVES = (type, types.ModuleType, types.CodeType, str, bytes, int, float, complex, type(None))
 _YIELDED = (Tensor, nn.Module, torch.optim.Optimizer)
 
 
-def holdings(namespace: Mapping[str, Any], depth: int, limit: int = MAX_OBJECTS) -> Iterator[tuple[str, Any]]:
+def holdings(namespace: Mapping[str, Any], depth: int, limit: int) -> Iterator[tuple[str, Any]]:
     """Tensors, modules, optimizers and gradient scalers, each once, with the shortest path that leads there.
 
     Parameters
@@ -65,7 +63,7 @@ def _parts(name: str, value: Any, kind: type) -> Iterator[tuple[str, Any]]:
             yield f"{name}[{key!r}]" if type(key) in (str, int) else f"{name}[…]", item
     elif issubclass(kind, (list, tuple)):
         if len(value) and not plain_data(value):
-            yield from ((f"{name}[{i}]", item) for i, item in enumerate(value[:MAX_OBJECTS]))
+            yield from ((f"{name}[{i}]", item) for i, item in enumerate(value[:_MAX_ITEMS]))
     elif issubclass(kind, types.FunctionType):
         for variable, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
             try:

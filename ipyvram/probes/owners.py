@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ipyvram.probes.clock import Clock
-from ipyvram.probes.graph import leaf_of, nodes_below, saved_by
+from ipyvram.probes.graph import kept_by_context, leaf_of, nodes_below, saved_by
 from ipyvram.probes.namespace import holdings
 from ipyvram.probes.tensors import dtype_name, is_parameter, plain_tensors, storage_of, tensors_in
 from ipyvram.recording import Claim
@@ -27,11 +27,13 @@ Identify = Callable[[torch.UntypedStorage, bool], tuple[str, int] | None]
 RELEASED = "released"
 #: Saved for backward, but handed in: nothing in the graph made it.
 DATA = "data"
+#: Held under the name of a parameter of a model and of its shape: an average, a best state, or gradients by name.
+COPY = "copy"
 
 #: Whoever holds these does so for long: not seen so far, they were there before the cell.
 _LASTING = frozenset({"parameters", "buffers", "optimizer_state", "gradients"})
-_DEPTH = 6  # into objects and containers, once at the start
-_SHALLOW = 1, 2000  # depth and objects, at each backward
+_DEEP = 6, 20_000  # depth into objects and containers, and how many of them: at the start and the end
+_SHALLOW = 1, 2_000  # at each backward
 
 
 class Owners:
@@ -185,6 +187,8 @@ class Owners:
                 if where is not None:
                     saved.append(where)
                     sample = node
+            for tensor in kept_by_context(node):
+                self.claim(tensor.tensor, "activations", f"{node.name()}.{tensor.field}")
         if backward:
             # The node is held only while the engine runs, when the caller holds the graph's root as well.
             self._backward.append((sample, saved))
@@ -208,28 +212,26 @@ class Owners:
 
     # -- the namespace -----------------------------------------------------------------------------------------------
 
-    def namespace(self, before: bool = False) -> None:
+    def namespace(self, before: bool = False, deep: bool = True) -> None:
         """What the notebook's variables hold: models, optimizers, scalers, and names for tensors.
 
         Parameters
         ----------
         before : bool
             True at the start of the cell: what is found was there before it.
+        deep : bool
+            Look into objects too (a loader's data set), not only into variables and containers.
         """
-        found = list(holdings(self._namespace, _DEPTH) if before else holdings(self._namespace, *_SHALLOW))
-        modules = [(name, value) for name, value in found if isinstance(value, nn.Module) and value not in self._modules]
+        found = list(holdings(self._namespace, *(_DEEP if deep else _SHALLOW)))
+        modules = [
+            (name, value) for name, value in found if isinstance(value, nn.Module) and value not in self._modules
+        ]
         # The whole before its parts: the path within the model says more than the one within a part of it.
         for name, module in sorted(modules, key=lambda m: -sum(1 for _ in m[1].modules())):
-            self._tolerate(lambda n=name, m=module: self.module(m, n, before))
+            _tolerate(self.module, module, name, before)
         for name, value in found:
             if not isinstance(value, nn.Module):
-                self._tolerate(lambda n=name, v=value: self._variable(v, n, before))
-
-    def _tolerate(self, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except Exception:  # a user's object may raise from anything; only its name is lost
-            return
+                _tolerate(self._variable, value, name, before)
 
     def _variable(self, value: Any, name: str, before: bool) -> None:
         if isinstance(value, torch.optim.Optimizer):
@@ -245,7 +247,7 @@ class Owners:
         else:
             path = name.partition("['")[2].removesuffix("']")
             copied = bool(path) and self._paths.get(path) == tuple(value.shape)
-            self._claim_once(value, "parameters" if copied else "", name, "", before)
+            self._claim_once(value, COPY if copied else "", name, "", before)
 
     def label_of(self, root: nn.Module) -> str:
         """The variable that holds a root module, else its class."""
@@ -263,3 +265,11 @@ class Owners:
             except (TypeError, ValueError):
                 self._signatures[kind] = ()
         return self._signatures[kind]
+
+
+def _tolerate(action: Callable[..., None], *args: Any) -> None:
+    """A user's object may raise from anything; then only its name is lost."""
+    try:
+        action(*args)
+    except Exception:
+        return

@@ -18,7 +18,8 @@ from torch.nn.modules import module as global_hooks
 from torch.optim import optimizer as optimizer_hooks
 
 from ipyvram.probes.clock import Clock
-from ipyvram.probes.owners import Owners, tensors_in
+from ipyvram.probes.owners import Owners
+from ipyvram.probes.tensors import tensors_in
 from ipyvram.recording import Mark
 
 MAX_MARKS = 200_000
@@ -56,6 +57,8 @@ class Phases:
         self.implementation = ""  #: of the first optimizer: ``foreach``, ``fused`` or ``for-loop``
         self._leader: int | None = None
         self._depth = threading.local()
+        self._in_backward = 0
+        self._since = 0  # sequence number of the autograd graph when the root module was called
         self._paths: dict[int, str] = {}
         self._handles: list[Any] = []
         self._counter: Any = None
@@ -66,7 +69,7 @@ class Phases:
     def start(self) -> None:
         self._handles = [
             global_hooks.register_module_forward_pre_hook(self._before_forward),
-            global_hooks.register_module_forward_hook(self._after_forward, with_kwargs=False, always_call=True),
+            global_hooks.register_module_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
             optimizer_hooks.register_optimizer_step_pre_hook(self._before_step),
         ]
         self._counter = optimizer_hooks.register_optimizer_step_post_hook(self._after_step)
@@ -105,38 +108,45 @@ class Phases:
             self._guard("forward", lambda: self._begin_root(module, args))
 
     def _begin_root(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._on_forward(module, args)
-        label = self._owners.label_of(module)
-        if id(module) not in self._paths:
-            self._paths |= {id(m): path for path, m in module.named_modules() if path}
-            self._paths[id(module)] = label
-        self._owners.module(module, label)
-        self._owners.inputs(module, args, {})
+        label = self._paths.get(id(module), type(module).__name__)
+        if not self._in_backward:  # what a checkpoint recomputes is no batch
+            self._on_forward(module, args)
+            label = self._owners.label_of(module)
+            if self._paths.get(id(module)) != label:
+                self._paths |= {id(m): path for path, m in module.named_modules() if path}
+                self._paths[id(module)] = label
+            self._owners.module(module, label)
+            self._owners.inputs(module, args, {})
+            self._since = _sequence_number()
         self._mark("forward", True, label)
 
-    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
+        # After a forward that raised, torch leaves the keyword arguments out.
+        kwargs, output = rest if len(rest) == 2 else ({}, None)
         depth = self._depth.value = max(0, getattr(self._depth, "value", 1) - 1)
         if depth:
             self._mark("module", False, self._paths.get(id(module), type(module).__name__))
         else:
-            self._guard("forward", lambda: self._end_root(module, output))
+            self._guard("forward", lambda: self._end_root(module, kwargs, output))
 
-    def _end_root(self, module: nn.Module, output: Any) -> None:
+    def _end_root(self, module: nn.Module, kwargs: dict[str, Any], output: Any) -> None:
         label = self._paths.get(id(module), type(module).__name__)
         self._mark("forward", False, label)
+        if self._in_backward:
+            return
+        self._owners.module(module, label)  # a lazy module has its parameters now
+        self._owners.inputs(module, (), kwargs)
         self._owners.outputs(output, f"output of {label}")
-        if torch.is_grad_enabled() and not self._in_backward:
-            self._owners.graph(t for t in tensors_in(output) if t.grad_fn is not None)
+        if torch.is_grad_enabled():
+            self._owners.graph((t for t in tensors_in(output) if t.grad_fn is not None), since=self._since)
 
     # -- backward ----------------------------------------------------------------------------------------------------
-
-    _in_backward = 0
 
     def _begin_backward(self, roots: Any) -> Callable[[], None]:
         leaves: list[Tensor] = []
 
         def begin() -> None:
-            self._owners.namespace()
+            self._owners.namespace(deep=False)
             self._owners.outputs([r for r in roots if isinstance(r, Tensor)], "loss")
             leaves.extend(self._owners.graph(roots, backward=True))
 
@@ -224,6 +234,12 @@ def _implementation(optimizer: torch.optim.Optimizer) -> str:
     if group.get("foreach") is not None or "foreach" not in group:
         return "foreach" if group.get("foreach") else "for-loop"
     return "foreach" if all(p.device.type == "cuda" for p in group["params"]) else "for-loop"
+
+
+def _sequence_number() -> int:
+    """Nodes of the autograd graph made from now on have this number or a higher one; 0 where torch does not tell."""
+    current = getattr(torch._C._autograd, "_get_sequence_nr", None)
+    return int(current()) if current is not None else 0
 
 
 class _AlwaysDebug:

@@ -7,7 +7,6 @@ what compiled code allocates for itself: neither outlives one call.
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.stacks import Interner
+from ipyvram.probes.tensors import dtype_name, plain_tensors, storage_of
 from ipyvram.recording import Action, Block, Events, Origin, Trace
 
 #: Events after which the trace ends by itself: a million rows are about 200 MB of Python objects.
@@ -74,7 +74,6 @@ class StorageTrace:
         self._clock, self._stacks, self._origins = clock, stacks, origins
         self._budget, self._names, self._skip = dict(budget or {}), dict(device_names or {}), skip
         self._live: dict[int, _Live] = {}
-        self._before: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._logs: dict[torch.device, _Log | None] = {}
         self._by_name: dict[str, _Log] = {}
         self._origin_of: dict[Any, int] = {}
@@ -88,8 +87,7 @@ class StorageTrace:
     # -- life --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Note which storages exist, then watch every operator of this thread."""
-        self._before = {storage._cdata: weakref.ref(storage) for storage in _existing_storages()}
+        """Watch every operator of this thread."""
         self._start_ns = self._clock()
         self._mode = _Mode(self)
         self._mode.__enter__()  # type: ignore[no-untyped-call]
@@ -102,7 +100,6 @@ class StorageTrace:
             self._flush()
             self._active, self._ended_by = False, ended_by
             self._live.clear()
-            self._before.clear()
         self._leave()
 
     def _leave(self) -> None:
@@ -151,8 +148,8 @@ class StorageTrace:
         Parameters
         ----------
         storage : torch.UntypedStorage
-            A storage not seen so far is recorded as found: it was there before the cell if ``before`` says so or it
-            existed when the trace started, else it appeared now (data that no operator made).
+            A storage not seen so far is recorded as found: ``before`` says that it was there when the trace began, else it
+            appeared now (data that no operator of this thread made).
         """
         known = self._live.get(storage._cdata)
         if known is None:
@@ -167,9 +164,8 @@ class StorageTrace:
         self, storage: torch.UntypedStorage, log: _Log, before: bool = False, tensor: Tensor | None = None
     ) -> _Live:
         """A storage that no operator was seen to make."""
-        was = self._before.pop(storage._cdata, None)
         live = self._watch(storage, log)
-        if before or (was is not None and was() is storage):
+        if before or (tensor is not None and tensor.requires_grad):  # data that no operator made has no such wish
             log.baseline.append(Block(live.serial, live.size, live.size))
         else:
             self._flush()
@@ -216,8 +212,7 @@ class StorageTrace:
         key = (func, tensor.shape, tensor.dtype)
         index = self._origin_of.get(key)
         if index is None:
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            index = self._origins(Origin(_op_name(func), tuple(tensor.shape), dtype))
+            index = self._origins(Origin(_op_name(func), tuple(tensor.shape), dtype_name(tensor.dtype)))
             self._origin_of[key] = index
         return index
 
@@ -242,7 +237,7 @@ class StorageTrace:
             self.stop(f"{MAX_EVENTS:,} events")
 
     def _input(self, tensor: Tensor) -> None:
-        storage = _storage(tensor)
+        storage = storage_of(tensor)
         if storage is None or storage._cdata in self._live:
             return
         log = self._log(storage)
@@ -250,8 +245,11 @@ class StorageTrace:
             self._found(storage, log, tensor=tensor)
 
     def _output(self, func: Any, args: tuple[Any, ...], tensor: Tensor) -> None:
-        storage = _storage(tensor)
+        storage = storage_of(tensor)
         if storage is None:
+            if tensor.layout is not torch.strided:
+                for part in plain_tensors(tensor):
+                    self._output(func, args, part)
             return
         known = self._live.get(storage._cdata)
         if known is not None:
@@ -293,7 +291,7 @@ class StorageTrace:
         """
         if node == _OUTSIDE or torch.is_grad_enabled() or not isinstance(args[0], Tensor):
             return None
-        storage = _storage(args[0])
+        storage = storage_of(args[0])
         operand = None if storage is None else self._live.get(storage._cdata)
         if operand is None or operand.size != size:
             return None
@@ -382,21 +380,6 @@ class _Log:
         self.name, self.budget, self.bytes = name, budget, 0
         self.rows: list[Row] = []
         self.baseline: list[Block] = []
-
-
-def _existing_storages() -> list[torch.UntypedStorage]:
-    """Storages of all tensors that Python knows now."""
-    objects = gc.get_objects()
-    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, Tensor)}
-    found = (_storage(o) for o in objects if type(o) in kinds)
-    return [storage for storage in found if storage is not None]
-
-
-def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
-    try:
-        return tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):
-        return None  # sparse: its parts are tensors of their own; or not materialised (lazy modules)
 
 
 def _current_node() -> int:

@@ -48,7 +48,7 @@ def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
     elif tensor.layout in _SPARSE_PARTS:
         with torch._C._DisableTorchDispatch():  # type: ignore[no-untyped-call, attr-defined, unused-ignore]
             parts = [getattr(tensor.detach(), part)() for part in _SPARSE_PARTS[tensor.layout]]
-        yield from parts
+        yield from (part for part in parts if part.layout is torch.strided)
     elif torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         yield from plain_tensors(torch._C._functorch.get_unwrapped(tensor))
     else:

@@ -1,0 +1,126 @@
+"""Marks come in; stretches of time go out: the phases of each step, and which module ran when."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from ipyvram.recording import Mark
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSpan:
+    """A phase of a step, times in ns. ``forward`` reaches to the next phase: the loss belongs to it."""
+
+    begin_ns: int
+    end_ns: int
+    name: str
+    step: int
+    grad: bool
+    body_end_ns: int  #: when the root module itself returned
+
+
+def phase_spans(marks: tuple[Mark, ...], stop_ns: int) -> tuple[PhaseSpan, ...]:
+    """Marks as stretches that do not overlap.
+
+    A forward inside a backward is a recomputation and no phase of its own; forward and backward inside an optimizer step
+    are (``optimizer.step(closure)``): the step's own phase is what is left of it.
+    """
+    spans: list[PhaseSpan] = []
+    open_marks: list[Mark] = []
+    current: Mark | None = None
+    begin = 0
+    for mark in (m for m in marks if m.kind != "module"):
+        if mark.begin:
+            open_marks.append(mark)
+        else:
+            at = next((i for i in reversed(range(len(open_marks))) if open_marks[i].kind == mark.kind), None)
+            if at is not None:
+                del open_marks[at:]
+        phase = next((m for m in open_marks if m.kind != "optimizer"), open_marks[0] if open_marks else None)
+        if phase is current:
+            continue
+        before_closure = current is not None and current.kind == "optimizer" and begin == current.time_ns and phase
+        if current is not None and not before_closure:
+            spans.append(_span(current, begin, mark.time_ns))
+        current, begin = phase, mark.time_ns
+    if current is not None:  # the cell ended, or tracing stopped, inside a phase
+        spans.append(_span(current, begin, stop_ns))
+    return _merge_forwards(spans)
+
+
+def _span(mark: Mark, begin_ns: int, end_ns: int) -> PhaseSpan:
+    return PhaseSpan(begin_ns, end_ns, mark.kind, mark.step, mark.grad, end_ns)
+
+
+def _merge_forwards(spans: list[PhaseSpan]) -> tuple[PhaseSpan, ...]:
+    """Consecutive forwards of one step are one (a criterion is a module too), reaching to the backward that follows."""
+    merged: list[PhaseSpan] = []
+    for span in spans:
+        last = merged[-1] if merged else None
+        if (
+            last
+            and last.name == "forward"
+            and last.step == span.step
+            and last.grad == span.grad
+            and span.name == "forward"
+            and span.grad
+        ):
+            merged[-1] = PhaseSpan(last.begin_ns, span.end_ns, "forward", last.step, last.grad, span.end_ns)
+            continue
+        if last and last.name == "forward" and last.step == span.step and span.name == "backward":
+            merged[-1] = PhaseSpan(last.begin_ns, span.begin_ns, "forward", last.step, last.grad, last.body_end_ns)
+        merged.append(span)
+    return tuple(merged)
+
+
+def root_forwards(marks: tuple[Mark, ...], grad: bool = True) -> list[tuple[int, int]]:
+    """Begin and end of each call of a root module under autograd that is not inside a backward, in ns.
+
+    Parameters
+    ----------
+    grad : bool
+        Only those under autograd, or only the others.
+    """
+    found, begin, backwards = [], None, 0
+    for mark in marks:
+        if mark.kind == "backward":
+            backwards = max(0, backwards + (1 if mark.begin else -1))
+        elif mark.kind == "forward" and not backwards:
+            if mark.begin:
+                begin = mark.time_ns if mark.grad is grad else None
+            elif begin is not None:
+                found.append((begin, mark.time_ns))
+                begin = None
+    return found
+
+
+def step_ends(phases: tuple[PhaseSpan, ...]) -> list[int]:
+    """Times at which a step's first phase after the last optimizer phase begins: the borders between steps."""
+    borders: list[int] = []
+    for before, after in itertools.pairwise(phases):
+        if after.step != before.step:
+            borders.append(before.end_ns)
+    return borders
+
+
+def module_track(marks: tuple[Mark, ...]) -> tuple[list[int], list[str], list[int]]:
+    """Times at which the running module changes, its path from each, and when that module's forward ends (0: none runs)."""
+    times: list[int] = []
+    paths: list[str] = []
+    ends: list[int] = []
+    stack: list[tuple[str, list[int]]] = []  # path, and the entries of the track that wait for its end
+    for mark in marks:
+        if mark.kind not in ("module", "forward"):
+            continue
+        if mark.begin:
+            stack.append((mark.name if mark.kind == "module" else "", []))
+        elif stack:
+            for entry in stack.pop()[1]:
+                ends[entry] = mark.time_ns
+        times.append(mark.time_ns)
+        paths.append(stack[-1][0] if stack else "")
+        ends.append(0)
+        if stack:
+            stack[-1][1].append(len(times) - 1)
+    return times, paths, ends
