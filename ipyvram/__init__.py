@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ipyvram.analysis import analyse
-    from ipyvram.measuring import measure
+    from ipyvram.measuring import measure, retrace
     from ipyvram.notebooks import read_notebook, read_notebooks
     from ipyvram.report import Report
 
@@ -31,6 +31,7 @@ __all__ = [
     "measure",
     "read_notebook",
     "read_notebooks",
+    "retrace",
     "unload_ipython_extension",
 ]
 
@@ -40,6 +41,7 @@ _HOMES = {
     "measure": "measuring",
     "read_notebook": "notebooks",
     "read_notebooks": "notebooks",
+    "retrace": "measuring",
 }
 
 

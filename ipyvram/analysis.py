@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ipyvram.attribution import DATA, RELEASED, Attribution, attribute
+from ipyvram.attribution import DATA, RELEASED
 from ipyvram.findings import find
 from ipyvram.findings.batch import AFTER_TRACE
-from ipyvram.ledger import Ledger, build
-from ipyvram.marks import PhaseSpan, phase_spans
-from ipyvram.recording import CATEGORIES, Claim, Device, Events, Frame, Observation, Recording, Samples, Trace
+from ipyvram.marks import PhaseSpan
+from ipyvram.recording import CATEGORIES, Claim, Device, Frame, Observation, Recording, Samples
 from ipyvram.report import GroupRow, Measurement, Phase, Report, TensorRow, Timeline, merge_tensors
 from ipyvram.step_accounts import step_accounts, unused_graphs
+from ipyvram.stretches import curves, highest, stretches
 from ipyvram.thinning import pick
 from ipyvram.units import format_bytes
 
@@ -33,10 +33,10 @@ def analyse(recording: Recording) -> Report:
     Report
         Of the device with the highest peak (an accelerator before the CPU); the others are in `Report.others`.
     """
-    traced = {trace.device: trace for trace in recording.traces}
+    traced = dict.fromkeys(trace.device for trace in recording.traces)
     sampled = {samples.device: samples for samples in recording.samples}
     names = list(dict.fromkeys([*traced, *(d for d in sampled if _used(sampled[d]))])) or ["cpu"]
-    accounts = [_Account(recording, name, traced.get(name), sampled.get(name)).report() for name in names]
+    accounts = [_Account(recording, name, sampled.get(name)).report() for name in names]
     accounts = [replace(account, findings=find(account)) for account in accounts]
     accounts.sort(key=lambda r: (r.peak_bytes > 0 and r.device != "cpu", r.peak_bytes), reverse=True)
     main, *rest = accounts
@@ -60,17 +60,15 @@ class _Peak:
 class _Account:
     """The report of one device."""
 
-    def __init__(self, recording: Recording, device: str, trace: Trace | None, samples: Samples | None) -> None:
-        self.recording, self.trace, self.samples = recording, trace, samples
+    def __init__(self, recording: Recording, device: str, samples: Samples | None) -> None:
         self.device = next((d for d in recording.devices if d.id == device), Device(device, device))
-        self.start_ns = recording.start_ns
-        self.phases = phase_spans(recording.marks, trace.stop_ns if trace else recording.stop_ns)
-        if trace is None:
-            trace = Trace(device, "storages", recording.start_ns, recording.stop_ns, Events.from_rows([]))
-        self.ledger: Ledger = build(trace)
-        self.attribution: Attribution = attribute(recording, self.ledger, device)
-        self.accounts = self.attribution.accounts(self.ledger)
-        self.total = sum(self.accounts.values(), np.zeros(self.ledger.instants, np.int64))
+        self.samples, self.start_ns = samples, recording.start_ns
+        self.stretches = stretches(recording, device)
+        main = highest(self.stretches)  # what is said of the peak is said from the trace that saw it
+        self.trace = main.trace if any(t.device == device for t in recording.traces) else None
+        self.recording, self.ledger, self.attribution = main.recording, main.ledger, main.attribution
+        self.phases = tuple(phase for stretch in self.stretches for phase in stretch.phases)
+        self.accounts, self.total, self._at = main.accounts, main.total, main.at
 
     def report(self) -> Report:
         r, peak = self.recording, self._peak()
@@ -83,8 +81,8 @@ class _Account:
         return Report(
             peak_bytes=peak.bytes,
             peak=peak.account,
-            start=self._at(0),
-            end=self._at(self.ledger.instants - 1),
+            start=self.stretches[0].at(0),
+            end=self.stretches[-1].at(-1),
             label=r.label,
             note=r.note,
             kind=r.kind,
@@ -113,7 +111,11 @@ class _Account:
             lines_at_peak=_group(tensors, _line_key),
             measurement=self._measurement(),
             environment=r.environment,
-            step_accounts=step_accounts(self.phases, self.ledger.time_ns, self.accounts, self.start_ns),
+            step_accounts=tuple(
+                row
+                for s in self.stretches
+                for row in step_accounts(s.phases, s.ledger.time_ns, s.accounts, self.start_ns)
+            ),
             observations=self._observations(),
             allocator=self._allocator(),
             device_bytes=self.device.total_bytes,
@@ -137,9 +139,6 @@ class _Account:
 
     def _seconds(self, time_ns: int) -> float:
         return round((time_ns - self.start_ns) / 1e9, 6)
-
-    def _at(self, instant: int) -> dict[str, int]:
-        return {c: int(self.accounts[c][instant]) for c in CATEGORIES}
 
     def _peak(self) -> _Peak:
         """The highest instant of the trace; more only when a counter or a sample proves that there was more."""
@@ -201,7 +200,8 @@ class _Account:
         return {name: int(c[i]) for name, c in self.samples.columns.items() if not np.isnan(c[i])}
 
     def _provenance(self, peak: _Peak) -> dict[str, str]:
-        whole = self.trace is not None and self.trace.ended_by == "end of cell"
+        last = self.stretches[-1].trace
+        whole = self.trace is not None and last.ended_by == "end of cell"
         marks = {
             "peak": peak.provenance,
             "categories": "inferred" if peak.unattributed else "exact" if self.trace is not None else "sampled",
@@ -245,14 +245,17 @@ class _Account:
     # -- curves ------------------------------------------------------------------------------------------------------
 
     def _timeline(self) -> Timeline:
-        rows = pick(self.ledger.time_ns.astype(np.float64), self.total, TIMELINE_POINTS)
-        time_s = tuple(self._seconds(int(t)) for t in self.ledger.time_ns[rows])
-        curves = {c: tuple(self.accounts[c][rows].tolist()) for c in CATEGORIES if self.accounts[c].any()}
-        reserved = tuple(self.ledger.reserved[rows].tolist()) if self.ledger.reserved is not None else ()
-        end_s = self._seconds(self.trace.stop_ns) if self.trace else 0.0
         if self.trace is None:
-            time_s, curves, reserved = (), {}, ()
-        return Timeline(time_s, curves, reserved, end_s, *self._sampled())
+            return Timeline((), {}, (), 0.0, *self._sampled())
+        found = curves(self.stretches, TIMELINE_POINTS)
+        return Timeline(
+            tuple(self._seconds(int(t)) for t in found.time_ns),
+            {c: tuple(column.tolist()) for c, column in found.categories.items() if column.any()},
+            tuple(found.reserved.tolist()) if found.reserved is not None else (),
+            self._seconds(self.stretches[-1].trace.stop_ns),
+            *self._sampled(),
+            gaps_s=tuple((self._seconds(begin), self._seconds(end)) for begin, end in found.gaps_ns),
+        )
 
     def _sampled(self) -> tuple[tuple[float, ...], dict[str, tuple[int | None, ...]]]:
         if self.samples is None or not len(self.samples.time_ns):
@@ -267,15 +270,16 @@ class _Account:
 
     def _measurement(self) -> Measurement:
         s, t = self.samples, self.trace
+        traces = [stretch.trace for stretch in self.stretches] if t else []
         notes = list(self.recording.notes)
         if self.ledger.mismatches:
             notes.append(f"{self.ledger.mismatches} events did not replay: block sizes and cache are approximate")
         return Measurement(
             source=_SOURCES[t.source] if t else "sampler only",
-            events=len(t.events) if t else 0,
-            claims=len(self.recording.claims),
-            traced_s=round((t.stop_ns - t.start_ns) / 1e9, 6) if t else 0.0,
-            ended_by=t.ended_by if t else "",
+            events=sum(len(trace.events) for trace in traces),
+            claims=sum(len(stretch.recording.claims) for stretch in self.stretches),
+            traced_s=round(sum(trace.stop_ns - trace.start_ns for trace in traces) / 1e9, 6),
+            ended_by="; then ".join(trace.ended_by for trace in traces),
             samples=s.count if s else 0,
             longest_gap_s=round(s.longest_gap_s, 6) if s else 0.0,
             period_s=s.period_s if s else 0.0,

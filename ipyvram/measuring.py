@@ -168,6 +168,22 @@ class measure:
                 logger.warning(note)
 
 
+def retrace() -> bool:
+    """Trace the running measurement again, exactly, from here to the end of its next optimizer step.
+
+    For the step that you want to see and that comes after the traced ones: ``if step == 500: ipyvram.retrace()``.
+
+    Returns
+    -------
+    bool
+        Whether a trace was started. False where none is measured, where one is being traced anyway, beyond the bound of
+        three, on another thread than the cell's, and inside a dispatch mode of your own.
+    """
+    current = _current
+    run = None if current is None else current._run
+    return run is not None and run.retrace("asked for")
+
+
 def _cell_of(caller: FrameType) -> Cell:
     """Where a ``with`` block stands: its file, its first line and the text from there on."""
     from ipyvram.recording import Cell

@@ -62,6 +62,8 @@ class Timeline:
         Instants of the samples, through the whole cell.
     sampled : dict of str to tuple of int or None
         Column (``allocated``, ``reserved``, ``device_used``, ``process_rss``) → bytes, None where unavailable.
+    gaps_s : tuple of (float, float)
+        Begin and end of what was not traced between two traces. The exact account has zeros there, which mean nothing.
     """
 
     time_s: tuple[float, ...] = ()
@@ -70,6 +72,7 @@ class Timeline:
     end_s: float = 0.0
     sampled_time_s: tuple[float, ...] = ()
     sampled: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
+    gaps_s: tuple[tuple[float, float], ...] = ()
 
     @property
     def allocated(self) -> tuple[int, ...]:
@@ -321,6 +324,9 @@ class Report:
         )
         exact["allocated"] = data.allocated
         exact["reserved"] = data.reserved or pd.NA
+        exact = exact.astype("Int64")
+        for begin, end in data.gaps_s:
+            exact.loc[(exact.index >= begin) & (exact.index < end)] = pd.NA
         sampled = pd.DataFrame(dict(data.sampled), index=list(data.sampled_time_s))
         frame = pd.concat([exact, sampled]).sort_index(kind="stable")
         wanted = [*CATEGORIES, "allocated", "reserved", "device_used"]

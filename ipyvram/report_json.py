@@ -163,6 +163,7 @@ def _encode_timeline(t: Timeline) -> dict[str, Any]:
         "end_us": round(t.end_s * 1e6),
         "sampled_time_us": [round(s * 1e6) for s in t.sampled_time_s],
         "sampled": {name: _runs(column) for name, column in t.sampled.items()},
+        "gaps_us": [[round(begin * 1e6), round(end * 1e6)] for begin, end in t.gaps_s],
     }
 
 
@@ -174,6 +175,7 @@ def _decode_timeline(data: dict[str, Any]) -> Timeline:
         end_s=data["end_us"] / 1e6,
         sampled_time_s=tuple(us / 1e6 for us in data["sampled_time_us"]),
         sampled={name: _unruns(runs) for name, runs in data["sampled"].items()},
+        gaps_s=tuple((begin / 1e6, end / 1e6) for begin, end in data.get("gaps_us", ())),
     )
 
 

@@ -6,31 +6,36 @@ computes nothing from what it records.
 
 from __future__ import annotations
 
-import platform
-import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _python_dispatch as dispatch_modes
 
-import ipyvram
+from ipyvram.devices import check_device, cuda_possible, describe, environment, use_device
 from ipyvram.options import Options
 from ipyvram.probes import counters
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.history import HistoryTrace
-from ipyvram.probes.nvml import open_cards
+from ipyvram.probes.nvml import Cards, open_cards
 from ipyvram.probes.owners import Owners
 from ipyvram.probes.phases import Phases
 from ipyvram.probes.stacks import Interner, StackReader
 from ipyvram.probes.storages import StorageTrace
-from ipyvram.recording import Cell, Device, ErrorInfo, Origin, Recording, Stack, Trace
+from ipyvram.recording import Cell, Device, ErrorInfo, Origin, Recording, Samples, Stack, Trace
 from ipyvram.sampler import Sampler, combined_reader
+from ipyvram.watch import Watch
+
+__all__ = ["Run", "check_device"]
 
 #: Bounds on the trace of a cell that finishes no optimizer step (building a model, inference, raw loops).
 MAX_UNSTEPPED_S = 20.0
 MAX_UNSTEPPED_EVENTS = 300_000
+
+_NO_TRACE = ("the allocator's history is unavailable", "the storage trace is unavailable")
 
 
 class Run:
@@ -55,27 +60,33 @@ class Run:
         self._phases = Phases(self._clock, self._owners, self._on_step, self._on_forward, self.guard)
         self._storages: StorageTrace | None = None
         self._history: HistoryTrace | None = None
-        self._history_traces: tuple[Trace, ...] = ()
-        self._cards: Any = None
+        self._past: list[StorageTrace | HistoryTrace] = []  # of the stretches traced so far
+        self._history_traces: list[Trace] = []
+        self._cards: Cards | None = None
+        self._card_names: list[str] = []
         self._sampler: Sampler | None = None
         self._recording: Recording | None = None
-        self._ended_by = "end of cell"
+        self._watch = Watch(namespace if namespace is not None else {})
+        self._why = ""  # the reason of a trace after the first
         self._tracing = False
-        self._traced_steps = 0
-        self._overhead = 0.0
+        self._first_traced = self._traced_steps = self._trace_ns = 0
+        self._overhead, self._guards = 0.0, 0
         self._counters_start: dict[str, dict[str, int]] = {}
         self._undo_device: Callable[[], None] = lambda: None
         self._start_ns = 0
+        self._thread = threading.get_ident()
 
     def guard(self, what: str, action: Callable[[], None]) -> None:
         """Run ``action``; a failure becomes a note and costs only what ``action`` would have recorded."""
-        begin = time.perf_counter()
+        begin, self._guards = time.perf_counter(), self._guards + 1
         try:
             action()
         except Exception as error:
             self._note(f"{what}: {type(error).__name__}: {error}".split("\n")[0][:300])
         finally:
-            self._overhead += time.perf_counter() - begin
+            self._guards -= 1
+            if not self._guards:  # what runs within another is in that one's time
+                self._overhead += time.perf_counter() - begin
 
     def _note(self, text: str) -> None:
         if text not in self.notes and len(self.notes) < 50:
@@ -85,42 +96,62 @@ class Run:
 
     def start(self) -> None:
         """Arm everything. Never raises for a fault of ours; `Options.device` is applied here."""
-        self._undo_device = _use_device(self.options.device)
+        self._undo_device = use_device(self.options.device)
         self._start_ns = self._clock()
+        self._thread = threading.get_ident()
         self.guard("NVML is unavailable", self._open_cards)
         self.guard("allocator counters are unavailable", self._read_counters_start)
-        if _cuda_possible():
-            self.guard("the allocator's history is unavailable", self._start_history)
-        else:
-            self.guard("the storage trace is unavailable", self._start_storages)
-        self._tracing = True
-        self.guard("the namespace could not be read", lambda: self._owners.namespace(before=True))
-        self.guard("phases are unavailable", self._phases.start)
+        self._start_tracing(before=True)
         self.guard("the sampler is unavailable", self._start_sampler)
 
     def _open_cards(self) -> None:
         try:
             self._cards = open_cards()
         except RuntimeError:
-            if _cuda_possible():  # a machine without a GPU lacks nothing
+            if cuda_possible():  # a machine without a GPU lacks nothing
                 raise
+        else:
+            self._card_names = self._cards.names()
 
     def _read_counters_start(self) -> None:
-        self._counters_start = {d: dict(counters.read(d)) for d in counters.devices_in_use() if d != "cpu"}
+        self._counters_start = _counters()
+
+    def _start_tracing(self, before: bool) -> None:
+        """Arm the probes of one traced stretch; ``before``: what the namespace holds was there before the cell."""
+        self._storages = self._history = None
+        self._trace_ns = self._clock()
+        if cuda_possible():
+            self.guard(_NO_TRACE[0], self._start_history)
+        if self._history is None:
+            self.guard(_NO_TRACE[1], self._start_storages)
+        self._tracing = True
+        self.guard("the namespace could not be read", lambda: self._owners.namespace(before=before))
+        self.guard("phases are unavailable", self._phases.start)
 
     def _start_history(self) -> None:
-        self._history = HistoryTrace(self._clock, self._stacks)
-        self._history.start()
+        history = HistoryTrace(self._clock, self._stacks)
+        self._past.append(history)
+        history.start()
+        if history.active:
+            self._history = history
 
     def _start_storages(self) -> None:
-        trace = StorageTrace(self._clock, StackReader(self._stacks), self._origins)
+        skip = frozenset({"cuda"} if self._history is not None else ())
+        trace = StorageTrace(self._clock, StackReader(self._stacks), self._origins, skip=skip)
+        self._past.append(trace)
         trace.start()
         self._storages = trace
 
     def _start_sampler(self) -> None:
-        self._sampler = Sampler(
-            self._clock, combined_reader(self._cards), counters.devices_in_use, self.options.interval_s
-        )
+        read = combined_reader(self._cards)
+
+        def watched(device: str) -> Mapping[str, float]:
+            figures = read(device)
+            see = self._watch.learn_figures if self._tracing else self._watch.see_figures
+            see(device, figures)
+            return figures
+
+        self._sampler = Sampler(self._clock, watched, counters.devices_in_use, self.options.interval_s)
         self._sampler.start()
 
     # -- while it runs -----------------------------------------------------------------------------------------------
@@ -131,7 +162,7 @@ class Run:
         kind = storage.device.type
         if kind == "cuda" and self._history is not None:
             return str(storage.device), storage.data_ptr()
-        if self._storages is not None and (self._storages.active or not self._tracing):
+        if self._storages is not None and self._storages.active:
             return str(storage.device), self._storages.identify(storage, before=before)
         return None
 
@@ -141,34 +172,70 @@ class Run:
             parameter = next(module.parameters(), None)
             if parameter is not None and parameter.device.type == "cpu":
                 self._start_storages()
-        if self._phases.steps == 0:
-            elapsed = (self._clock() - self._start_ns) / 1e9
+        if self._phases.steps == self._first_traced:
+            elapsed = (self._clock() - self._trace_ns) / 1e9
             if elapsed > MAX_UNSTEPPED_S:
                 self.stop_tracing(f"{MAX_UNSTEPPED_S:.0f} s without an optimizer step")
             elif self._storages is not None and self._storages.event_count > MAX_UNSTEPPED_EVENTS:
                 self.stop_tracing(f"{MAX_UNSTEPPED_EVENTS:,} events without an optimizer step")
 
     def _on_step(self, steps: int) -> None:
-        if self._tracing and steps >= self.options.trace_steps:
+        if not self._tracing:
+            reason = self._watch.reason()
+            if reason:
+                self.retrace(reason)
+            return
+        self._watch.learn_step()
+        traced = steps - self._first_traced
+        if self._why:
+            self.stop_tracing(f"step {steps} ({self._why})")
+        elif traced >= self.options.trace_steps:
             self.stop_tracing(f"{steps} steps" if steps > 1 else "1 step")
 
     def stop_tracing(self, ended_by: str) -> None:
         """Take the probes away and keep the sampler: what is left of the cell costs nothing you notice."""
         if not self._tracing:
             return
-        self._ended_by = ended_by
-        self._traced_steps = self._phases.steps
+        self._traced_steps += self._phases.steps - self._first_traced
         self.guard("the namespace could not be read", self._owners.namespace)
+        self.guard("the watch for growth is blind", self._learn_figures)
         self._tracing = False
         self.guard("phases did not stop cleanly", self._phases.stop_tracing)
-        if (storages := self._storages) is not None:
+        storages, history = self._storages, self._history
+        if storages is not None:
             self.guard("the storage trace did not stop cleanly", lambda: storages.stop(ended_by))
-        if self._history is not None:
-            self.guard("the allocator's history could not be read", self._stop_history)
+        if history is not None:
+            self.guard(
+                "the allocator's history could not be read",
+                lambda: self._history_traces.extend(history.stop(ended_by)),
+            )
 
-    def _stop_history(self) -> None:
-        assert self._history is not None
-        self._history_traces = self._history.stop(self._ended_by)
+    def _learn_figures(self) -> None:
+        for device in counters.devices_in_use():
+            self._watch.learn_figures(device, counters.read(device))
+
+    def retrace(self, reason: str) -> bool:
+        """Trace from here to the end of the next optimizer step, if no trace is running and the bound allows it.
+
+        Parameters
+        ----------
+        reason : str
+            In words; the report shows it.
+
+        Returns
+        -------
+        bool
+            Whether a trace was started. Not inside somebody's dispatch mode: leaving it would take ours away instead.
+        """
+        if self._tracing or self._recording is not None or not self._watch.allows():
+            return False
+        if threading.get_ident() != self._thread or dispatch_modes._get_current_dispatch_mode_stack():
+            return False
+        self._watch.retraces += 1
+        self._why, self._first_traced = reason, self._phases.steps
+        self._owners.forget()
+        self._start_tracing(before=False)
+        return True
 
     # -- stop --------------------------------------------------------------------------------------------------------
 
@@ -190,20 +257,19 @@ class Run:
         self.guard("phases did not stop cleanly", self._phases.stop)
         self.guard("the device could not be restored", self._undo_device)
         counters_end: dict[str, dict[str, int]] = {}
-        self.guard(
-            "allocator counters are unavailable",
-            lambda: counters_end.update({d: dict(counters.read(d)) for d in counters.devices_in_use() if d != "cpu"}),
-        )
+        self.guard("allocator counters are unavailable", lambda: counters_end.update(_counters()))
         traces = self._traces()
+        found_environment = self._environment(traces, samples)
         used = dict.fromkeys(["cpu", *(t.device for t in traces), *(s.device for s in samples)])
+        devices = tuple(self._describe(name) for name in used)
         self._recording = Recording(
             start_ns=self._start_ns,
             stop_ns=stop_ns,
             label=self.options.label,
             note=self.options.note,
             cell=self.cell,
-            environment=self._environment(),
-            devices=tuple(self._describe(name) for name in used),
+            environment=found_environment,
+            devices=devices,
             traces=traces,
             claims=tuple(self._owners.claims),
             marks=tuple(self._phases.marks),
@@ -217,126 +283,60 @@ class Run:
             steps=self._phases.steps,
             traced_steps=self._traced_steps,
             error=None if error is None else _error_info(error),
-            notes=tuple(self._all_notes()),
+            notes=self._all_notes(),
             overhead_s=round(self._overhead, 6),
         )
         self._owners.claims, self._phases.marks = [], []
         return self._recording
 
-    def _stop_sampler(self) -> tuple[Any, ...]:
-        if self._sampler is None:
-            return ()
-        stopped: list[tuple[Any, ...]] = []
+    def _stop_sampler(self) -> tuple[Samples, ...]:
+        stopped: list[Samples] = []
         sampler = self._sampler
-        self.guard("the sampler did not stop cleanly", lambda: stopped.append(sampler.stop()))
-        return stopped[0] if stopped else ()
+        if sampler is not None:
+            self.guard("the sampler did not stop cleanly", lambda: stopped.extend(sampler.stop()))
+        return tuple(stopped)
 
     def _traces(self) -> tuple[Trace, ...]:
-        found: list[Trace] = list(self._history_traces)
-        if self._storages is not None:
-            storages = self._storages
-            self.guard("the storage trace could not be read", lambda: found.extend(storages.traces()))
-        return tuple(found)
+        found = list(self._history_traces)
+        for trace in self._past:
+            if isinstance(trace, StorageTrace):
+                self.guard("the storage trace could not be read", lambda t=trace: found.extend(t.traces()))  # type: ignore[misc]
+        return tuple(sorted(found, key=lambda trace: trace.start_ns))
 
-    def _all_notes(self) -> list[str]:
-        parts = (self._cards, self._sampler, self._storages, self._history)
-        return list(dict.fromkeys([*self.notes, *(note for part in parts for note in getattr(part, "notes", ()))]))
+    def _all_notes(self) -> tuple[str, ...]:
+        parts = (self._cards, self._sampler, *self._past)
+        return tuple(dict.fromkeys([*self.notes, *(note for part in parts for note in getattr(part, "notes", ()))]))
 
     def _describe(self, name: str) -> Device:
-        if name.startswith("cuda"):
-            try:
-                properties = torch.cuda.get_device_properties(name)
-                uuid = getattr(properties, "uuid", None)
-                return Device(
-                    name,
-                    properties.name,
-                    properties.total_memory,
-                    None if uuid is None else str(uuid),
-                    (properties.major, properties.minor),
-                )
-            except Exception as error:
-                self._note(f"{name} could not be described: {error}")
-        return Device(name, platform.processor() or "CPU" if name == "cpu" else name)
+        try:
+            return describe(name)
+        except Exception as error:
+            self._note(f"{name} could not be described: {error}")
+            return Device(name, name)
 
-    def _environment(self) -> dict[str, str]:
-        found = {
-            "ipyvram": ipyvram.__version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-            "platform": platform.system(),
-        }
-        if "IPython" in sys.modules:
-            found["ipython"] = str(sys.modules["IPython"].__version__)
+    def _environment(self, traces: tuple[Trace, ...], samples: tuple[Samples, ...]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        self.guard("the environment could not be read", lambda: found.update(environment()))
         if self._phases.optimizers:
             found["optimizer"] = self._phases.optimizers[0]
+        if self._phases.implementation:
             found["optimizer_implementation"] = self._phases.implementation
-        if torch.backends.cudnn.benchmark:
-            found["cudnn_benchmark"] = "True"
-
-        def cuda() -> None:
-            if torch.version.cuda and torch.cuda.is_available():
-                found["cuda"] = torch.version.cuda
-                if not torch.cuda.is_initialized() or all(
-                    torch.cuda.memory_allocated(i) == 0 for i in range(torch.cuda.device_count())
-                ):
-                    found["idle_gpu"] = torch.cuda.get_device_name(0) if torch.cuda.is_initialized() else "a GPU"
-                workspace = getattr(torch._C, "_cuda_getCublasWorkspaceSize", None)
-                if workspace is not None:
-                    found["cublas_workspace_bytes"] = str(workspace())
-
-        self.guard("the environment could not be read", cuda)
+        if cuda_possible() and not _used_cuda(traces, samples):
+            found["idle_gpu"] = next(iter(self._card_names), "a GPU")
+        elif self._card_names and not torch.version.cuda:
+            self._note(f"{self._card_names[0]} is here, but this build of torch cannot use it: install one with CUDA")
         return found
 
 
-def _cuda_possible() -> bool:
-    """Whether the cell may allocate on an NVIDIA GPU; asks the driver without making a context."""
-    return bool(torch.cuda.is_available())
+def _counters() -> dict[str, dict[str, int]]:
+    return {device: counters.read(device) for device in counters.devices_in_use() if device != "cpu"}
 
 
-def check_device(device: str) -> torch.device:
-    """The device ``--device`` names.
-
-    Raises
-    ------
-    ValueError
-        Torch does not know it, or it is not there.
-    """
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"--device {device}: torch knows no such device; write cpu, cuda, cuda:1 or mps") from error
-    if found.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count == 0:
-            raise ValueError(f"--device {device}: no CUDA device is available here; leave the option out or write cpu")
-        if found.index is not None and found.index >= count:
-            raise ValueError(f"--device {device}: there are {count} CUDA devices, numbered from 0")
-    elif found.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise ValueError(f"--device {device}: MPS is not available here; leave the option out or write cpu")
-    elif found.type != "cpu":
-        raise ValueError(f"--device {device}: cells can be measured on cpu, cuda and mps")
-    return found
-
-
-def _use_device(device: str | None) -> Callable[[], None]:
-    """Make ``device`` torch's default and current device; what is returned puts back what was."""
-    if device is None:
-        return lambda: None
-    wanted = check_device(device)
-    default = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
-    before = default.device if default is not None else None
-    current = torch.cuda.current_device() if wanted.type == "cuda" and torch.cuda.is_initialized() else None
-    torch.set_default_device(wanted)
-    if wanted.type == "cuda":
-        torch.cuda.set_device(wanted)
-
-    def undo() -> None:
-        torch.set_default_device(before)
-        if current is not None:
-            torch.cuda.set_device(current)
-
-    return undo
+def _used_cuda(traces: tuple[Trace, ...], samples: tuple[Samples, ...]) -> bool:
+    """Whether the cell used a GPU through torch."""
+    return any(trace.device.startswith("cuda") and len(trace.events) for trace in traces) or any(
+        s.device.startswith("cuda") and "allocated" in s.columns and s.columns["allocated"].max() > 0 for s in samples
+    )
 
 
 def _error_info(error: BaseException) -> ErrorInfo:

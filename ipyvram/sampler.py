@@ -96,7 +96,11 @@ class Sampler:
     def _loop(self) -> None:
         due = self._clock() + self._interval_s * 1e9
         while not self._stop.wait(max(0.0, (due - self._clock()) / 1e9)):
-            self.sample()
+            try:
+                self.sample()
+            except Exception as error:  # on stderr it would be the cell's
+                self._note(f"sampling stopped early: {_line(error)}")
+                return
             due = max(due + self._interval_s * 1e9, self._clock())  # after a gap: no burst to catch up
 
     def stop(self) -> tuple[Samples, ...]:

@@ -58,6 +58,12 @@ class Owners:
         self._signatures: dict[type, tuple[str, ...]] = {}
         self._backward: list[tuple[Any, list[tuple[str, int]]]] = []  # graphs in the engine now, innermost last
 
+    def forget(self) -> None:
+        """A new trace begins: it gives storages new addresses, so everything is claimed anew."""
+        self._claimed.clear()
+        self._modules.clear()
+        self._backward.clear()
+
     # -- one claim ---------------------------------------------------------------------------------------------------
 
     def claim(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -55,39 +56,58 @@ class Phases:
         self.steps = 0
         self.optimizers: list[str] = []
         self.implementation = ""  #: of the first optimizer: ``foreach``, ``fused`` or ``for-loop``
-        self._leader: int | None = None
+        self._leader: weakref.ref[torch.optim.Optimizer] | None = None
         self._depth = threading.local()
         self._in_backward = 0
         self._since = 0  # sequence number of the autograd graph when the root module was called
         self._paths: dict[int, str] = {}
         self._handles: list[Any] = []
-        self._counter: Any = None
+        self._first_step: Any = None  # hook that waits for an optimizer to count the steps of
+        self._optimizers: dict[int, tuple[weakref.ref[torch.optim.Optimizer], Any]] = {}  # with their own hooks
         self._undo: list[Callable[[], None]] = []
 
     # -- life --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        """Begin a traced stretch; after `stop_tracing` it may be followed by another."""
+        self._paths.clear()
+        self._depth = threading.local()
         self._handles = [
             global_hooks.register_module_forward_pre_hook(self._before_forward),
             global_hooks.register_module_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
-            optimizer_hooks.register_optimizer_step_pre_hook(self._before_step),
         ]
-        self._counter = optimizer_hooks.register_optimizer_step_post_hook(self._after_step)
+        if self._first_step is None:
+            self._first_step = optimizer_hooks.register_optimizer_step_pre_hook(self._before_step)
         self._watch_engine()
 
     def stop_tracing(self) -> None:
-        """Take every hook away but the one that counts steps."""
+        """Take every hook away but one: the counter of steps, on the optimizer that counts them."""
         for handle in self._handles:
             handle.remove()
-        for undo in self._undo:
+            # torch forgets this table of its own when a global hook is removed
+            getattr(global_hooks, "_global_forward_hooks_with_kwargs", {}).pop(handle.id, None)
+        for undo in reversed(self._undo):
             undo()
         self._handles, self._undo = [], []
+        self._drop_optimizers(but_leader=True)
+        if self._leader is not None:
+            self._drop_first_step()
 
     def stop(self) -> None:
         self.stop_tracing()
-        if self._counter is not None:
-            self._counter.remove()
-            self._counter = None
+        self._drop_optimizers(but_leader=False)
+        self._drop_first_step()
+
+    def _drop_first_step(self) -> None:
+        if self._first_step is not None:
+            self._first_step.remove()
+            self._first_step = None
+
+    def _drop_optimizers(self, but_leader: bool) -> None:
+        for key, (reference, handle) in list(self._optimizers.items()):
+            if not (but_leader and self._leads(reference())):
+                handle.remove()
+                del self._optimizers[key]
 
     @property
     def tracing(self) -> bool:
@@ -95,7 +115,10 @@ class Phases:
 
     def _mark(self, kind: str, begin: bool, name: str = "") -> None:
         if len(self.marks) < MAX_MARKS:
-            self.marks.append(Mark(self._clock(), kind, begin, self.steps + 1, name, torch.is_grad_enabled()))
+            try:
+                self.marks.append(Mark(self._clock(), kind, begin, self.steps + 1, name, torch.is_grad_enabled()))
+            except Exception as error:  # most marks are made in hooks, where it would be the program's
+                self._guard("phases are incomplete", _raiser(error))
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
@@ -206,6 +229,12 @@ class Phases:
     # -- optimizer ---------------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        known = self._optimizers.get(id(optimizer))
+        if known is None or known[0]() is not optimizer:
+            self._guard("optimizer", lambda: self._follow(optimizer))
+        if not self.tracing:
+            return
+
         def claims() -> None:
             self._owners.optimizer(optimizer)
             self._owners.gradients(p for group in optimizer.param_groups for p in group["params"])
@@ -213,17 +242,27 @@ class Phases:
         self._guard("optimizer", claims)
         self._mark("optimizer", True, type(optimizer).__name__)
 
+    def _follow(self, optimizer: torch.optim.Optimizer) -> None:
+        # Its own hook, and not a global one: that could not be taken away while torch walks through them.
+        handle = optimizer.register_step_post_hook(self._after_step)
+        self._optimizers[id(optimizer)] = weakref.ref(optimizer), handle
+
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._leader is None:
-            self._leader = id(optimizer)  # with several optimizers, the first one counts the steps
+            self._leader = weakref.ref(optimizer)  # with several optimizers, the first one counts the steps
             self.optimizers.append(type(optimizer).__name__)
             self.implementation = _implementation(optimizer)
+            if not self.tracing:
+                self._drop_first_step()
         if self.tracing:
             self._mark("optimizer", False, type(optimizer).__name__)
             self._guard("optimizer", lambda: self._owners.optimizer(optimizer))
-        if id(optimizer) == self._leader:
+        if self._leads(optimizer):
             self.steps += 1
             self._guard("optimizer", lambda: self._on_step(self.steps))
+
+    def _leads(self, optimizer: torch.optim.Optimizer | None) -> bool:
+        return optimizer is not None and self._leader is not None and self._leader() is optimizer
 
 
 def _implementation(optimizer: torch.optim.Optimizer) -> str:
@@ -240,6 +279,13 @@ def _sequence_number() -> int:
     """Nodes of the autograd graph made from now on have this number or a higher one; 0 where torch does not tell."""
     current = getattr(torch._C._autograd, "_get_sequence_nr", None)
     return int(current()) if current is not None else 0
+
+
+def _raiser(error: Exception) -> Callable[[], None]:
+    def again() -> None:
+        raise error
+
+    return again
 
 
 class _AlwaysDebug:

@@ -1,0 +1,98 @@
+"""Torch's devices: the one a user names, what it is called, and the environment of a run. Makes no CUDA context."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+
+import torch
+
+import ipyvram
+from ipyvram.recording import Device
+
+
+def cuda_possible() -> bool:
+    """Whether a cell may allocate on an NVIDIA GPU."""
+    return bool(torch.cuda.is_available())
+
+
+def check_device(device: str) -> torch.device:
+    """The device ``--device`` names.
+
+    Raises
+    ------
+    ValueError
+        Torch does not know it, or it is not there.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {device}: torch knows no such device; write cpu, cuda, cuda:1 or mps") from error
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise ValueError(f"--device {device}: no CUDA device is available here; leave the option out or write cpu")
+        if found.index is not None and found.index >= count:
+            raise ValueError(f"--device {device}: there are {count} CUDA devices, numbered from 0")
+    elif found.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise ValueError(f"--device {device}: MPS is not available here; leave the option out or write cpu")
+    elif found.type != "cpu":
+        raise ValueError(f"--device {device}: cells can be measured on cpu, cuda and mps")
+    return found
+
+
+def use_device(device: str | None) -> Callable[[], None]:
+    """Make ``device`` torch's default and current device; what is returned puts back what was."""
+    if device is None:
+        return lambda: None
+    wanted = check_device(device)
+    default = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    before = default.device if default is not None else None
+    current = torch.cuda.current_device() if wanted.type == "cuda" and torch.cuda.is_initialized() else None
+    torch.set_default_device(wanted)
+    if wanted.type == "cuda":
+        torch.cuda.set_device(wanted)
+
+    def undo() -> None:
+        torch.set_default_device(before)
+        if wanted.type == "cuda":
+            torch.cuda.set_device(0 if current is None else current)  # 0 is what a process starts with
+
+    return undo
+
+
+def describe(name: str) -> Device:
+    """Name, memory and capability of a device that is in use."""
+    if not name.startswith("cuda"):
+        return Device(name, (platform.processor() or "CPU") if name == "cpu" else name)
+    properties = torch.cuda.get_device_properties(name)
+    uuid = getattr(properties, "uuid", None)
+    return Device(
+        name,
+        properties.name,
+        properties.total_memory,
+        None if uuid is None else str(uuid),
+        (properties.major, properties.minor),
+    )
+
+
+def environment() -> dict[str, str]:
+    """Versions of what the cell ran on."""
+    found = {
+        "ipyvram": ipyvram.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "platform": platform.system(),
+    }
+    if "IPython" in sys.modules:
+        found["ipython"] = str(sys.modules["IPython"].__version__)
+    if torch.backends.cudnn.benchmark:
+        found["cudnn_benchmark"] = "True"
+    if torch.version.cuda and torch.cuda.is_available():
+        found["cuda"] = torch.version.cuda
+        workspace = getattr(torch._C, "_cuda_getCublasWorkspaceSize", None)
+        if workspace is not None:
+            found["cublas_workspace_bytes"] = str(workspace())
+    return found

@@ -1,0 +1,467 @@
+"""A whole run on the CPU: nothing of it is left behind, nothing of it reaches the program, faults cost one line."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.autograd.graph as autograd_graph
+from torch import nn
+from torch.nn.modules import module as nn_module
+from torch.optim import optimizer as optim_module
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+import ipyvram
+from ipyvram import devices, measuring
+from ipyvram import run as run_module
+from ipyvram.options import Options
+from ipyvram.probes import counters, history, owners, phases, storages
+from ipyvram.run import Run
+from ipyvram.sampler import Sampler
+from tests import nvml_stub
+
+
+def global_state():
+    """Everything of torch that a probe could have changed."""
+    hooks = {
+        f"{owner.__name__}.{name}": list(getattr(owner, name))
+        for owner in (nn_module, optim_module)
+        for name in dir(owner)
+        if name.startswith("_global") and isinstance(getattr(owner, name), dict)
+    }
+    patched = {
+        f"{owner.__name__}.{name}": id(vars(owner).get(name))
+        for owner, names in (
+            (autograd_graph, ("log", "_register_logging_hooks_on_whole_graph", "_engine_run_backward")),
+            (torch.autograd, ("_engine_run_backward", "backward", "grad")),
+            (torch.Tensor, ("backward", "__torch_dispatch__", "__torch_function__")),
+            (nn.Module, ("__call__", "_call_impl")),
+            (torch.optim.SGD, ("step",)),
+        )
+        for name in names
+    }
+    modes = [type(mode) for mode in _get_current_dispatch_mode_stack()]
+    functions = torch._C._len_torch_function_stack()
+    threads = sorted(t.name for t in threading.enumerate() if t.name.startswith("ipyvram"))
+    return hooks | patched | {"modes": modes, "function modes": functions, "threads": threads}
+
+
+def model():
+    return nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 2))
+
+
+def train(net, optimizer, batches, each_step=None):
+    losses = []
+    for step, x in enumerate(batches, 1):
+        optimizer.zero_grad()
+        loss = net(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+        if each_step is not None:
+            each_step(step)
+    return torch.stack(losses)
+
+
+def train_something(run):
+    net = model()
+    train(net, torch.optim.SGD(net.parameters(), 0.1), batches(4))
+
+
+def batches(count, size=8):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(size, 10, generator=generator) for _ in range(count)]
+
+
+def measured(body, namespace=None, **options):
+    """Run ``body(run)`` measured; its result, the recording and the report."""
+    run = Run(Options(**options), namespace=namespace)
+    run.start()
+    try:
+        result = body(run)
+    finally:
+        recording = run.stop()
+    return result, recording, ipyvram.analyse(recording)
+
+
+# -- nothing is left behind -------------------------------------------------------------------------------------------
+
+
+def test_after_the_traced_steps_torch_is_as_it_was_before_the_cell():
+    net = model()
+    optimizer, before, seen = torch.optim.SGD(net.parameters(), 0.1), global_state(), {}
+
+    def look(step):
+        seen[step] = global_state()
+
+    _, recording, _ = measured(lambda run: train(net, optimizer, batches(6), look))
+    assert seen[2] != before
+    assert seen[2]["modes"]
+    for step in (4, 5, 6):
+        assert seen[step] | {"threads": []} == before
+    assert global_state() == before
+    assert not optimizer._optimizer_step_post_hooks
+    assert (recording.steps, recording.traced_steps) == (6, 3)
+
+
+@pytest.mark.parametrize("ending", [RuntimeError("no"), KeyboardInterrupt()])
+def test_an_error_leaves_nothing_behind(ending):
+    before = global_state()
+    net = model()
+
+    def body(run):
+        net(batches(1)[0])
+        raise ending
+
+    with pytest.raises(type(ending)):
+        measured(body)
+    assert global_state() == before
+
+
+def test_several_optimizers_leave_nothing_behind():
+    one, two = model(), model()
+    first, second = torch.optim.SGD(one.parameters(), 0.1), torch.optim.Adam(two.parameters())
+    before = global_state()
+
+    def both(run):
+        for x in batches(5):
+            train(one, first, [x])
+            train(two, second, [x])
+
+    _, recording, _ = measured(both)
+    assert recording.steps == 5
+    assert recording.environment["optimizer"] == "SGD"
+    assert global_state() == before
+    assert not first._optimizer_step_post_hooks
+    assert not second._optimizer_step_post_hooks
+
+
+def test_steps_are_counted_when_the_trace_ended_before_the_first(monkeypatch):
+    monkeypatch.setattr(run_module, "MAX_UNSTEPPED_S", -1.0)
+    net, before = model(), global_state()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    _, recording, report = measured(lambda run: train(net, optimizer, batches(4)))
+    assert (recording.steps, recording.traced_steps) == (4, 0)
+    assert "without an optimizer step" in report.measurement.ended_by
+    assert global_state() == before
+
+
+def test_model_and_optimizer_can_be_copied_and_pickled_at_any_time():
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+
+    def look(step):
+        copy.deepcopy((net, optimizer))
+        pickle.loads(pickle.dumps(net))
+        assert b"ipyvram" not in pickle.dumps((net, optimizer))
+
+    measured(lambda run: train(net, optimizer, batches(5), look))
+
+
+# -- the program is the same ------------------------------------------------------------------------------------------
+
+
+def test_the_training_computes_the_same_to_the_bit():
+    def result():
+        torch.manual_seed(0)
+        net = model()
+        return train(net, torch.optim.Adam(net.parameters()), batches(5))
+
+    assert torch.equal(result(), measured(lambda run: result())[0])
+
+
+def test_peak_counters_are_not_reset(monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("this changes what the user can read")
+
+    for name in (
+        "reset_peak_memory_stats", "reset_max_memory_allocated", "reset_max_memory_cached",
+        "reset_accumulated_memory_stats", "empty_cache", "synchronize",
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, forbidden)
+    for name in ("_cuda_resetPeakMemoryStats", "_cuda_resetAccumulatedMemoryStats", "_cuda_emptyCache"):
+        monkeypatch.setattr(torch._C, name, forbidden, raising=False)
+    net = model()
+    _, recording, _ = measured(lambda run: train(net, torch.optim.SGD(net.parameters(), 0.1), batches(4)))
+    assert recording.notes == ()
+
+
+def test_autograd_still_finds_changes_in_place():
+    def break_it(run):
+        x = torch.ones(3, requires_grad=True)
+        y = x.exp()
+        y.add_(1)
+        y.sum().backward()
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        measured(break_it)
+
+
+# -- a fault in each probe --------------------------------------------------------------------------------------------
+
+
+def broken(*args, **kwargs):
+    raise LookupError("injected")
+
+
+def then_broken(stop):
+    """A `stop` that fails once it has done its work: one that does nothing leaves its hooks behind, of course."""
+
+    def stopped(*args, **kwargs):
+        stop(*args, **kwargs)
+        raise LookupError("injected")
+
+    return stopped
+
+
+FAULTS = {
+    "nvml": (run_module, "open_cards"),
+    "counters": (run_module.counters, "devices_in_use"),
+    "counter": (counters, "read"),
+    "storage trace start": (storages.StorageTrace, "start"),
+    "storage trace stop": (storages.StorageTrace, "stop"),
+    "storage trace read": (storages.StorageTrace, "traces"),
+    "storage identity": (storages.StorageTrace, "identify"),
+    "storage events": (storages.StorageTrace, "record"),
+    "stacks": (run_module.StackReader, "__call__"),
+    "namespace": (owners.Owners, "namespace"),
+    "modules": (owners.Owners, "module"),
+    "inputs": (owners.Owners, "inputs"),
+    "outputs": (owners.Owners, "outputs"),
+    "graph": (owners.Owners, "graph"),
+    "gradients": (owners.Owners, "gradients"),
+    "released": (owners.Owners, "released"),
+    "optimizer": (owners.Owners, "optimizer"),
+    "labels": (owners.Owners, "label_of"),
+    "marks": (phases, "Mark"),
+    "steps": (phases.Phases, "_follow"),
+    "phases start": (phases.Phases, "start"),
+    "phases stop": (phases.Phases, "stop_tracing"),
+    "sampler start": (Sampler, "start"),
+    "sampler stop": (Sampler, "stop"),
+    "sample": (Sampler, "sample"),
+    "watch figures": (run_module.Watch, "learn_figures"),
+    "watch steps": (run_module.Watch, "learn_step"),
+    "watch reason": (run_module.Watch, "reason"),
+    "environment": (run_module, "environment"),
+    "device": (run_module, "describe"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_a_probe_costs_one_line_and_not_the_cell(fault, monkeypatch):
+    torch.manual_seed(0)
+    net = model()
+    expected = train(copy.deepcopy(net), torch.optim.SGD(net.parameters(), 0.0), batches(5))
+    before = global_state()
+    owner, name = FAULTS[fault]
+    monkeypatch.setattr(owner, name, broken if "stop" not in fault else then_broken(getattr(owner, name)))
+    with ipyvram.measure("faulty") as m:
+        found = train(net, torch.optim.SGD(net.parameters(), 0.0), batches(5))
+    monkeypatch.undo()
+    assert torch.equal(found, expected)
+    assert m.report is not None
+    notes = [note for note in m.report.measurement.notes if "injected" in note]
+    assert len(notes) >= 1
+    assert all("\n" not in note and len(note) < 320 for note in notes)
+    assert global_state() == before
+
+
+def test_a_fault_in_the_history_falls_back_to_storages(monkeypatch):
+    monkeypatch.setattr(run_module, "cuda_possible", lambda: True)
+    monkeypatch.setattr(history.HistoryTrace, "start", broken)
+    net = model()
+    _, recording, report = measured(lambda run: train(net, torch.optim.SGD(net.parameters(), 0.1), batches(4)))
+    assert any("history is unavailable: LookupError: injected" in note for note in recording.notes)
+    assert report.peak["parameters"] == sum(p.nbytes for p in net.parameters())
+
+
+def test_a_run_that_cannot_be_built_leaves_the_cell_alone(monkeypatch, caplog):
+    monkeypatch.setattr(measuring.journal, "add", broken)
+    with ipyvram.measure("x") as m:
+        result = 6 * 7
+    assert result == 42
+    assert m.report is None
+    assert "injected" in caplog.text
+
+
+# -- devices ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("default", [None, "meta"])
+def test_the_default_device_is_put_back(default):
+    torch.set_default_device(default)
+    try:
+        before = global_state()
+        with ipyvram.measure("x", device="cpu"):
+            inside = torch.zeros(1).device.type
+        assert inside == "cpu"
+        assert torch.zeros(1).device.type == (default or "cpu")
+        assert global_state() == before
+    finally:
+        torch.set_default_device(None)
+
+
+def test_the_current_device_is_put_back(monkeypatch):
+    current = [1]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "set_device", lambda d: current.__setitem__(0, getattr(d, "index", d)))
+    undo = devices.use_device("cuda:2")
+    inside = (current[0], str(torch.get_default_device()))
+    undo()
+    assert inside == (2, "cuda:2")
+    assert (current[0], str(torch.get_default_device())) == (1, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda", "no CUDA device"), ("mps", "MPS is not available"), ("meta", "can be measured on"), ("tpux", "knows no")],
+)
+def test_a_device_that_is_not_there_is_an_error_before_the_block(device, message):
+    if device in ("cuda", "mps") and getattr(torch, device).is_available():
+        pytest.skip(f"{device} is there")
+    with pytest.raises(ValueError, match=message), ipyvram.measure("x", device=device):
+        pytest.fail("the block ran")
+
+
+def test_a_gpu_that_stood_idle_is_told(monkeypatch, tmp_path):
+    for stub in nvml_stub.load(tmp_path):
+        monkeypatch.setattr(run_module, "cuda_possible", lambda: True)
+        monkeypatch.setattr(history.HistoryTrace, "start", lambda self: None)
+        _, recording, report = measured(train_something)
+        assert recording.environment["idle_gpu"] == "Stub 24GB"
+        assert any("Stub 24GB stood idle" in finding.text for finding in report.findings)
+        assert stub.get("opened") == 0
+
+
+def test_a_card_that_torch_was_built_without_is_told(monkeypatch, tmp_path):
+    for _ in nvml_stub.load(tmp_path):
+        monkeypatch.setattr(torch.version, "cuda", None)
+        _, recording, _ = measured(lambda run: None)
+        assert any("Stub 24GB is here, but this build of torch" in note for note in recording.notes)
+
+
+def test_a_missing_driver_is_told_only_where_torch_could_use_one(monkeypatch):
+    monkeypatch.setattr(run_module, "open_cards", no_driver)
+    assert measured(lambda run: None)[1].notes == ()
+    monkeypatch.setattr(run_module, "cuda_possible", lambda: True)
+    monkeypatch.setattr(history.HistoryTrace, "start", lambda self: None)
+    assert "NVML is unavailable: RuntimeError: no NVIDIA driver" in measured(lambda run: None)[1].notes[0]
+
+
+def no_driver():
+    raise RuntimeError("no NVIDIA driver is installed here")
+
+
+# -- traced again -----------------------------------------------------------------------------------------------------
+
+
+def retraced(sizes, ask_after=None, **options):
+    """Train on batches of these sizes from a notebook's namespace."""
+    namespace = {"net": model()}
+    optimizer = torch.optim.SGD(namespace["net"].parameters(), 0.1)
+
+    def body(run):
+        for step, size in enumerate(sizes):
+            if step == ask_after:
+                run.retrace("asked for")
+            namespace["x"] = torch.randn(size, 10)
+            train(namespace["net"], optimizer, [namespace["x"]])
+
+    return measured(body, namespace, **options)
+
+
+def test_a_larger_batch_is_traced_and_its_trace_tells_of_the_peak():
+    _, recording, report = retraced([8, 8, 8, 8, 64, 64, 64, 8, 8])
+    first, second = recording.traces
+    assert first.stop_ns < second.start_ns
+    assert (recording.steps, recording.traced_steps) == (9, 4)
+    assert report.measurement.ended_by == "3 steps; then step 6 (x grew to 64×10)"
+    assert report.peak_step == 6
+    assert sum(report.peak.values()) == report.peak_bytes
+    assert report.peak["parameters"] == report.start["parameters"] == 262 * 4
+    assert report.peak["inputs"] >= 64 * 10 * 4
+    ((begin, end),) = report.timeline_data.gaps_s
+    frame = report.timeline()
+    inside = frame[(frame.index >= begin) & (frame.index < end)]
+    assert inside["allocated"].isna().all()
+    assert {row.step for row in report.step_accounts} == {1, 2, 3, 6}
+    assert ipyvram.Report.from_json(report.to_json()).timeline_data.gaps_s == report.timeline_data.gaps_s
+
+
+def test_the_first_trace_tells_of_the_peak_when_it_saw_more():
+    _, recording, report = retraced([8, 8, 8, 8, 2, 2], ask_after=5)
+    assert len(recording.traces) == 2
+    assert report.peak_step in (1, 2, 3)
+
+
+def test_a_cell_that_always_grows_is_traced_a_bounded_number_of_times():
+    _, recording, _ = retraced([8, 9, 8, 20, 20, 40, 40, 80, 80, 160, 160, 320, 320])
+    assert len(recording.traces) == 1 + run_module.Watch({}).retraces + 3
+    assert recording.traced_steps == 6
+
+
+def test_growth_seen_by_the_sampler_starts_a_trace():
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+
+    def body(run):
+        def grow(step):
+            if step == 5:
+                run._watch.see_figures("cuda:0", {"allocated_peak": 1})
+                run._watch.see_figures("cuda:0", {"allocated_peak": 10**9})
+
+        train(net, optimizer, batches(8), grow)
+
+    _, recording, report = measured(body)
+    assert recording.traced_steps == 4
+    assert report.measurement.ended_by == "3 steps; then step 7 (memory grew by 954 MiB)"
+
+
+def test_a_trace_on_request():
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    answers = []
+
+    def ask(step):
+        if step in (2, 5):
+            answers.append(measuring.retrace())
+
+    with ipyvram.measure("x") as m:
+        train(net, optimizer, batches(8), ask)
+    assert answers == [False, True]
+    assert m.report.traced_steps == 4
+    assert m.report.measurement.ended_by == "3 steps; then step 6 (asked for)"
+    assert measuring.retrace() is False
+
+
+def test_no_trace_is_started_inside_somebodys_mode():
+    class Mode(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    net, answers = model(), []
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+
+    def body(run):
+        train(net, optimizer, batches(4))
+        with Mode():
+            answers.append(run.retrace("asked for"))
+        answers.append(run.retrace("asked for"))
+
+    measured(body)
+    assert answers == [False, True]
+
+
+def test_overhead_is_within_the_duration():
+    net = model()
+    _, recording, _ = measured(lambda run: train(net, torch.optim.SGD(net.parameters(), 0.1), batches(4)))
+    assert 0 < recording.overhead_s < (recording.stop_ns - recording.start_ns) / 1e9 + 1.0
+    assert np.isfinite(recording.overhead_s)
