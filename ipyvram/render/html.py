@@ -168,7 +168,7 @@ def _picture(report: Report) -> str:
     svg, legend = timeline(report)
     if not svg:
         return ""
-    data = base64.b64encode(svg.encode()).decode()
+    data = base64.b64encode(svg.encode("ascii", "xmlcharrefreplace")).decode()
     look = style("display:block", "max-width:100%", "height:auto", "margin:6px 0 0")
     words = f"<div{style('font-size:12px', MUTED, 'margin:0 0 6px')}>{escape(legend)}</div>" if legend else ""
     return (

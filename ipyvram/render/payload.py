@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ipyvram.render.palette import COLOURS
-from ipyvram.render.scene import SAMPLED_LABELS, Scene
+from ipyvram.render.scene import LEFT, PLOT_H, PLOT_W, SAMPLED_LABELS, WIDTH, Scene
 from ipyvram.report import LABELS, Report
 
 
@@ -19,7 +19,9 @@ def payload(report: Report, scene: Scene) -> str:
     """What `assets/report.js` reads; ready to stand inside an element."""
     data = scene.data
     figures: dict[str, Any] = {
+        "box": [WIDTH, PLOT_W, PLOT_H, LEFT],
         "axis": [[_micros(p.start), _micros(p.end), round(p.left), round(p.right)] for p in scene.axis.pieces],
+        "right": scene.traced_right,
         "top": round(scene.top_bytes),
         "time": _deltas(data.time_s),
         "rows": [[LABELS[c], COLOURS[c], *_column(column)] for c, column in data.categories.items()],
@@ -29,12 +31,15 @@ def payload(report: Report, scene: Scene) -> str:
             [_micros(p.start_s), _micros(p.end_s), p.name, p.step if report.steps else 0] for p in report.phases
         ],
         "samples": _deltas(data.sampled_time_s),
-        "lines": [
-            [f"{SAMPLED_LABELS[n]} (sampled)", "", *_column(c)] for n, c in data.sampled.items() if n in SAMPLED_LABELS
-        ],
-        "peak": _micros(report.peak_time_s),
+        "lines": [_line(n, c) for n, c in data.sampled.items() if n in SAMPLED_LABELS],
+        "live": [],
     }
     return html.escape(json.dumps(figures, separators=(",", ":"), allow_nan=False), quote=False)
+
+
+def _line(name: str, column: Sequence[int | None]) -> list[Any]:
+    """A sampled line; the second item tells whether the exact account knows the same better, where there is one."""
+    return [f"{SAMPLED_LABELS[name]} (sampled)", int(name in ("allocated", "reserved")), *_column(column)]
 
 
 def _column(values: Sequence[int | None]) -> tuple[int, list[int | None]]:
