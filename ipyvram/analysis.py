@@ -11,9 +11,10 @@ import numpy as np
 from ipyvram.attribution import DATA, RELEASED
 from ipyvram.findings import find
 from ipyvram.findings.batch import AFTER_TRACE
+from ipyvram.lifetimes import largest_spans
 from ipyvram.marks import PhaseSpan
 from ipyvram.recording import CATEGORIES, Claim, Device, Frame, Observation, Recording, Samples
-from ipyvram.report import GroupRow, Measurement, Phase, Report, TensorRow, Timeline, merge_tensors
+from ipyvram.report import GroupRow, Lifetime, Measurement, Phase, Report, TensorRow, Timeline, merge_tensors
 from ipyvram.step_accounts import step_accounts, unused_graphs
 from ipyvram.stretches import curves, highest, stretches
 from ipyvram.thinning import pick
@@ -111,6 +112,7 @@ class _Account:
             lines_at_peak=_group(tensors, _line_key),
             measurement=self._measurement(),
             environment=r.environment,
+            lifetimes=self._lifetimes(),
             step_accounts=tuple(
                 row
                 for s in self.stretches
@@ -296,6 +298,21 @@ class _Account:
         if len(rows) > MAX_TENSORS:
             return merge_tensors(tuple(rows), MAX_TENSORS)
         return tuple(r for r in rows if r.bytes)
+
+    def _lifetimes(self) -> tuple[Lifetime, ...]:
+        """What was live at any moment, for pointing at one in the timeline."""
+        if self.trace is None:
+            return ()
+        ledger, end = self.ledger, self._seconds(self.trace.stop_ns)
+        found = []
+        for span in largest_spans(ledger, self.attribution, pick(ledger.time_ns.astype(np.float64), self.total, 800)):
+            tensor = self._tensor(span.row, span.category)
+            where = f"{tensor.file}:{tensor.line}" if tensor.file else f"line {tensor.line}" if tensor.line else ""
+            name = " · ".join(p for p in (tensor.name or tensor.module or "unnamed", where) if p)
+            until = end if span.end >= ledger.instants else self._seconds(int(ledger.time_ns[span.end]))
+            begin = self._seconds(int(ledger.time_ns[span.begin]))
+            found.append(Lifetime(int(ledger.bytes[span.row]), span.category, name, begin, until))
+        return tuple(found)
 
     def _tensor(self, row: int, category: str) -> TensorRow:
         ledger, r = self.ledger, self.recording

@@ -111,6 +111,17 @@ class GroupRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Lifetime:
+    """A large allocation and when it was live, in seconds since the cell began; ``name`` tells what and where."""
+
+    bytes: int
+    category: str
+    name: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One plain line worth saying. ``kind`` names the rule, ``bytes`` ranks it (0 where it is not about an amount)."""
 
@@ -239,6 +250,8 @@ class Report:
         The same bytes by module path and by source line.
     others : tuple of Report
         The accounts of the other devices the cell used.
+    lifetimes : tuple of Lifetime
+        The largest of what was live at any moment of the trace, largest first.
     step_accounts : tuple of StepAccount
         The traced steps one by one.
     observations : tuple of recording.Observation
@@ -286,6 +299,7 @@ class Report:
     measurement: Measurement = field(default_factory=Measurement)
     environment: dict[str, str] = field(default_factory=dict)
     others: tuple[Report, ...] = ()
+    lifetimes: tuple[Lifetime, ...] = ()
     step_accounts: tuple[StepAccount, ...] = ()
     observations: tuple[Observation, ...] = ()
     allocator: dict[str, int] = field(default_factory=dict)
@@ -403,6 +417,7 @@ class Report:
             lines_at_peak=_merge_groups(self.lines_at_peak, groups),
             timeline_data=thin_timeline(self.timeline_data, points),
             phases=self.phases[:200],
+            lifetimes=self.lifetimes[:tensors],
             step_accounts=self.step_accounts[:20],
             others=tuple(other.trimmed(tensors // 2, groups // 2, points // 2) for other in self.others),
         )

@@ -16,6 +16,7 @@ from ipyvram.report import (
     SCHEMA_VERSION,
     Finding,
     GroupRow,
+    Lifetime,
     Measurement,
     OutOfMemory,
     Phase,
@@ -223,6 +224,7 @@ _RECORDS: dict[str, type[Any]] = {
     "tensors_at_peak": TensorRow,
     "modules_at_peak": GroupRow,
     "lines_at_peak": GroupRow,
+    "lifetimes": Lifetime,
     "step_accounts": StepAccount,
     "observations": Observation,
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+import ipyvram.render.html
 from ipyvram.render.html import html, page
 from tests import reports
 
@@ -78,3 +80,10 @@ def test_a_page_stands_alone():
     markup = page(reports.training())
     assert markup.startswith("<!DOCTYPE html>")
     assert html(reports.training()) in markup
+
+
+def test_assets_are_small_and_hand_written():
+    folder = Path(ipyvram.render.html.__file__).parent / "assets"
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert set(sizes) == {"report.css", "report.js"}
+    assert sum(sizes.values()) <= 8192

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 
@@ -33,7 +34,7 @@ from ipyvram.report import LABELS, GroupRow, Report
 from ipyvram.units import format_bytes, format_share
 
 #: Rows of the folded tables; the rest is told as one line. Instants kept in the picture.
-TENSOR_ROWS, GROUP_ROWS, POINTS = 24, 14, 800
+TENSOR_ROWS, GROUP_ROWS, POINTS, LIFETIMES = 20, 14, 800, 70
 
 
 def html(report: Report) -> str:
@@ -44,7 +45,8 @@ def html(report: Report) -> str:
     str
         At most about 60 KB, whatever the size of the model.
     """
-    report = report.trimmed(tensors=TENSOR_ROWS, groups=GROUP_ROWS, points=POINTS)
+    lifetimes = report.lifetimes[:LIFETIMES]
+    report = replace(report.trimmed(tensors=TENSOR_ROWS, groups=GROUP_ROWS, points=POINTS), lifetimes=lifetimes)
     body = "".join([_account(report), *(_other(other) for other in report.others)])
     root = "ipyvram-" + hashlib.sha256(body.encode()).hexdigest()[:10]
     look = style(

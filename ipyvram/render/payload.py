@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ipyvram.render.markup import clean
 from ipyvram.render.palette import COLOURS
 from ipyvram.render.scene import LEFT, PLOT_H, PLOT_W, SAMPLED_LABELS, WIDTH, Scene
 from ipyvram.report import LABELS, Report
@@ -18,6 +19,7 @@ from ipyvram.report import LABELS, Report
 def payload(report: Report, scene: Scene) -> str:
     """What `assets/report.js` reads; ready to stand inside an element."""
     data = scene.data
+    order = {category: i for i, category in enumerate(data.categories)}
     figures: dict[str, Any] = {
         "box": [WIDTH, PLOT_W, PLOT_H, LEFT],
         "axis": [[_micros(p.start), _micros(p.end), round(p.left), round(p.right)] for p in scene.axis.pieces],
@@ -32,7 +34,11 @@ def payload(report: Report, scene: Scene) -> str:
         ],
         "samples": _deltas(data.sampled_time_s),
         "lines": [_line(n, c) for n, c in data.sampled.items() if n in SAMPLED_LABELS],
-        "live": [],
+        "live": [
+            [_micros(t.start_s), _micros(t.end_s), t.bytes, order[t.category], clean(t.name)[:60]]
+            for t in report.lifetimes
+            if t.category in order
+        ],
     }
     return html.escape(json.dumps(figures, separators=(",", ":"), allow_nan=False), quote=False)
 

@@ -45,7 +45,7 @@ const start = account => {
 	w.append(svg);
 	img.replaceWith(w);
 	const tip = add(box, 'div', { className: 'tip', hidden: true });
-	add(box, 'div', { className: 'hint', textContent: 'hover or ← → · P: peak · click: what was live · drag: zoom · Esc: back' });
+	add(box, 'div', { className: 'hint', textContent: '← → · P peak · click what was live · drag zoom · Esc back' });
 	const live = add(box, 'div', { className: 'live', hidden: true, role: 'status' });
 	plot.insertAdjacentHTML('beforeend', `<rect height="${H}" opacity=".25"/><path class="l" stroke="currentColor"/>`);
 	const [brush, cursor] = [...plot.children].slice(-2);
@@ -75,7 +75,7 @@ const start = account => {
 			let d = `M${X[0]} ${H}`, x = 0, y = 0, rise = -W;
 			r.v.forEach((v, i) => {
 				h[i] += r.on && v;
-				// what rose stays up for a pixel
+				// what rose stays for a pixel
 				x = Math.max(x, X[i], h[i] < y ? rise + res : 0);
 				if (h[i] > y) rise = x;
 				y = h[i];
