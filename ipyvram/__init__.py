@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ipyvram.measuring import measure, retrace
     from ipyvram.notebooks import read_notebook, read_notebooks
     from ipyvram.report import Report
+    from ipyvram.snapshot import read_snapshot
 
     last: Report | None
 
@@ -31,6 +32,7 @@ __all__ = [
     "measure",
     "read_notebook",
     "read_notebooks",
+    "read_snapshot",
     "retrace",
     "unload_ipython_extension",
 ]
@@ -41,6 +43,7 @@ _HOMES = {
     "measure": "measuring",
     "read_notebook": "notebooks",
     "read_notebooks": "notebooks",
+    "read_snapshot": "snapshot",
     "retrace": "measuring",
 }
 

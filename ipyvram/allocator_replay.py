@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,11 +61,13 @@ class TraceReplay:
 def replay_trace(trace: Trace, settings: Settings | None = None) -> TraceReplay:
     """Replay a recorded trace; the blocks of its baseline give the sizes that its events cannot tell.
 
-    ``settings`` default to torch's, with expandable segments where the trace has some.
+    ``settings`` default to the trace's own, and without them to torch's defaults.
     """
     if settings is None:
+        settings = Settings.from_snapshot(trace.allocator_settings)
         mapped = bool(np.any(trace.events.action == Action.SEGMENT_MAP))
-        settings = Settings(expandable_segments=mapped or any(s.expandable for s in trace.segments_end))
+        if mapped or any(s.expandable for s in trace.segments_end):
+            settings = replace(settings, expandable_segments=True)
     hints = {b.address: b for b in trace.baseline if b.state != "inactive"} if trace.complete else {}
     return replay_events(trace.events, trace.segments_end, settings, hints)
 

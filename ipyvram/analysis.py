@@ -346,7 +346,7 @@ class _Account:
             return mine, lines[at].strip() if 0 <= at < len(lines) else "", ""
         if not stack:
             return None, "", ""
-        return stack[0], "", stack[0].file.rsplit("/", 1)[-1]
+        return stack[0], "", stack[0].file.replace("\\", "/").rsplit("/", 1)[-1]
 
 
 _PHASE_WORDS = {"forward": "forward", "backward": "backward", "optimizer": "optimizer step"}

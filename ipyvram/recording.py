@@ -148,6 +148,8 @@ class Trace:
         Why it stopped: ``"end of cell"``, ``"3 steps"``, ``"event limit"``, ``"time limit"`` …
     complete : bool
         False when events were lost (a full ring buffer): then the first events are missing.
+    allocator_settings : dict
+        As in torch's snapshots: what ``PYTORCH_CUDA_ALLOC_CONF`` decides; empty where unknown.
     """
 
     device: str
@@ -160,6 +162,7 @@ class Trace:
     allocated_start: int | None = None
     ended_by: str = "end of cell"
     complete: bool = True
+    allocator_settings: dict[str, Any] = field(default_factory=dict)
 
 
 class Claim(NamedTuple):

@@ -159,9 +159,8 @@ class Run:
     def _identify(self, storage: torch.UntypedStorage, before: bool) -> tuple[str, int] | None:
         if not storage.nbytes():
             return None
-        kind = storage.device.type
-        if kind == "cuda" and self._history is not None:
-            return str(storage.device), storage.data_ptr()
+        if self._history is not None and (found := self._history.identify(storage)) is not None:
+            return found
         if self._storages is not None and self._storages.active:
             return str(storage.device), self._storages.identify(storage, before=before)
         return None
@@ -170,7 +169,7 @@ class Run:
         """Notice a model on the CPU of a machine with a GPU; end the trace of a cell without steps at its bounds."""
         if self._history is not None and self._storages is None:
             parameter = next(module.parameters(), None)
-            if parameter is not None and parameter.device.type == "cpu":
+            if parameter is not None and self._history.identify(parameter.untyped_storage()) is None:
                 self._start_storages()
         if self._phases.steps == self._first_traced:
             elapsed = (self._clock() - self._trace_ns) / 1e9

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ipyvram.recording import Action, Block, Events, Segment
+from ipyvram.recording import Action, Block, Events, Frame, Segment, Stack
+
+_DEPTH = 8  # user frames kept: enough to tell a helper from its caller
+_SEARCHED = 256  # frames of a traceback looked at
 
 #: torch's C++ writer of snapshots uses another word than its Python one.
 _STATES = {"active_pending_free": "active_awaiting_free"}
@@ -62,3 +65,37 @@ def _segment(s: Entry, stack: FrameIndex) -> Segment:
         tuple(blocks),
         (pool[0], pool[1]),
     )
+
+
+class FrameReader:
+    """Frames of torch's tracebacks to the index of the user stack in them; torch shares equal frames as one object.
+
+    Parameters
+    ----------
+    intern : callable
+        Index of a stack, as `Recording.stacks` will have it.
+    is_user : callable
+        Whether a file is the user's.
+    """
+
+    def __init__(self, intern: Callable[[Stack], int], is_user: Callable[[str], bool]) -> None:
+        self._intern, self._is_user = intern, is_user
+        self._known: dict[int, tuple[Entry, Frame | None]] = {}  # the frame itself keeps its id taken
+
+    def __call__(self, frames: Sequence[Entry]) -> int:
+        found = []
+        for frame in frames[:_SEARCHED]:
+            known = self._known.get(id(frame))
+            if known is None:
+                known = self._known[id(frame)] = (frame, self._user_frame(frame))
+            if known[1] is not None:
+                found.append(known[1])
+                if len(found) == _DEPTH:
+                    break
+        return self._intern(tuple(found)) if found else -1
+
+    def _user_frame(self, frame: Entry) -> Frame | None:
+        filename, line = str(frame.get("filename", "")), int(frame.get("line", 0))
+        if not line or not filename or filename == "??" or not self._is_user(filename):
+            return None
+        return Frame(filename, line, str(frame.get("name", "")))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,11 @@ import torch
 
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.stacks import Interner, is_user_file
-from ipyvram.recording import Block, Events, Frame, Stack, Trace
-from ipyvram.snapshot_parts import events_of, segments_of
+from ipyvram.recording import Block, Events, Stack, Trace
+from ipyvram.snapshot_parts import FrameReader, events_of, segments_of
 
 #: Events kept by torch's ring buffer; a three-step trace of a large model has some hundred thousand.
 MAX_ENTRIES = 600_000
-_DEPTH = 8  # user frames kept, as in `stacks`
 
 
 class HistoryTrace:
@@ -35,7 +34,7 @@ class HistoryTrace:
     """
 
     def __init__(self, clock: Clock, stacks: Interner[Stack]) -> None:
-        self._clock, self._frames = clock, _FrameReader(stacks)
+        self._clock, self._frames = clock, FrameReader(stacks, is_user_file)
         self._start_ns = 0
         self._baseline: dict[int, tuple[Block, ...]] = {}
         self._allocated: dict[int, int] = {}
@@ -66,6 +65,12 @@ class HistoryTrace:
             found = segments_of(segments, device)
             self._baseline[device] = tuple(b for s in found for b in s.blocks if b.state != "inactive")
             self._allocated[device] = int(torch.cuda.memory_allocated(device))
+
+    def identify(self, storage: torch.UntypedStorage) -> tuple[str, int] | None:
+        """Device and address of a storage in the trace; None for one that is not on a card."""
+        if storage.device.type != "cuda":
+            return None
+        return str(storage.device), storage.data_ptr()
 
     def stop(self, ended_by: str) -> tuple[Trace, ...]:
         """Read the events and switch the history off, if it was ours."""
@@ -101,6 +106,7 @@ class HistoryTrace:
                     allocated_start=self._allocated.get(index),
                     ended_by=ended_by,
                     complete=complete,
+                    allocator_settings=dict(snapshot.get("allocator_settings") or {}),
                 )
             )
         return found
@@ -112,34 +118,6 @@ class HistoryTrace:
         own = Events(*columns)
         own.time_ns[:] = np.maximum.accumulate(np.clip(own.time_ns, self._start_ns, stop_ns))
         return own
-
-
-class _FrameReader:
-    """Frames of torch's tracebacks to the index of the user stack in them; torch shares equal frames as one object."""
-
-    def __init__(self, stacks: Interner[Stack]) -> None:
-        self._stacks = stacks
-        self._known: dict[int, tuple[Mapping[str, Any], Frame | None]] = {}  # the frame itself keeps its id taken
-
-    def __call__(self, frames: Sequence[Mapping[str, Any]]) -> int:
-        found = []
-        for frame in frames:
-            known = self._known.get(id(frame))
-            if known is None:
-                known = self._known[id(frame)] = (frame, _user_frame(frame))
-            if known[1] is not None:
-                found.append(known[1])
-                if len(found) == _DEPTH:
-                    break
-        return self._stacks(tuple(found)) if found else -1
-
-
-def _user_frame(frame: Mapping[str, Any]) -> Frame | None:
-    filename = str(frame.get("filename", ""))
-    python = bool(int(frame.get("line", 0))) and filename not in ("", "??")
-    if not python or not is_user_file(filename):
-        return None
-    return Frame(filename, int(frame["line"]), str(frame.get("name", "")))
 
 
 def _why_not() -> str:

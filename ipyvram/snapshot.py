@@ -1,0 +1,200 @@
+"""`read_snapshot`: a file of ``torch.cuda.memory._dump_snapshot`` in, a `Report` out; needs neither torch nor a GPU."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ipyvram import safe_pickle
+from ipyvram.analysis import analyse
+from ipyvram.caching_allocator import Settings
+from ipyvram.recording import Action, Block, Device, Events, Mark, Recording, Segment, Stack, Trace
+from ipyvram.report import Finding, Report
+from ipyvram.snapshot_parts import FrameReader, events_of, segments_of
+from ipyvram.units import format_bytes
+
+MAX_EVENTS = 20_000_000  #: and blocks, of all devices together
+_MAX_DEVICES = 256
+_WRONG = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
+
+
+def read_snapshot(path: str | os.PathLike[str]) -> Report:
+    """Explain a snapshot of torch's CUDA allocator, from this machine or any other.
+
+    The timeline, the peak and what was live at it come from the recorded events, with block sizes and cache from the
+    allocator model; a snapshot without events gives the state it holds. Lines are those of the program that was recorded.
+    No one said which tensor was a parameter or a gradient: categories are inferred from births, deaths and optimizer
+    steps, and most bytes stay ``other``.
+
+    Parameters
+    ----------
+    path : path
+        As written by ``torch.cuda.memory._dump_snapshot``; may be gzipped.
+
+    Returns
+    -------
+    Report
+        Of kind ``"snapshot"``, for the device with the highest peak; the others are in `Report.others`.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is no snapshot, is damaged or too large, or would run code when loaded.
+    """
+    name = Path(path).name
+    snapshot = safe_pickle.load(Path(path))
+    try:
+        recording = recording_of(snapshot, name)
+        report = analyse(recording)
+    except _WRONG as error:
+        raise ValueError(f"{name} is not a snapshot of torch.cuda.memory, or a damaged one: {error}") from error
+    return replace(
+        report,
+        provenance=report.provenance | {"categories": "inferred"},
+        findings=(*report.findings, *_fragmentation(recording, report)),
+    )
+
+
+def recording_of(snapshot: Any, label: str | None = None) -> Recording:
+    """A snapshot as a `Recording`.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        The value is not what ``_snapshot`` gives.
+    """
+    _check(snapshot)
+    stacks: dict[Stack, int] = {}
+    frames = FrameReader(lambda stack: stacks.setdefault(stack, len(stacks)), _is_user_file)
+    settings = snapshot.get("allocator_settings") or {}
+    Settings.from_snapshot(settings)  # refuses what is none
+    traces = []
+    for index, entries in enumerate(snapshot["device_traces"]):
+        events, segments = events_of(entries, frames), segments_of(snapshot["segments"], index, frames)
+        if len(events) or segments:
+            traces.append(_trace(f"cuda:{index}", events, segments, settings))
+    if not traces:
+        raise ValueError("it holds no events and no segments: was anything allocated on a GPU while it was recorded?")
+    marks = _marks(snapshot.get("external_annotations") or ())
+    return Recording(
+        start_ns=min(t.start_ns for t in traces),
+        stop_ns=max(t.stop_ns for t in traces),
+        label=label,
+        kind="snapshot",
+        devices=tuple(Device(t.device, t.device) for t in traces),
+        traces=tuple(traces),
+        marks=marks,
+        stacks=tuple(stacks),
+        counters_end={t.device: _counters(t) for t in traces},
+        steps=sum(m.kind == "optimizer" and not m.begin for m in marks),
+        traced_steps=sum(m.kind == "optimizer" and not m.begin for m in marks),
+        notes=_notes(traces),
+    )
+
+
+def _check(snapshot: Any) -> None:
+    if not isinstance(snapshot, dict) or not {"segments", "device_traces"} <= snapshot.keys():
+        raise ValueError("it has no 'segments' and 'device_traces'")
+    traces, segments = snapshot["device_traces"], snapshot["segments"]
+    if not isinstance(traces, list) or not isinstance(segments, list) or len(traces) > _MAX_DEVICES:
+        raise ValueError(f"'segments' and 'device_traces' are lists, the latter of at most {_MAX_DEVICES} devices")
+    count = sum(map(len, traces)) + sum(len(s["blocks"]) for s in segments)
+    if count > MAX_EVENTS:
+        raise ValueError(f"it has {count:,} events and blocks; at most {MAX_EVENTS:,} are read")
+
+
+def _trace(device: str, events: Events, segments: tuple[Segment, ...], settings: dict[str, Any]) -> Trace:
+    if len(events) and (events.size.min() < 0 or events.address.min() < 0):
+        raise ValueError("a size or an address is negative")
+    start = int(events.time_ns[0]) if len(events) else 0
+    events.time_ns[:] = np.maximum.accumulate(events.time_ns)
+    return Trace(
+        device=device,
+        source="history",
+        start_ns=start,
+        stop_ns=int(events.time_ns[-1]) if len(events) else start,
+        events=events,
+        baseline=_blocks(segments),
+        segments_end=segments,
+        ended_by="end of the recording",
+        allocator_settings=settings,
+    )
+
+
+def _blocks(segments: tuple[Segment, ...]) -> tuple[Block, ...]:
+    return tuple(b for s in segments for b in s.blocks if b.state != "inactive")
+
+
+def _marks(annotations: Any) -> tuple[Mark, ...]:
+    """Optimizer steps: torch writes their begin and end beside the events, on the same clock."""
+    marks, step, depth = [], 1, 0
+    for a in sorted(annotations, key=lambda a: int(a["time_us"])):
+        if not str(a["name"]).startswith("Optimizer.step#"):
+            continue
+        begin = a["stage"] == "START"
+        depth += 1 if begin else -1
+        name = str(a["name"]).removeprefix("Optimizer.step#").removesuffix(".step")
+        marks.append(Mark(int(a["time_us"]) * 1000, "optimizer", begin, step, name))
+        step += not begin and depth == 0
+    return tuple(marks)
+
+
+def _counters(trace: Trace) -> dict[str, int]:
+    blocks = [b for s in trace.segments_end for b in s.blocks]
+    split = (b for s in trace.segments_end if len(s.blocks) > 1 and not s.expandable for b in s.blocks)
+    return {
+        "allocated": sum(b.size for b in blocks if b.state == "active_allocated"),
+        "active": sum(b.size for b in blocks if b.state != "inactive"),
+        "reserved": sum(s.size for s in trace.segments_end),
+        "inactive_split": sum(b.size for b in split if b.state == "inactive"),
+        "ooms": int(np.count_nonzero(trace.events.action == Action.OOM)),
+    }
+
+
+def _notes(traces: list[Trace]) -> tuple[str, ...]:
+    notes = ["read from a snapshot: no claims were made while it was recorded, so categories are inferred"]
+    notes += [
+        f"{t.device}: the snapshot holds no events, so this is the state when it was taken"
+        for t in traces
+        if not len(t.events)
+    ]
+    if not any(len(t.events) and (t.events.stack >= 0).any() for t in traces):
+        notes.append("the snapshot holds no stacks of Python code: lines are unknown")
+    return tuple(notes)
+
+
+def _fragmentation(recording: Recording, report: Report) -> tuple[Finding, ...]:
+    """What is reserved and unused, at the peak and at the end, and how large the pieces are."""
+    trace = next(t for t in recording.traces if t.device == report.device)
+    found = []
+    most = report.peak_reserved_bytes or 0
+    if most > report.peak_bytes:
+        text = (
+            f"{format_bytes(most)} were reserved at most; at the peak, {format_bytes(report.peak_bytes)} were in use."
+        )
+        found.append(Finding("snapshot_reserved", text, most - report.peak_bytes))
+    free = [b.size for s in trace.segments_end for b in s.blocks if b.state == "inactive"]
+    if free:
+        split = report.allocator.get("inactive_split", 0)
+        text = (
+            f"At the end {format_bytes(sum(free))} of the cache are free in {len(free)} pieces, the largest of "
+            f"{format_bytes(max(free))}; {format_bytes(split)} lie in segments that are partly in use, so that emptying the "
+            "cache cannot give them back."
+        )
+        found.append(Finding("snapshot_fragmentation", text, split))
+    return tuple(found)
+
+
+def _is_user_file(filename: str) -> bool:
+    """Whether a file of somebody's machine is neither torch, an installed package, Python's own, nor C++."""
+    path = filename.replace("\\", "/")
+    if path.startswith("<") or not path.endswith(".py"):
+        return path.startswith("<ipython-input") or "/ipykernel_" in path
+    foreign = ("/site-packages/", "/dist-packages/", "/lib/python3", "/Lib/", "/torch/", "/torchinductor_")
+    return not any(part in path for part in foreign)
