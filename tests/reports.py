@@ -206,6 +206,38 @@ def long(**changes: object) -> Report:
     return replace(report, **changes)
 
 
+def retraced(**changes: object) -> Report:
+    """Traced at the beginning and, since memory grew, once more after ten minutes."""
+    report = training()
+    data, gap = report.timeline_data, 600.0
+    later = tuple(t + data.end_s + gap for t in data.time_s)
+    times = tuple(i * 2.0 for i in range(360))
+    timeline = replace(
+        data,
+        time_s=(*data.time_s, data.end_s, *later),
+        categories={c: (*v, 0, *(n * 5 // 4 for n in v)) for c, v in data.categories.items()},
+        reserved=(*data.reserved, 0, *(n * 5 // 4 for n in data.reserved)),
+        end_s=2 * data.end_s + gap,
+        gaps_s=((data.end_s, data.end_s + gap),),
+        sampled_time_s=times,
+        sampled={"allocated": (2 * GIB,) * 360, "reserved": (4 * GIB,) * 360},
+    )
+    later_phases = tuple(
+        replace(p, start_s=p.start_s + data.end_s + gap, end_s=p.end_s + data.end_s + gap, step=p.step + 900)
+        for p in report.phases
+    )
+    total = timeline.allocated
+    at = max(range(len(total)), key=total.__getitem__)
+    peak = {c: timeline.categories.get(c, (0,) * len(total))[at] for c in CATEGORIES}
+    report = replace(
+        report, timeline_data=timeline, phases=(*report.phases, *later_phases), duration_s=720.0, steps=1100,
+        peak=peak, peak_bytes=total[at], peak_time_s=timeline.time_s[at], peak_when="step 903, end of forward",
+        tensors_at_peak=tensors(peak),
+        card=report.card | {"free": report.card["free"] + report.peak_bytes - total[at]},
+    )  # fmt: skip
+    return replace(report, **changes)
+
+
 def empty(**changes: object) -> Report:
     """A cell that allocated nothing."""
     return replace(Report(0, account(), account(), account(), duration_s=0.001), **changes)

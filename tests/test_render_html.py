@@ -12,7 +12,13 @@ import ipyvram.render.html
 from ipyvram.render.html import html, page
 from tests import reports
 
-CASES = {"training": reports.training, "cpu": reports.cpu, "long": reports.long, "empty": reports.empty}
+CASES = {
+    "training": reports.training,
+    "cpu": reports.cpu,
+    "long": reports.long,
+    "retraced": reports.retraced,
+    "empty": reports.empty,
+}
 HOSTILE = '<script>alert(1)</script> "onload=x" \x1b[31m </style> $x$ &amp;'
 
 

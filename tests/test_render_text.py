@@ -9,7 +9,13 @@ import pytest
 from ipyvram.render.text import text
 from tests import reports
 
-CASES = {"training": reports.training, "cpu": reports.cpu, "long": reports.long, "empty": reports.empty}
+CASES = {
+    "training": reports.training,
+    "cpu": reports.cpu,
+    "long": reports.long,
+    "retraced": reports.retraced,
+    "empty": reports.empty,
+}
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])

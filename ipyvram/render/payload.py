@@ -23,7 +23,7 @@ def payload(report: Report, scene: Scene) -> str:
     figures: dict[str, Any] = {
         "box": [WIDTH, PLOT_W, PLOT_H, LEFT],
         "axis": [[_micros(p.start), _micros(p.end), round(p.left), round(p.right)] for p in scene.axis.pieces],
-        "right": scene.traced_right,
+        "right": scene.x(data.end_s),
         "top": round(scene.top_bytes),
         "time": _deltas(data.time_s),
         "rows": [[LABELS[c], COLOURS[c], *_column(column)] for c, column in data.categories.items()],

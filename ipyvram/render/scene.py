@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ipyvram.render.axes import Piece, TimeAxis, spread
 from ipyvram.render.palette import STACK
@@ -17,7 +19,8 @@ PLOT_W, PLOT_H = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
 #: Where the traced part is less than this share of the cell, it gets a panel of its own, and the rest another.
 SPLIT_BELOW = 0.5
-TRACED_W, GAP_W = round(0.64 * PLOT_W), 26
+INSTANT = 1e-6  # where a trace begins, the panel of what came before has just ended
+TRACED_SHARE, GAP_W = 0.66, 24
 
 #: A line that is higher than this many times what is drawn anyway would flatten the rest: it is told, not drawn.
 IN_SCALE = 2.2
@@ -35,16 +38,35 @@ SAMPLED_LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A stepwise line: ``values`` bytes from ``time_s`` on.
+    """A stepwise line: ``values`` bytes from ``time_s`` on, until ``end_s``.
 
-    ``traced``: exact, and it ends with the trace. ``own_scale``: it has the panel right of the trace for itself.
+    ``own_scale``: it has the panels beside the trace for itself.
     """
 
     name: str
     time_s: tuple[float, ...]
     values: tuple[int, ...]
-    traced: bool = False
+    end_s: float
     own_scale: bool = False
+
+
+class Panel(NamedTuple):
+    """A stretch of the cell with scales of its own: seconds, whether it was traced, and its pieces of the axis."""
+
+    start: float
+    end: float
+    traced: bool
+    pieces: tuple[Piece, ...]
+
+    @property
+    def left(self) -> float:
+        """Position of its left edge."""
+        return self.pieces[0].left
+
+    @property
+    def right(self) -> float:
+        """Position of its right edge."""
+        return self.pieces[-1].right
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +81,8 @@ class Scene:
         Sampled lines, and the exact ``reserved``.
     own_top : float
         What the height of the plot stands for in a curve with a scale of its own.
+    panels : tuple of Panel
+        One, or what was traced and what was not in turn.
     untold : tuple of str
         What is out of scale, in words.
     """
@@ -68,8 +92,7 @@ class Scene:
     curves: tuple[Curve, ...]
     top_bytes: float
     own_top: float
-    traced_right: int
-    split: bool
+    panels: tuple[Panel, ...]
     limit_bytes: int | None
     untold: tuple[str, ...]
 
@@ -90,8 +113,11 @@ def make_scene(report: Report) -> Scene:
     samples_end = data.sampled_time_s[-1] if data.sampled_time_s else 0.0
     exact_end = data.end_s if traced else 0.0
     length = max(report.duration_s, exact_end, samples_end) or 1e-9
-    split = traced and exact_end < SPLIT_BELOW * length and samples_end > exact_end
-    axis = _axis(report, exact_end, length, split)
+    parts = _parts(data, length)
+    known = sum(end - begin for begin, end, exact in parts if exact)
+    split = traced and known < SPLIT_BELOW * length and samples_end > exact_end
+    panels = _panels(report, parts, split)
+    axis = TimeAxis([piece for panel in panels for piece in panel.pieces])
     data = _reduced(data, axis)
     highs = {n: max((v or 0 for v in column), default=0) for n, column in data.sampled.items() if n in SAMPLED_LABELS}
     top, drawn = _top(report, highs)
@@ -103,27 +129,43 @@ def make_scene(report: Report) -> Scene:
     return Scene(
         axis=axis,
         data=data,
-        curves=tuple(_curves(data, drawn, alone)),
+        curves=tuple(_curves(data, drawn, alone, parts)),
         top_bytes=max(top, limit or 0) * 1.04,
         own_top=max((highs[n] for n in alone), default=0) * 1.25,
-        traced_right=TRACED_W if split else round(axis(exact_end)),
-        split=split,
+        panels=panels,
         limit_bytes=limit,
         untold=tuple(untold),
     )
 
 
-def _axis(report: Report, exact_end: float, length: float, split: bool) -> TimeAxis:
+def _parts(data: Timeline, length: float) -> list[tuple[float, float, bool]]:
+    """``(begin, end, exact)``: the cell as what was traced and what was not, in turn; empty parts left out."""
+    if not data.time_s:
+        return [(0.0, length, False)]
+    edges = [0.0, *(edge for gap in data.gaps_s for edge in gap), data.end_s, length]
+    parts = [(a, b, i % 2 == 0) for i, (a, b) in enumerate(itertools.pairwise(edges))]
+    return [part for part in parts if part[1] > part[0]]
+
+
+def _panels(report: Report, parts: Sequence[tuple[float, float, bool]], split: bool) -> tuple[Panel, ...]:
+    """One scale for all, or panels: what was traced side by side with what was not, each with a scale of its own."""
+    starts = sorted(step_starts(report).values())
+
+    def panel(begin: float, end: float, traced: bool, left: float, right: float) -> Panel:
+        inner = [begin, *(s for s in starts if begin < s < end), end] if traced else [begin, end - INSTANT]
+        return Panel(begin, end, traced, tuple(spread(inner, left, right)))
+
     if not split:
-        return TimeAxis(spread(_bounds(report, max(exact_end, length)), 0, PLOT_W))
-    pieces = spread(_bounds(report, exact_end), 0, TRACED_W)
-    gap = Piece(exact_end, exact_end, TRACED_W, TRACED_W + GAP_W)
-    return TimeAxis([*pieces, gap, Piece(exact_end, length, TRACED_W + GAP_W, PLOT_W)])
-
-
-def _bounds(report: Report, end: float) -> list[float]:
-    """Where steps begin, between the start of the cell and ``end``."""
-    return [0.0, *sorted(s for s in step_starts(report).values() if 0 < s < end), end]
+        return (panel(0.0, parts[-1][1], True, 0, PLOT_W),)
+    exact = sum(1 for part in parts if part[2])
+    room = PLOT_W - GAP_W * (len(parts) - 1)
+    wide = {True: TRACED_SHARE * room / exact, False: (1 - TRACED_SHARE) * room / max(1, len(parts) - exact)}
+    panels: list[Panel] = []
+    x = 0.0
+    for begin, end, traced in parts:
+        panels.append(panel(begin, end, traced, x, x + wide[traced]))
+        x += wide[traced] + GAP_W
+    return tuple(panels)
 
 
 def step_starts(report: Report) -> dict[int, float]:
@@ -144,19 +186,28 @@ def _top(report: Report, highs: dict[str, int]) -> tuple[float, tuple[str, ...]]
     return float(max([base, *(highs[n] for n in drawn)])), drawn
 
 
-def _curves(data: Timeline, drawn: Sequence[str], alone: Sequence[str]) -> list[Curve]:
-    """Lines to draw. What the trace knows exactly is not drawn from samples too: they take over where it ends."""
-    curves = [Curve("reserved", data.time_s, data.reserved, traced=True)] if data.reserved else []
-    for name in (*drawn, *alone):
-        exact = bool(data.time_s) and name in ("allocated", "reserved")
-        after = data.end_s if name in alone or (exact and (name == "allocated" or data.reserved)) else -1.0
-        rows = [
-            (t, v) for t, v in zip(data.sampled_time_s, data.sampled[name], strict=True) if v is not None and t > after
-        ]
-        if rows:
-            times, values = zip(*rows, strict=True)
-            curves.append(Curve(name, times, values, own_scale=name in alone))
-    return curves
+def _curves(
+    data: Timeline, drawn: Sequence[str], alone: Sequence[str], parts: Sequence[tuple[float, float, bool]]
+) -> Iterator[Curve]:
+    """Lines to draw. What the trace knows exactly is not drawn from samples too: they go on where it ends."""
+    for begin, end, traced in parts:
+        if traced and data.reserved:
+            yield from _piece("reserved", data.time_s, data.reserved, begin, end)
+        for name in drawn:
+            exactly = traced and (name == "allocated" or (name == "reserved" and data.reserved))
+            if not exactly:
+                yield from _piece(name, data.sampled_time_s, data.sampled[name], begin, end)
+        for name in () if traced else alone:
+            yield from _piece(name, data.sampled_time_s, data.sampled[name], begin, end, own_scale=True)
+
+
+def _piece(
+    name: str, time_s: Sequence[float], values: Sequence[int | None], begin: float, end: float, own_scale: bool = False
+) -> Iterator[Curve]:
+    rows = [(t, v) for t, v in zip(time_s, values, strict=True) if v is not None and begin <= t < end]
+    if rows:
+        times, kept = zip(*rows, strict=True)
+        yield Curve(name, times, kept, end, own_scale)
 
 
 def columns(positions: Sequence[int], totals: Sequence[int]) -> list[tuple[int, int]]:
@@ -201,6 +252,7 @@ def _reduced(data: Timeline, axis: TimeAxis) -> Timeline:
         categories={c: tuple(data.categories[c][r] for r in rows) for c in STACK if c in data.categories},
         reserved=tuple(data.reserved[r] for r in rows) if data.reserved else (),
         end_s=data.end_s,
+        gaps_s=data.gaps_s,
         sampled_time_s=tuple(data.sampled_time_s[r] for r in samples),
         sampled={name: tuple(column[r] for r in samples) for name, column in data.sampled.items()},
     )

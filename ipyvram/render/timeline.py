@@ -8,6 +8,7 @@ What belongs to an instant and stands outside the plot has class ``t``: the scri
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 from ipyvram.render.axes import byte_ticks, second_ticks
@@ -15,14 +16,12 @@ from ipyvram.render.markup import escape
 from ipyvram.render.palette import COLOURS
 from ipyvram.render.payload import payload
 from ipyvram.render.scene import (
-    GAP_W,
     HEIGHT,
     LEFT,
     PLOT_H,
     PLOT_W,
     SAMPLED_LABELS,
     TOP,
-    TRACED_W,
     WIDTH,
     Curve,
     Scene,
@@ -85,7 +84,7 @@ def legend(scene: Scene) -> str:
         words.append("right: process memory on a scale of its own")
     if scene.limit_bytes:
         words.append(f"limit {format_bytes(scene.limit_bytes)} pink")
-    if len(scene.axis.pieces) > (3 if scene.split else 1):
+    if any(len(panel.pieces) > 1 for panel in scene.panels):
         words.append("time is not to one scale: the steps differ too much")
     words += [f"above the picture: {text}" for text in scene.untold]
     return " · ".join(words)
@@ -96,15 +95,16 @@ def legend(scene: Scene) -> str:
 
 def _shading(report: Report, scene: Scene) -> Iterable[str]:
     for phase in report.phases:
-        x, end = scene.x(phase.start_s), min(scene.x(phase.end_s), scene.traced_right)
+        x, end = scene.x(phase.start_s), scene.x(min(phase.end_s, scene.data.end_s))
         if phase.name in _PHASE_OPACITY and end > x:
             yield f'<rect x="{x}" width="{end - x}" height="{PLOT_H}" opacity="{_PHASE_OPACITY[phase.name]}"/>'
 
 
 def _grid(scene: Scene) -> Iterable[str]:
-    right = scene.traced_right if any(c.own_scale for c in scene.curves) else PLOT_W
-    for tick in byte_ticks(scene.top_bytes):
-        yield f'<path d="M0 {scene.y(tick)}h{right}" stroke="currentColor" opacity=".2" shape-rendering="crispEdges"/>'
+    own = any(c.own_scale for c in scene.curves)
+    spans = [(round(p.left), round(p.right)) for p in scene.panels if p.traced] if own else [(0, PLOT_W)]
+    for tick, (left, right) in itertools.product(byte_ticks(scene.top_bytes), spans):
+        yield f'<path d="M{left} {scene.y(tick)}h{right - left}" stroke="currentColor" opacity=".2" shape-rendering="crispEdges"/>'
 
 
 def _areas(scene: Scene) -> Iterable[str]:
@@ -118,7 +118,7 @@ def _areas(scene: Scene) -> Iterable[str]:
     for category, column in data.categories.items():
         height = [h + column[row] for h, (_, row) in zip(height, shown, strict=True)]
         steps = [(x, scene.y(h)) for h, (x, _) in zip(height, shown, strict=True)]
-        paths.append(f'<path class="a" fill="{COLOURS[category]}" d="{_area(steps, scene.traced_right)}"/>')
+        paths.append(f'<path class="a" fill="{COLOURS[category]}" d="{_area(steps, scene.x(data.end_s))}"/>')
     yield '<g shape-rendering="crispEdges">' + "".join(reversed(paths)) + "</g>"
 
 
@@ -143,8 +143,7 @@ def _lines(scene: Scene) -> Iterable[str]:
     for curve in scene.curves:
         shown = columns([scene.x(t) for t in curve.time_s], curve.values)
         steps = [(x, scene.y(curve.values[row], curve.own_scale)) for x, row in shown]
-        right = scene.traced_right if curve.traced else PLOT_W
-        yield _line(curve, steps, max(right, steps[-1][0]))
+        yield _line(curve, steps, max(scene.x(curve.end_s), steps[-1][0]))
     if scene.limit_bytes:
         y = scene.y(scene.limit_bytes)
         yield f'<path class="l" d="M0 {y}h{PLOT_W}" stroke="{LIMIT_COLOUR}" stroke-width="1.5"/>'
@@ -173,9 +172,8 @@ def _byte_labels(scene: Scene) -> Iterable[str]:
     for curve in scene.curves:
         if curve.own_scale:
             high = max(curve.values)
-            yield _text(
-                LEFT + PLOT_W, TOP + scene.y(high, True) - 6, f"process memory, up to {format_bytes(high)}", "end"
-            )
+            x, y = LEFT + scene.x(curve.end_s), TOP + scene.y(high, True) - 6
+            yield _text(x, y, f"{SAMPLED_LABELS[curve.name]}, up to {format_bytes(high)}", "end")
 
 
 def _round_bytes(tick: int) -> str:
@@ -194,13 +192,13 @@ def _time_labels(scene: Scene) -> Iterable[str]:
             taken = x
 
 
-def _time_ticks(scene: Scene) -> list[float]:
-    pieces = scene.axis.pieces[:-2] if scene.split else scene.axis.pieces
-    ticks = second_ticks(pieces[0].start, pieces[0].end) if len(pieces) == 1 else [p.start for p in pieces]
-    if scene.split:
-        rest = scene.axis.pieces[-1]
-        ticks += second_ticks(rest.start, rest.end, 3)
-    return ticks
+def _time_ticks(scene: Scene) -> Iterable[float]:
+    for panel in scene.panels:
+        about = max(1, round((panel.right - panel.left) / 150))
+        if len(panel.pieces) == 1:
+            yield from second_ticks(panel.start, panel.end, about)
+        else:
+            yield from (piece.start for piece in panel.pieces)
 
 
 def _steps(report: Report, scene: Scene) -> Iterable[str]:
@@ -213,12 +211,13 @@ def _steps(report: Report, scene: Scene) -> Iterable[str]:
             taken = x
     for phase in report.phases:
         yield from _phase_label(phase, scene)
-    if scene.split:
-        yield _text(LEFT + TRACED_W + GAP_W, 11, "the rest of the cell, sampled", "", ' font-weight="600"')
+    for panel in scene.panels:
+        if not panel.traced and panel.right - panel.left > 60:
+            yield _text(LEFT + panel.left + 4, 11, "sampled only", "", ' font-weight="600" class="t"')
 
 
 def _phase_label(phase: Phase, scene: Scene) -> Iterable[str]:
-    x, end = scene.axis(phase.start_s), min(scene.axis(phase.end_s), scene.traced_right)
+    x, end = scene.axis(phase.start_s), scene.axis(min(phase.end_s, scene.data.end_s))
     label = phase.name if end - x > 58 else _SHORT.get(phase.name, "") if end - x > 26 else ""
     if label:
         yield _text(LEFT + (x + end) / 2, 26, label, "middle", ' class="t"')

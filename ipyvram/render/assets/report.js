@@ -32,7 +32,7 @@ const start = account => {
 	const D = JSON.parse(svg.querySelector('metadata').textContent), plot = svg.querySelector('.g');
 	const [all, W, H, L] = D.box;
 	const rows = D.rows.map(curve), lines = D.lines.map(curve), reserved = D.reserved && curve(D.reserved);
-	const T = sums(D.time), S = sums(D.samples), n = T.length, stops = [...T, ...S.filter(s => s > D.end)];
+	const T = sums(D.time), S = sums(D.samples), stops = [...T, ...S.filter(s => s > D.end)];
 	const total = T.map((_, i) => rows.reduce((t, r) => t + r.v[i], 0));
 	const X = stops.map(t => {
 		const [a, b, x, y] = D.axis.find(a => t <= a[1]) || D.axis.at(-1);
@@ -52,11 +52,11 @@ const start = account => {
 	const set = (e, name, value) => e.setAttribute(name, value);
 	// a stop as a heading and rows of [colour, label, bytes]
 	const read = i => {
-		const t = stops[i], p = D.phases.findLast(p => i < n && p[0] <= t && t < p[1]), s = S.findLastIndex(s => s <= t);
-		const out = i < n ? rows.map(r => [r.colour, r.label, r.v[i]]).filter(r => r[2]).reverse() : [];
-		if (i < n) out.push(['', 'allocated', total[i]]);
-		if (i < n && reserved) out.push(['', 'reserved', reserved.v[i]]);
-		for (const r of lines) if (r.v[s] != null && (i >= n || !r.colour)) out.push(['', r.label, r.v[s]]);
+		const t = stops[i], p = D.phases.findLast(p => total[i] && p[0] <= t && t < p[1]), s = S.findLastIndex(s => s <= t);
+		const out = rows.map(r => [r.colour, r.label, r.v[i]]).filter(r => r[2]).reverse();
+		if (total[i]) out.push(['', 'allocated', total[i]]);
+		if (total[i] && reserved) out.push(['', 'reserved', reserved.v[i]]);
+		for (const r of lines) if (r.v[s] != null && !(total[i] && r.colour)) out.push(['', r.label, r.v[s]]);
 		return [clock(t) + (p ? (p[3] ? ', step ' + p[3] : '') + ', ' + p[2] : ''), out];
 	};
 	const move = i => {
@@ -94,10 +94,10 @@ const start = account => {
 	const zoom = (a, b) => { z = a < b ? [a, b] : [0, W]; res = (z[1] - z[0]) / W; draw(); };
 	const list = () => {
 		const [head, out] = read(at), t = stops[at], rest = rows.map(r => r.v[at]);
-		const here = D.live.filter(l => at < n && l[0] <= t && t < l[1]).sort((a, b) => b[2] - a[2]).slice(0, 12);
+		const here = D.live.filter(l => l[0] <= t && t < l[1]).sort((a, b) => b[2] - a[2]).slice(0, 12);
 		const found = here.map(([, , n, k, name]) => { rest[k] -= n; return [rows[k].colour, name, n]; });
 		rest.forEach((n, k) => n > 1e-4 * total[at] && found.push([rows[k].colour, 'other ' + rows[k].label, n]));
-		fill(live, 'Live at ' + head, at < n ? found : out);
+		fill(live, 'Live at ' + head, total[at] ? found : out);
 	};
 	const where = e => {
 		const b = svg.getBoundingClientRect();

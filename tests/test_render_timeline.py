@@ -1,0 +1,191 @@
+"""The timeline: no peak is lost, every scale is honest, and the picture holds the figures behind it."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipyvram.render import scene as scenes
+from ipyvram.render.axes import Piece, TimeAxis, byte_ticks, second_ticks, spread
+from ipyvram.render.scene import LEFT, MAX_POINTS, PLOT_H, PLOT_W, TOP, columns, make_scene
+from ipyvram.render.timeline import sentence, timeline
+from ipyvram.report import LABELS
+from ipyvram.units import format_bytes
+from tests import reports
+
+CASES = {"training": reports.training, "cpu": reports.cpu, "long": reports.long, "retraced": reports.retraced}
+SVG = "{http://www.w3.org/2000/svg}"
+
+steps = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 1000)), min_size=1, max_size=200).map(sorted)
+
+
+@given(steps)
+def test_every_column_shows_its_highest_and_the_curve_goes_on_from_its_last(rows):
+    positions, totals = [x for x, _ in rows], [v for _, v in rows]
+    shown = columns(positions, totals)
+    at = [x for x, _ in shown]
+    assert at == sorted(set(at))
+    for x in set(positions):
+        highest = max(v for p, v in rows if p == x)
+        assert totals[dict(shown)[x]] >= highest
+    assert shown[-1][1] == len(rows) - 1
+    assert max(totals[row] for _, row in shown) == max(totals)
+
+
+@given(st.lists(st.floats(1e-5, 1e4), min_size=1, max_size=8))
+def test_the_time_axis_is_monotonic_and_fills_its_width(lengths):
+    bounds = list(itertools.accumulate(lengths, initial=0.0))
+    axis = TimeAxis(spread(bounds, 0, 800))
+    assert axis(0) == 0
+    assert axis(bounds[-1]) == pytest.approx(800)
+    places = [axis(bounds[-1] * i / 50) for i in range(51)]
+    assert places == sorted(places)
+
+
+def test_even_steps_share_one_scale_and_a_slow_first_step_hides_no_other():
+    assert len(spread([0, 0.1, 1, 2, 3], 0, 800)) == 1
+    pieces = spread([0, 0.5, 10.5, 10.53, 10.56], 0, 800)
+    assert len(pieces) == 4
+    assert min(p.right - p.left for p in pieces[1:]) > 80
+
+
+def test_what_lies_on_the_end_of_a_piece_belongs_to_it():
+    axis = TimeAxis([Piece(0, 1, 0, 10), Piece(1, 5, 20, 40)])
+    assert (axis(1), axis(5), axis(9), axis(-1)) == (10, 40, 40, 0)
+
+
+@given(st.integers(1, 2**50))
+def test_byte_ticks_are_round_and_within(highest):
+    ticks = byte_ticks(highest)
+    assert ticks[0] == 0
+    assert ticks[-1] <= highest
+    assert len(ticks) <= 11
+    assert len({b - a for a, b in itertools.pairwise(ticks)}) <= 1
+
+
+@given(st.floats(0, 1e5), st.floats(1e-4, 1e5))
+def test_second_ticks_are_within(start, length):
+    ticks = second_ticks(start, start + length)
+    assert len(ticks) <= 11
+    assert all(start - 1e-6 <= t <= (start + length) * (1 + 1e-6) for t in ticks)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_one_well_formed_picture_that_refers_to_nothing(case):
+    svg, _ = timeline(CASES[case]())
+    root = ET.fromstring(svg)
+    assert root.tag == SVG + "svg"
+    assert not re.search(r"url\(|<defs|\bid=|href|var\(", svg)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_peak_is_drawn_at_its_height_and_named(case):
+    report = CASES[case]()
+    scene, (svg, _) = make_scene(report), timeline(report)
+    circle = ET.fromstring(svg).find(SVG + "circle")
+    assert int(circle.get("cy")) == TOP + scene.y(report.peak_bytes)
+    assert int(circle.get("cx")) == LEFT + scene.x(report.peak_time_s)
+    assert f"peak {format_bytes(report.peak_bytes)}" in svg
+    highest = min(_tops(area) for area in ET.fromstring(svg).iter(SVG + "path") if area.get("class") == "a")
+    assert highest == scene.y(report.peak_bytes)
+
+
+def _tops(area: ET.Element) -> int:
+    """The least y that a path reaches."""
+    y = lowest = PLOT_H
+    for change in re.findall(r"v(-?\d+)", area.get("d")):
+        y += int(change)
+        lowest = min(lowest, y)
+    return lowest
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_areas_end_where_the_trace_ends_and_stay_in_the_plot(case):
+    report = CASES[case]()
+    scene, (svg, _) = make_scene(report), timeline(report)
+    for area in ET.fromstring(svg).iter(SVG + "path"):
+        if area.get("class") == "a":
+            (start,) = re.findall(r"^M(\d+) ", area.get("d"))
+            right = int(start) + sum(map(int, re.findall(r"h(\d+)", area.get("d"))))
+            assert right == scene.x(report.timeline_data.end_s) <= PLOT_W
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_payload_holds_the_account_to_what_is_shown_of_it(case):
+    report = CASES[case]()
+    svg, _ = timeline(report)
+    payload = json.loads(html.unescape(re.search(r"<metadata>(.*?)</metadata>", svg)[1]))
+    count = len(payload["time"])
+    assert count <= MAX_POINTS
+    columns_ = {label: [v * unit for n, v in zip(runs[::2], runs[1::2], strict=True) for _ in range(n)]
+                for label, _, unit, runs in payload["rows"]}  # fmt: skip
+    assert all(len(column) == count for column in columns_.values())
+    peak = max(range(count), key=lambda i: sum(c[i] for c in columns_.values()))
+    for category, size in report.peak.items():
+        if size:
+            assert columns_[LABELS[category]][peak] == pytest.approx(size, rel=1e-3)
+
+
+def test_what_would_flatten_the_rest_is_told_and_not_drawn():
+    report = reports.training(limit_bytes=100 * 2**30)
+    _svg, legend = timeline(report)
+    assert "above the picture: limit 100 GiB" in legend
+    assert make_scene(report).top_bytes < 2 * report.timeline_data.sampled["device_used"][-1]
+
+
+def test_a_limit_in_scale_is_drawn():
+    report = reports.training(limit_bytes=5 * 2**30)
+    _svg, legend = timeline(report)
+    assert "limit 5.00 GiB pink" in legend
+    assert make_scene(report).limit_bytes == 5 * 2**30
+
+
+def test_after_the_trace_the_samples_go_on():
+    scene = make_scene(reports.long())
+    assert [p.traced for p in scene.panels] == [True, False]
+    assert all(p.right - p.left > 200 for p in scene.panels)
+    sampled = [c for c in scene.curves if c.name == "allocated"]
+    assert [c.time_s[0] > 2 for c in sampled] == [True]
+
+
+def test_a_second_trace_gets_a_panel_of_its_own_and_the_gap_is_not_drawn_as_nothing():
+    report = reports.retraced()
+    scene = make_scene(report)
+    assert [p.traced for p in scene.panels] == [True, False, True, False]
+    assert scene.panels[0].left <= scene.x(report.phases[0].start_s) < scene.panels[0].right
+    assert scene.panels[2].left <= scene.x(report.phases[9].start_s) < scene.panels[2].right
+    assert min(v for c in scene.curves if c.name == "reserved" for v in c.values) > 0
+
+
+def test_the_process_has_a_scale_of_its_own_where_tensors_are_small():
+    report = reports.cpu()
+    scene = make_scene(report)
+    assert [(c.name, c.own_scale) for c in scene.curves] == [("process_rss", True)]
+    assert scene.y(max(scene.curves[0].values), True) > 0
+
+
+def test_nothing_recorded_gives_no_picture():
+    assert timeline(reports.empty()) == ("", "")
+
+
+def test_the_picture_in_words_names_the_peak():
+    report = reports.training()
+    assert format_bytes(report.peak_bytes) in sentence(report)
+    assert report.peak_when in sentence(report)
+    assert "Activations" in sentence(report)
+
+
+def test_thinning_is_by_what_can_be_seen():
+    report = reports.training(timeline_data=reports.curves(points=4000)[0])
+    assert len(report.timeline_data.time_s) == 12_000
+    thinned = make_scene(report).data
+    assert len(thinned.time_s) <= MAX_POINTS
+    assert max(thinned.allocated) == max(report.timeline_data.allocated)
+    assert len(thinned.sampled_time_s) <= scenes.MAX_SAMPLES
