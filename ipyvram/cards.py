@@ -1,0 +1,165 @@
+"""Common cards: a name, or a size such as ``24GiB``, comes in, a `Card` goes out. Neither torch nor a GPU is needed.
+
+Memory is what torch reports as the card's total (`get_device_properties`): less than the figure on the box.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+
+from ipyvram.units import GIB, MIB, parse_bytes
+
+#: Bytes of a CUDA context of torch with modules loaded lazily (CUDA 11.7 and later): "around 400MB", "~300MB" according to
+#: PyTorch's issues 109888 and 107667. It depends on driver and kernels used and is only known by measuring.
+TYPICAL_CONTEXT = 400 * MIB
+
+_PROPERTIES = "torch.cuda.get_device_properties, printed in public logs"
+_MESSAGE = "total capacity in torch's out-of-memory messages in public issues"
+_CUDA_SAMPLES = "CUDA's deviceQuery, bottlerocket-os/bottlerocket pull request 3873"
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A GPU as a program sees it.
+
+    Attributes
+    ----------
+    total_bytes : int
+        Memory that the driver reports.
+    capability : tuple of int
+        Compute capability: NVIDIA, "CUDA GPUs", developer.nvidia.com/cuda-gpus.
+    multiprocessors : int
+        NVIDIA's data sheet of the card, or where ``source`` prints it.
+    context_bytes : int
+        Typical size of a CUDA context; see `TYPICAL_CONTEXT`.
+    source : str
+        Where ``total_bytes`` is from.
+    """
+
+    name: str
+    total_bytes: int
+    capability: tuple[int, int]
+    multiprocessors: int
+    source: str
+    context_bytes: int = TYPICAL_CONTEXT
+
+    @property
+    def threads_per_multiprocessor(self) -> int:
+        """Resident threads: CUDA C++ Programming Guide, technical specifications per compute capability."""
+        major, minor = self.capability
+        if (major, minor) == (7, 5):
+            return 1024
+        return 1536 if (major == 8 and minor > 0) or major >= 11 else 2048
+
+    @property
+    def cublas_workspace_bytes(self) -> int:
+        """`getChosenWorkspaceSize` (CublasHandlePool.cpp): 32 MiB from Hopper on, else 2 × 4 MiB and 8 × 16 KiB."""
+        return 32 * MIB if self.capability >= (9, 0) else 8_519_680
+
+
+def _card(name: str, mib: float, capability: tuple[int, int], multiprocessors: int, source: str = _PROPERTIES) -> Card:
+    return Card(name, int(mib * MIB), capability, multiprocessors, source)
+
+
+CARDS = (
+    _card("NVIDIA GeForce GTX 1080 Ti", 10.91 * 1024, (6, 1), 28, _MESSAGE),
+    _card("Tesla P100-PCIE-16GB", 16280, (6, 0), 56),
+    _card("Tesla V100-SXM2-16GB", 16160, (7, 0), 80),
+    _card("Tesla V100-SXM2-32GB", 31.75 * 1024, (7, 0), 80, _MESSAGE),
+    _card("Tesla T4", 15095, (7, 5), 40),
+    _card("NVIDIA GeForce GTX 1650 Ti", 4095, (7, 5), 16),
+    _card("NVIDIA GeForce GTX 1660 Ti", 5936, (7, 5), 24),
+    _card("NVIDIA GeForce RTX 2080 Ti", 10.76 * 1024, (7, 5), 68, _MESSAGE),
+    _card("NVIDIA A100-PCIE-40GB", 40326, (8, 0), 108),
+    Card("NVIDIA A100-SXM4-40GB", 42_298_834_944, (8, 0), 108, _CUDA_SAMPLES),
+    _card("NVIDIA A100-SXM4-80GB", 79.15 * 1024, (8, 0), 108, _MESSAGE),
+    _card("NVIDIA A10G", 22587, (8, 6), 80),
+    _card("NVIDIA A40", 45416, (8, 6), 84),
+    _card("NVIDIA RTX A6000", 47.54 * 1024, (8, 6), 84, _MESSAGE),
+    _card("NVIDIA GeForce RTX 3060", 11931, (8, 6), 28),
+    _card("NVIDIA GeForce RTX 3070", 7.79 * 1024, (8, 6), 46, _MESSAGE),
+    _card("NVIDIA GeForce RTX 3080", 9.77 * 1024, (8, 6), 68, _MESSAGE),
+    _card("NVIDIA GeForce RTX 3090", 24259, (8, 6), 82),
+    _card("NVIDIA GeForce RTX 3090 Ti", 24114, (8, 6), 84),
+    _card("NVIDIA GeForce RTX 4080", 16049, (8, 9), 76),
+    _card("NVIDIA GeForce RTX 4090", 23.64 * 1024, (8, 9), 128, "total capacity in ali-vilab/VGen issue 104"),
+    _card("NVIDIA H100 80GB HBM3", 81089, (9, 0), 132),
+)
+
+
+def _key(text: str) -> str:
+    """Letters and digits that tell cards apart: makers and product lines do not."""
+    text = re.sub(r"\b(nvidia|geforce|tesla|quadro|gpu)\b", " ", text.lower())
+    return re.sub(r"[^a-z0-9]", "", text)
+
+
+def _matches(key: str) -> list[Card]:
+    """Cards whose name is ``key``, or begins with it, or has it anywhere; with fewer letters around it first."""
+    for test in (str.__eq__, str.startswith, str.__contains__):
+        found = [c for c in CARDS if test(_key(c.name), key) or test(_key(c.name).removeprefix("rtx"), key)]
+        if found:
+            return sorted(found, key=lambda c: (len(_key(c.name)), c.total_bytes))
+    return []
+
+
+def named(text: str) -> Card:
+    """The card of this name: ``RTX 4090``, ``4090``, ``T4``, ``A100`` (the smallest of its kind), ``A100 80GB``.
+
+    Raises
+    ------
+    ValueError
+        There is none; the nearest names are offered.
+    """
+    key = _key(text)
+    words = [w for w in (_key(w) for w in text.split()) if w]
+    found = _matches(key) if key else []
+    if not found and words:  # "A100 80GB": every word somewhere in the name
+        found = [c for c in CARDS if all(w in _key(c.name) for w in words)]
+    if found:
+        return found[0]
+    close = difflib.get_close_matches(key, [_key(c.name) for c in CARDS], 3, 0.4)
+    nearest = [c.name for k in close for c in CARDS if _key(c.name) == k] or [CARDS[4].name, CARDS[-2].name]
+    raise ValueError(f"no card is known as {text!r}: write its memory, such as 24GiB, or a name like {', '.join(nearest)}")
+
+
+def of_size(size: int) -> Card:
+    """A card with this much memory and nothing else said of it: an Ampere card's ways are assumed."""
+    return Card(f"a card of {size / GIB:g} GiB", size, (8, 6), 82, "as given")
+
+
+def find(card: str | int | None) -> Card:
+    """The card that a name, a size or nothing stands for; nothing: this machine's own GPU, else one of 24 GiB.
+
+    Raises
+    ------
+    ValueError
+        It is neither; the nearest names are offered.
+    """
+    if card is None:
+        return _own() or of_size(24 * GIB)
+    if isinstance(card, int):
+        return of_size(_enough(card, str(card)))
+    if re.fullmatch(r"\s*[0-9][0-9_.,]*\s*([kmgt]i?b?|b|bytes?)?\s*", card, re.IGNORECASE) and not _matches(_key(card)):
+        return of_size(_enough(parse_bytes(card), card))
+    return named(card)
+
+
+def _enough(size: int, text: str) -> int:
+    if size < MIB:  # a bare "24" is a slip, not a card of 24 bytes
+        raise ValueError(f"{text} is no card's memory: write it with its unit, such as 24GiB, or a name such as RTX 4090")
+    return size
+
+
+def _own() -> Card | None:
+    """This machine's first GPU, asked without making a context."""
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            return None
+        p = torch.cuda.get_device_properties(0)
+        return Card(p.name, p.total_memory, (p.major, p.minor), p.multi_processor_count, "this machine's driver")
+    except Exception:
+        return None

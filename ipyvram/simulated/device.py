@@ -1,0 +1,203 @@
+"""The simulated card's operators: every operator on ``meta`` runs here, and what it allocates goes to `DeviceMemory`.
+
+Operators on host tensors pass through; before one writes into a host tensor that was there before the cell, its bytes
+are set aside (`HostTensors`), so that they can be put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ipyvram.simulated import folding, placeholders
+from ipyvram.simulated.host import HostTensors
+from ipyvram.simulated.memory import DeviceMemory
+from ipyvram.simulated.ways import Ways
+
+Operator = Any  # torch._ops.OpOverload
+
+
+class CannotEstimate(ValueError):
+    """The cell does something that has no estimate; the message says what, and what would help."""
+
+
+class _Plan(NamedTuple):
+    """What an operator's schema tells: positions and names of the arguments it writes into."""
+
+    written: tuple[tuple[int, str], ...]
+    inplace: bool
+
+
+class OnCard(TorchDispatchMode):
+    """The dispatch mode.
+
+    Parameters
+    ----------
+    memory : DeviceMemory
+    ways : Ways
+        What CUDA allocates besides results.
+    host : HostTensors
+    note : callable
+        Takes one line for the report.
+    check : callable
+        Called once for each operator on the card; may raise to end the cell.
+    """
+
+    def __init__(
+        self,
+        memory: DeviceMemory,
+        ways: Ways,
+        host: HostTensors,
+        note: Callable[[str], None],
+        check: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self._memory, self._ways, self._host, self._note, self._check = memory, ways, host, note, check
+        self._plans: dict[Operator, _Plan] = {}
+        self._folding = folding.Folding()
+
+    def __torch_dispatch__(self, func: Operator, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():
+            return self._run(func, args, kwargs)
+
+    def _run(self, func: Operator, args: Any, kwargs: dict[str, Any]) -> Any:
+        plan = self._plans.get(func)
+        if plan is None:
+            plan = self._plans[func] = _plan(func)
+        on_card, hosts = False, []
+        for tensor in tensors_of(args, kwargs):
+            if tensor.device.type == "meta":
+                on_card = True
+            else:
+                hosts.append(tensor)
+        device = kwargs.get("device")
+        if not on_card and (device is None or torch.device(device).type != "meta"):
+            if plan.written:
+                self._host.before_write(_written(plan, args, kwargs))
+            return func(*args, **kwargs)
+        self._check()
+        if torch.is_inference_mode_enabled() and func not in placeholders.TABLE:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        special = placeholders.TABLE.get(func)
+        if special is not None:
+            result = special(self, func, args, kwargs)
+            if result is not NotImplemented:
+                return self._account(func, args, kwargs, result)
+        if on_card and hosts:
+            args, kwargs = self._gather(func, args, kwargs)
+        if torch._C._current_graph_task_id() != -1:
+            inside = self._folding.in_place(func, args)
+            if inside is not None:
+                inside(*args, **kwargs)
+                return args[0]
+        try:
+            result = func(*args, **kwargs)
+        except NotImplementedError as error:
+            raise CannotEstimate(_refusal(func)) from error
+        return self._account(func, args, kwargs, result)
+
+    # -- what an operator used and made ------------------------------------------------------------------------------
+
+    def _account(self, func: Operator, args: Any, kwargs: dict[str, Any], result: Any) -> Any:
+        for tensor in tensors_of(args, kwargs):
+            if tensor.device.type == "meta":
+                self.see(func, tensor)
+        first = len(self._memory.rows)
+        for tensor in results_of(result):
+            if tensor.device.type == "meta":
+                self.see(func, tensor)
+        self._ways.after(func, args, kwargs, result, first)
+        return result
+
+    def see(self, func: Operator, tensor: Tensor) -> None:
+        """Count the storage of a tensor; tensors without one (sparse) are passed over and said."""
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):
+            self._note(f"{func._schema.name}: a tensor without a plain storage was not counted")
+            return
+        self._memory.see(storage, func._schema.name.replace("::", "."), tensor)
+
+    def note(self, text: str) -> None:
+        self._note(text)
+
+    def _gather(self, func: Operator, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Host tensors that meet tensors on the card in one operator, as tensors on the card."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.device.type != "meta":
+                if value.dim() == 0:
+                    return torch.empty((), dtype=value.dtype, device="meta")  # a kernel argument, not memory
+                copy = torch.empty_like(value, device="meta")
+                self.see(func, copy)
+                if "index" not in func._schema.name:  # only indexing may mix devices
+                    shape = "×".join(map(str, value.shape))
+                    self._note(
+                        f"a host tensor ({shape}) met tensors on the card in {func._schema.name.split('::')[-1]} and was "
+                        "moved there; on a real card it has to be moved by the cell"
+                    )
+                return copy
+            if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
+                return type(value)(moved(v) for v in value) if not hasattr(value, "_fields") else value
+            return value
+
+        return tuple(moved(a) for a in args), {k: moved(v) for k, v in kwargs.items()}
+
+
+def tensors_of(args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Tensors among an operator's arguments, in order; its lists are flat."""
+    for value in args:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                if isinstance(item, Tensor):
+                    yield item
+    for value in kwargs.values():
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                if isinstance(item, Tensor):
+                    yield item
+
+
+def results_of(result: Any) -> Iterator[Tensor]:
+    """Tensors among an operator's results."""
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, (list, tuple)):
+        for item in result:
+            yield from results_of(item)
+
+
+def _plan(func: Operator) -> _Plan:
+    arguments = func._schema.arguments
+    written = tuple(
+        (i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write
+    )
+    return _Plan(written, bool(written))
+
+
+def _written(plan: _Plan, args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    for position, name in plan.written:
+        value = args[position] if position < len(args) else kwargs.get(name)
+        yield from results_of(value)
+
+
+def _refusal(func: Operator) -> str:
+    name = func._schema.name
+    if name.startswith("aten::"):
+        return f"the operator {name} cannot run without a device, so this cell has no estimate"
+    return (
+        f"the operator {name} comes from an extension that does not say what its results look like (it has no meta "
+        "kernel), so this cell has no estimate; register one with torch.library.register_fake, or measure the cell"
+    )

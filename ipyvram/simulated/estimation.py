@@ -1,0 +1,211 @@
+"""One estimate: a cell's code in, a `Recording` of kind ``estimated`` out, and everything of the notebook's as before.
+
+The life of an `Estimation`: `run` sets the notebook's state aside, exchanges its tensors for ``meta`` ones, lets `torch.cuda`
+answer as on the card, runs the code under the two modes until enough steps are done, and undoes all of that in reverse.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+import ipyvram
+from ipyvram.cards import Card
+from ipyvram.options import Options
+from ipyvram.probes.clock import Clock
+from ipyvram.probes.owners import Owners
+from ipyvram.probes.phases import Phases
+from ipyvram.probes.stacks import Interner, StackReader
+from ipyvram.recording import Cell, Origin, Recording, Stack
+from ipyvram.simulated import cuda_api, programs
+from ipyvram.simulated.autocast import Autocast
+from ipyvram.simulated.device import OnCard
+from ipyvram.simulated.front import Front
+from ipyvram.simulated.host import HostTensors
+from ipyvram.simulated.kernels import CudaKernels
+from ipyvram.simulated.memory import DEVICE, DeviceMemory
+from ipyvram.simulated.patches import Patches
+from ipyvram.simulated.recorded import predicted
+from ipyvram.simulated.state import State
+from ipyvram.simulated.swap import Found, Swap
+from ipyvram.simulated.ways import Ways
+
+#: Bounds for code that finishes no optimizer step: passes through a model, operators on the card, seconds.
+MAX_FORWARDS = 64
+MAX_INFERENCES = 10
+MAX_EVENTS = 1_000_000
+MAX_SECONDS = 60.0
+
+_running = threading.Lock()
+
+
+class _Enough(BaseException):
+    """Ends the cell after the last step: no ``except Exception`` of the cell's stops it on its way."""
+
+
+class Estimation:
+    """Runs code once on a card that is not there.
+
+    Parameters
+    ----------
+    options : Options
+        Label, note, limit and the number of steps.
+    card : Card
+    namespace : dict
+        The notebook's variables: the code's globals. They are as before afterwards.
+    cell : Cell
+    """
+
+    def __init__(self, options: Options, card: Card, namespace: dict[str, Any], cell: Cell | None = None) -> None:
+        self.options, self.card, self.namespace, self.cell = options, card, namespace, cell or Cell()
+        self.notes: list[str] = []
+        self.ended_by = "end of cell"
+        self._clock = Clock()
+        self._stacks: Interner[Stack] = Interner()
+        self._origins: Interner[Origin] = Interner()
+        self.memory = DeviceMemory(self._clock, StackReader(self._stacks), self._origins)
+        self.ways = Ways(card, self.memory)
+        self._owners = Owners(self._clock, self._identify, namespace)
+        self._phases = Phases(self._clock, self._owners, self._on_step, self._on_forward, self._guard)
+        self._forwards = self._graded = 0
+        self._begin_s = 0.0
+
+    def run(self, body: Callable[[], Any], extra: Iterable[Any] = ()) -> Recording:
+        """Run ``body`` until it ends or has done enough steps.
+
+        Parameters
+        ----------
+        extra : iterable
+            Objects besides the namespace that the code may change.
+
+        Raises
+        ------
+        CannotEstimate
+            The code does something that has no estimate.
+        BaseException
+            What the code itself raises, with everything put back first.
+        """
+        if not _running.acquire(blocking=False):
+            raise ValueError("an estimate cannot run inside another one")
+        undo: list[Callable[[], None]] = [_running.release]
+        start_ns = self._clock()
+        try:
+            self._prepare(undo, extra)
+            self._begin_s = time.monotonic()
+            start_ns = self._clock()
+            try:
+                with Front(), OnCard(self.memory, self.ways, self._host, self._note, self._check):
+                    body()
+            except _Enough:
+                pass
+            self._owners.namespace()
+            stop_ns = self._clock()
+            self.memory.stop()
+        finally:
+            _all(undo)
+        return predicted(self, start_ns, stop_ns)
+
+    def _prepare(self, undo: list[Callable[[], None]], extra: Iterable[Any]) -> None:
+        """Everything that has to be in place before the code runs; what undoes it is added to ``undo``."""
+        found = Found()
+        self._host = HostTensors()
+        undo.append(self._host.restore)
+        state = State(self.namespace, self._note)
+        undo.append(state.restore)
+        state.save(found, extra)
+        patches = Patches()
+        undo.append(patches.undo)
+        swap = Swap(self.memory.expect, self._note)
+        undo.append(swap.back)
+        swap.to_card(found, self._host)
+        cuda_api.install(patches, self.card, self.memory)
+        programs.install(patches, self._note)
+        programs.devices(patches, self.namespace)
+        for context in (CudaKernels(self.card, self._note), Autocast()):
+            context.__enter__()
+            undo.append(lambda c=context: c.__exit__(None, None, None))
+        undo.append(self._phases.stop)
+        self._phases.start()
+        self._owners.namespace(before=True)
+
+    # -- while it runs -----------------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that were run."""
+        return self._phases.steps
+
+    def _identify(self, storage: torch.UntypedStorage, before: bool) -> tuple[str, int] | None:
+        if storage.device.type != "meta" or not storage.nbytes():
+            return None
+        serial = self.memory.identify(storage, before)
+        return (DEVICE, serial) if serial else None
+
+    def _guard(self, what: str, action: Callable[[], None]) -> None:
+        """A probe's failure costs its figures and one line; the end of the estimate passes."""
+        try:
+            action()
+        except Exception as error:
+            self._note(f"{what}: {type(error).__name__}: {error}".split("\n")[0][:300])
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes and len(self.notes) < 50:
+            self.notes.append(text)
+
+    def _on_step(self, steps: int) -> None:
+        if steps >= self.options.trace_steps:
+            self._end(f"{steps} steps" if steps > 1 else "1 step")
+
+    def _on_forward(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        if self._phases.steps or self._phases._in_backward:
+            return
+        self._forwards += 1
+        self._graded += torch.is_grad_enabled()
+        if self._forwards > (MAX_FORWARDS if self._graded else MAX_INFERENCES):
+            self._end(f"{self._forwards - 1} passes without an optimizer step")
+
+    def _check(self) -> None:
+        if len(self.memory.rows) > MAX_EVENTS:
+            self._end(f"{MAX_EVENTS:,} events")
+        elif self._begin_s and time.monotonic() - self._begin_s > MAX_SECONDS:
+            self._end(f"{MAX_SECONDS:.0f} s")
+
+    def _end(self, why: str) -> None:
+        self.ended_by = why
+        raise _Enough
+
+    def environment(self) -> dict[str, str]:
+        """As in a measured run, with what the card is like."""
+        found = {
+            "ipyvram": ipyvram.__version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+            "platform": platform.system(),
+            "card": self.card.name,
+            "cublas_workspace_bytes": str(self.ways.workspace_bytes),
+        }
+        if self._phases.optimizers:
+            found["optimizer"] = self._phases.optimizers[0]
+        return found
+
+
+def _all(undo: list[Callable[[], None]]) -> None:
+    """Undo everything, newest first; an interrupt or a failure on the way is raised when all is done."""
+    failure: BaseException | None = None
+    while undo:
+        action = undo[-1]
+        try:
+            action()
+        except KeyboardInterrupt as error:
+            failure = error
+            action()  # it may have been cut off in the middle
+        except Exception as error:
+            failure = error
+        undo.pop()
+    if failure is not None:
+        raise failure

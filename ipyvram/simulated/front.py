@@ -1,0 +1,169 @@
+"""The front of the simulated card: what the cell's own calls see and say about devices, through a `TorchFunctionMode`.
+
+Tensors on ``meta`` answer that they are on ``cuda:0``; ``device="cuda"``, ``.to("cuda")`` and ``.cuda()`` mean ``meta``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ipyvram.simulated.placeholders import host_copy
+
+CARD = torch.device("cuda", 0)
+META = torch.device("meta")
+
+Handler = Callable[["Front", Any, Any, dict[str, Any]], Any]
+_HANDLERS: dict[Any, Handler] = {}
+
+
+def place(device: Any) -> Any:
+    """Where a device named by the cell is here: accelerators are the card, the host stays the host."""
+    if device is None or (isinstance(device, torch.device) and device.type in ("cpu", "meta")):
+        return device
+    if isinstance(device, int):
+        return META
+    if isinstance(device, str):
+        return device if device.split(":")[0] in ("cpu", "meta") else META
+    return META
+
+
+def seen(device: torch.device) -> torch.device:
+    """The other way round: what the cell is told."""
+    return CARD if device.type == "meta" else device
+
+
+class Front(TorchFunctionMode):
+    """The function mode; it also stays on while the autograd engine runs the cell's own backward code."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        handler = _HANDLERS.get(func)
+        if handler is not None:
+            return handler(self, func, args, kwargs)
+        if kwargs:
+            if kwargs.get("device") is not None:
+                kwargs = {**kwargs, "device": place(kwargs["device"])}
+            if kwargs.get("generator") is not None and _is_on_card(args, kwargs):
+                kwargs = {k: v for k, v in kwargs.items() if k != "generator"}
+        return func(*args, **kwargs)
+
+
+def _is_on_card(args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a random operator draws on the card: its generator is the card's, which no value here depends on."""
+    device = kwargs.get("device")
+    if device is not None:
+        return torch.device(device).type == "meta"
+    return any(isinstance(a, Tensor) and a.device.type == "meta" for a in args)
+
+
+def _for(*funcs: Any) -> Callable[[Handler], Handler]:
+    def register(handler: Handler) -> Handler:
+        _HANDLERS.update(dict.fromkeys(funcs, handler))
+        return handler
+
+    return register
+
+
+def _getter(name: str) -> Any:
+    return getattr(Tensor, name).__get__
+
+
+# -- what a tensor says of itself ------------------------------------------------------------------------------------------
+
+
+@_for(_getter("device"))
+def _device(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> torch.device:
+    return seen(func(*args))
+
+
+@_for(_getter("is_cuda"))
+def _is_cuda(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    return bool(args[0].device.type == "meta")
+
+
+@_for(_getter("is_meta"))
+def _is_meta(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    return False
+
+
+@_for(Tensor.get_device)
+def _get_device(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> int:
+    return 0 if args[0].device.type == "meta" else -1
+
+
+@_for(Tensor.type)
+def _type(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    if len(args) > 1 or kwargs:
+        wanted = args[1] if len(args) > 1 else kwargs.get("dtype")
+        if isinstance(wanted, str) and ".cuda." in wanted:
+            return args[0].to(META, getattr(torch, wanted.rsplit(".", 1)[1].removesuffix("Tensor").lower()))
+        return func(*args, **kwargs)
+    name = str(func(*args))
+    return name.replace("torch.meta.", "torch.cuda.").replace("torch.Meta", "torch.cuda.")
+
+
+@_for(Tensor.is_pinned)
+def _is_pinned(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    return False
+
+
+@_for(Tensor.pin_memory)
+def _pin_memory(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    return args[0]  # type: ignore[no-any-return]
+
+
+@_for(Tensor.record_stream)
+def _record_stream(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    """Streams have no effect on what is allocated here."""
+
+
+@_for(Tensor.__repr__, Tensor.__str__)
+def _repr(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> str:
+    tensor = args[0]
+    if tensor.device.type != "meta":
+        return str(func(*args, **kwargs))
+    if tensor.numel() > 1000:
+        return f"tensor(..., device='{CARD}', size={tuple(tensor.shape)}, dtype={tensor.dtype})"
+    tail = f", grad_fn=<{tensor.grad_fn.name()}>)" if tensor.grad_fn is not None else ")"
+    return repr(host_copy(tensor))[:-1] + f", device='{CARD}'" + tail
+
+
+@_for(Tensor.__format__)
+def _format(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> str:
+    tensor = args[0]
+    if tensor.device.type == "meta" and tensor.dim() == 0:
+        return format(tensor.item(), args[1])
+    return format(_repr(front, Tensor.__repr__, args[:1], {}), args[1]) if tensor.is_meta else str(func(*args, **kwargs))
+
+
+# -- where a tensor goes ---------------------------------------------------------------------------------------------------
+
+
+@_for(Tensor.to)
+def _to(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    rest = tuple(place(a) if isinstance(a, (str, int, torch.device)) and not isinstance(a, bool) else a for a in args[1:2])
+    if kwargs.get("device") is not None:
+        kwargs = {**kwargs, "device": place(kwargs["device"])}
+    return func(args[0], *rest, *args[2:], **kwargs)  # type: ignore[no-any-return]
+
+
+@_for(Tensor.cuda)
+def _cuda(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    return args[0].to(META)  # type: ignore[no-any-return]
+
+
+# -- backward: the cell's code inside it sees the card as well ---------------------------------------------------------------
+
+
+@_for(Tensor.backward)
+def _backward(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    names = ("gradient", "retain_graph", "create_graph", "inputs")
+    given = {**dict(zip(names, args[1:], strict=False)), **kwargs}
+    gradient = given.pop("gradient", None)
+    with front:
+        torch.autograd.backward(args[0], gradient, **given)

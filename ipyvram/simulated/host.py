@@ -1,0 +1,39 @@
+"""Host tensors that were there before the cell: their bytes are set aside before the cell first writes into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class HostTensors:
+    """Copies of host storages, made at the first write, put back by `restore`."""
+
+    def __init__(self) -> None:
+        self._existing: set[int] = set()
+        self._saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def exists(self, storage: torch.UntypedStorage) -> None:
+        """This storage was there before the cell."""
+        self._existing.add(storage._cdata)
+
+    def before_write(self, tensors: Iterable[Tensor]) -> None:
+        """An operator is about to write into ``tensors``."""
+        for tensor in tensors:
+            try:
+                storage = tensor.untyped_storage()
+            except (NotImplementedError, RuntimeError):
+                continue
+            key = storage._cdata
+            if key in self._existing and key not in self._saved and storage.device.type == "cpu":
+                self._saved[key] = (storage, storage.clone())
+
+    def restore(self) -> None:
+        """Put every byte back."""
+        for storage, copy in self._saved.values():
+            if storage.nbytes() != copy.nbytes():
+                storage.resize_(copy.nbytes())
+            storage.copy_(copy)
+        self._saved.clear()

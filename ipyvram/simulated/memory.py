@@ -1,0 +1,141 @@
+"""The simulated card's memory: storages and scratch of a running program in, an allocator's trace out.
+
+While the program runs, allocations are only numbered, in the order in which they are made. Addresses, segments and cache
+come afterwards from the model of the caching allocator, with what was on the card before the cell placed first.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from ipyvram.probes.clock import Clock
+from ipyvram.recording import Action, Origin
+
+DEVICE = "cuda:0"
+
+
+class Row(NamedTuple):
+    """An allocation (``alloc``) or the free of one; ``serial`` numbers allocations and is never used twice."""
+
+    alloc: bool
+    serial: int
+    size: int
+    time_ns: int
+    stack: int
+    origin: int
+
+
+class DeviceMemory:
+    """What is on the simulated card.
+
+    Parameters
+    ----------
+    clock : Clock
+    read_stack : callable
+        Index of the current user stack.
+    origins : callable
+        Index of an `Origin`.
+
+    Attributes
+    ----------
+    rows : list of Row
+        What happened while the cell ran.
+    before : dict of int to int
+        Serial → bytes of what was there before the cell, in the order in which the cell came to it.
+    """
+
+    def __init__(self, clock: Clock, read_stack: Callable[[], int], origins: Callable[[Origin], int]) -> None:
+        self._clock, self._read_stack, self._origins = clock, read_stack, origins
+        self.rows: list[Row] = []
+        self.before: dict[int, int] = {}
+        self.allocated = self.peak = 0  # bytes asked for, as far as known while the program runs
+        self._serials: dict[int, int] = {}  # storage → serial, while it lives
+        self._references: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._waiting: dict[int, int] = {}  # storages of earlier cells that the cell has not touched yet → bytes
+        self._next = 1
+
+    # -- storages ----------------------------------------------------------------------------------------------------
+
+    def expect(self, storage: torch.UntypedStorage) -> None:
+        """A storage of an earlier cell: it counts from the beginning if the cell ever touches it."""
+        self._waiting[storage._cdata] = storage.nbytes()
+
+    def see(self, storage: torch.UntypedStorage, op: str, tensor: torch.Tensor) -> int:
+        """Serial of a storage that an operator used or made; a new one is an allocation now."""
+        key = storage._cdata
+        serial = self._serials.get(key)
+        if serial is None:
+            if key in self._waiting:
+                return self._begin_before(storage)
+            shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+            serial = self._alloc(storage.nbytes(), self._origins(Origin(op, shape, dtype)))
+            self._follow(storage, serial)
+        return serial
+
+    def identify(self, storage: torch.UntypedStorage, before: bool) -> int:
+        """Serial of a storage that somebody claims, 0 where it is unknown."""
+        key = storage._cdata
+        if key not in self._serials and key in self._waiting and not before:
+            self._begin_before(storage)
+        return self._serials.get(key, 0)
+
+    def _begin_before(self, storage: torch.UntypedStorage) -> int:
+        self._waiting.pop(storage._cdata)
+        serial, size = self._number(), storage.nbytes()
+        if size:
+            self.before[serial] = size
+            self._count(size)
+        self._follow(storage, serial)
+        return serial
+
+    def _follow(self, storage: torch.UntypedStorage, serial: int) -> None:
+        key = storage._cdata
+        self._serials[key] = serial
+        self._references[serial] = weakref.ref(storage, functools.partial(self._freed, key, serial, storage.nbytes()))
+
+    def _freed(self, key: int, serial: int, size: int, reference: object) -> None:
+        if self._serials.get(key) == serial:
+            del self._serials[key]
+        if self._references.pop(serial, None) is not None:
+            self.free(serial, size)
+
+    # -- plain memory ------------------------------------------------------------------------------------------------
+
+    def scratch(self, size: int, op: str) -> int:
+        """Memory an operator asks for besides its results; give it back with `free`."""
+        return self._alloc(size, self._origins(Origin(op)))
+
+    def _number(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    def _alloc(self, size: int, origin: int) -> int:
+        serial = self._number()
+        if size:  # torch asks its allocator for nothing when a tensor is empty
+            self.rows.append(Row(True, serial, size, self._clock(), self._read_stack(), origin))
+            self._count(size)
+        return serial
+
+    def free(self, serial: int, size: int) -> None:
+        if size:
+            self.rows.append(Row(False, serial, size, self._clock(), -1, -1))
+            self._count(-size)
+
+    def _count(self, size: int) -> None:
+        self.allocated += size if size < 0 else -(-size // 512) * 512
+        if size < 0:
+            self.allocated -= -(-(-size) // 512) * 512 + size
+        self.peak = max(self.peak, self.allocated)
+
+    def stop(self) -> None:
+        """What dies from now on dies after the cell."""
+        self._references.clear()
+        self._serials.clear()
+
+
+ACTIONS = {True: Action.ALLOC, False: Action.FREE_REQUESTED}

@@ -1,0 +1,172 @@
+"""Operators whose result depends on values: the card has none, so a placeholder or the largest result stands in.
+
+`TABLE` maps operators to functions of ``(card, func, args, kwargs)``; NotImplemented means: run it as usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+Handler = Callable[[Any, Any, Any, dict[str, Any]], Any]
+TABLE: dict[Any, Handler] = {}
+
+LARGEST = "a result whose size depends on values was taken to be as large as it can be"
+
+
+def _for(*names: str) -> Callable[[Handler], Handler]:
+    """Register for every overload of these operators that this torch has."""
+
+    def register(handler: Handler) -> Handler:
+        for name in names:
+            packet_name, _, overload = name.partition(".")
+            packet = getattr(aten, packet_name, None)
+            if packet is None:
+                continue
+            for known in packet.overloads():
+                if not overload or known == overload:
+                    TABLE[getattr(packet, known)] = handler
+        return handler
+
+    return register
+
+
+def value(dtype: torch.dtype) -> Any:
+    """What stands for a number: a finite positive float (its logarithm and its inverse exist), 0, or False."""
+    if dtype is torch.bool:
+        return False
+    if dtype.is_complex:
+        return complex(1.0)
+    return 1.0 if dtype.is_floating_point else 0
+
+
+def host_copy(tensor: Tensor) -> Tensor:
+    """A host tensor of the same shape, filled with the placeholder; zero pages cost nothing until they are written."""
+    shape = tuple(tensor.shape)
+    if tensor.dim() == 0:
+        return torch.full((), value(tensor.dtype), dtype=tensor.dtype)
+    return torch.zeros(shape, dtype=tensor.dtype)
+
+
+@_for("_local_scalar_dense")
+def _item(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    card.note("numbers read from the card (`.item()`, `print`, `if`) are placeholders: nothing was computed there")
+    return value(args[0].dtype)
+
+
+@_for("equal")
+def _equal(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    return False
+
+
+@_for("_to_copy")
+def _to_copy(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    device = kwargs.get("device")
+    if args[0].device.type == "meta" and device is not None and torch.device(device).type != "meta":
+        card.see(func, args[0])
+        copy = host_copy(args[0])
+        return copy if kwargs.get("dtype") is None else copy.to(kwargs["dtype"])
+    return NotImplemented
+
+
+@_for("copy_")
+def _copy(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    target, source = args[0], args[1]
+    if target.device.type == "meta":
+        card.see(func, target)
+        if source.device.type == "meta":
+            card.see(func, source)
+        return target
+    card._host.before_write([target])
+    target.copy_(host_copy(source).expand(source.shape))
+    return target
+
+
+@_for("nonzero")
+def _nonzero(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    card.note(LARGEST + " (nonzero)")
+    return torch.empty((args[0].dim(), args[0].numel()), dtype=torch.int64, device="meta").t()
+
+
+@_for("masked_select")
+def _masked_select(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    card.note(LARGEST + " (masked_select)")
+    shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
+    return torch.empty(shape.numel(), dtype=args[0].dtype, device="meta")
+
+
+@_for("_unique2", "_unique", "unique_consecutive")
+def _unique(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    card.note(LARGEST + " (unique)")
+    n, dim = args[0].numel(), kwargs.get("dim", args[3] if "consecutive" in str(func) and len(args) > 3 else None)
+    values = torch.empty(n, dtype=args[0].dtype, device="meta") if dim is None else torch.empty_like(args[0])
+    inverse = torch.empty(args[0].shape, dtype=torch.int64, device="meta")
+    return (values, inverse, torch.empty(n, dtype=torch.int64, device="meta"))[: len(func._schema.returns)]
+
+
+@_for("unique_dim")
+def _unique_dim(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    card.note(LARGEST + " (unique)")
+    counts = torch.empty(args[0].shape[args[1]], dtype=torch.int64, device="meta")
+    return torch.empty_like(args[0]), counts, torch.empty_like(counts)
+
+
+@_for("bincount")
+def _bincount(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    least = args[2] if len(args) > 2 else kwargs.get("minlength", 0)
+    card.note(f"bincount was taken to return {max(least, 1)} counts: their number depends on values")
+    weighted = len(args) > 1 and args[1] is not None
+    return torch.empty(max(least, 1), dtype=torch.float64 if weighted else torch.int64, device="meta")
+
+
+@_for("index.Tensor", "index_put.default", "index_put_.default", "_index_put_impl_.default", "_unsafe_index.Tensor")
+def _boolean_index(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Boolean masks become index lists of every place they could select."""
+    indices: list[Any] = []
+    found = False
+    for index in args[1]:
+        if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
+            found = True
+            card.note(LARGEST + " (a boolean index)")
+            indices += [torch.empty(index.numel(), dtype=torch.int64, device="meta") for _ in range(index.dim())]
+        else:
+            indices.append(index)
+    if not found:
+        return NotImplemented
+    if func._schema.name != "aten::index":
+        return args[0] if func._schema.name.endswith("_") else torch.empty_like(args[0])
+    made = [i for i in indices if isinstance(i, Tensor)]
+    for index in made:
+        card.see(aten.nonzero.default, index)
+    return func(args[0], indices)
+
+
+@_for("repeat_interleave.Tensor")
+def _repeat_interleave(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    if kwargs.get("output_size") is not None:
+        return torch.empty(kwargs["output_size"], dtype=torch.int64, device="meta")
+    from ipyvram.simulated.device import CannotEstimate
+
+    raise CannotEstimate(
+        "repeat_interleave with repeats on the card has a size that depends on values and no largest size, so this cell "
+        "has no estimate; give it output_size="
+    )
+
+
+@_for("_amp_foreach_non_finite_check_and_unscale_")
+def _unscale(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    """Gradients and the flag are written in place."""
+
+
+@_for("_amp_update_scale_")
+def _update_scale(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    return args[0]
+
+
+@_for("_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_fused_adagrad_", "record_stream")
+def _nothing_made(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    """Writes in place and asks for no memory."""

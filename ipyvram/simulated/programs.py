@@ -1,0 +1,130 @@
+"""Parts of torch that a cell calls and that would need a GPU, write files or take long: as they are while estimating."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import init
+from torch.utils.data import DataLoader
+from torch.utils.data import dataloader as dataloaders
+
+from ipyvram.simulated.front import META, place
+from ipyvram.simulated.patches import Patches
+
+_FILLS = ("uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_",
+          "kaiming_normal_", "orthogonal_", "sparse_")  # fmt: skip
+_LARGE = 1 << 16  # elements from which filling a host weight costs time worth saving
+
+
+def install(patches: Patches, note: Callable[[str], None]) -> None:
+    """Put the replacements in place.
+
+    Parameters
+    ----------
+    note : callable
+        Takes one line for the report.
+    """
+    _loading(patches, note)
+    _files(patches, note)
+    _compiling(patches, note)
+    for name in _FILLS:
+        patches.set(init, name, _only_small(getattr(init, name)))
+    scaler = torch.amp.GradScaler
+    patches.set(scaler, "_maybe_opt_step", lambda self, optimizer, state, *a, **k: optimizer.step(*a, **k))
+    patches.set(torch, "Generator", _generator(torch.Generator))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    patches.later(lambda: torch.backends.mha.set_fastpath_enabled(fast))
+    torch.backends.mha.set_fastpath_enabled(False)
+    swapped = torch.__future__.get_swap_module_params_on_conversion()
+    patches.later(lambda: torch.__future__.set_swap_module_params_on_conversion(swapped))
+    torch.__future__.set_swap_module_params_on_conversion(True)  # a parameter stays itself when it moves, as on a GPU
+
+
+def _loading(patches: Patches, note: Callable[[str], None]) -> None:
+    """Loaders load in this process: worker processes take longer to start than the steps that are estimated."""
+
+    def iterate(loader: Any) -> Any:
+        if loader.num_workers == 0:
+            return dataloaders._SingleProcessDataLoaderIter(loader)
+        single = copy.copy(loader)
+        vars(single).update(num_workers=0, timeout=0, persistent_workers=False, prefetch_factor=None, _iterator=None)
+        return dataloaders._SingleProcessDataLoaderIter(single)
+
+    patches.set(DataLoader, "_get_iterator", iterate)
+    patches.set(DataLoader, "__iter__", iterate)
+
+
+def _files(patches: Patches, note: Callable[[str], None]) -> None:
+    load = torch.load
+
+    def save(*args: Any, **kwargs: Any) -> None:
+        note("`torch.save` wrote nothing: there is nothing on the card to save")
+
+    def load_placed(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if map_location is None or isinstance(map_location, dict):
+            map_location = {"cuda": "meta", **{f"cuda:{i}": "meta" for i in range(8)}}
+        elif not callable(map_location):
+            map_location = place(map_location)
+        return load(f, map_location, *args, **kwargs)
+
+    patches.set(torch, "save", save)
+    patches.set(torch, "load", load_placed)
+
+
+def _compiling(patches: Patches, note: Callable[[str], None]) -> None:
+    def compile_nothing(model: Any = None, **kwargs: Any) -> Any:
+        note("`torch.compile` was left out: the estimate is of the program as it runs without it")
+        return (lambda function: function) if model is None else model
+
+    patches.set(torch, "compile", compile_nothing)
+    patches.set(torch.nn.Module, "compile", lambda self, *a, **k: compile_nothing(self) and None)
+    stance = getattr(torch.compiler, "set_stance", None)
+    if stance is not None and "torch._dynamo" in __import__("sys").modules:
+        context = stance("force_eager")
+        context.__enter__()
+        patches.later(lambda: context.__exit__(None, None, None))
+
+
+def _only_small(fill: Callable[..., Any]) -> Callable[..., Any]:
+    def filled(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu" and tensor.numel() > _LARGE:
+            return tensor  # a weight on its way to the card: what it holds does not matter there
+        return fill(tensor, *args, **kwargs)
+
+    return filled
+
+
+def _generator(kind: Any) -> Any:
+    class Generator(kind):  # type: ignore[misc]
+        """A generator of the card is one of the host that nothing on the card draws from."""
+
+        def __new__(cls, device: Any = "cpu") -> Any:
+            return kind("cpu") if place(device) == META else kind(device)
+
+    return Generator
+
+
+def devices(patches: Patches, namespace: dict[str, Any]) -> None:
+    """Variables of earlier cells that chose the host because there is no GPU choose the card: ``device = "cpu"``.
+
+    Only variables and attributes whose name says ``device`` count; they are put back.
+    """
+    owners: list[dict[str, Any]] = [namespace]
+    owners += [vars(v) for v in list(namespace.values()) if isinstance(getattr(v, "__dict__", None), dict) and _is_plain(v)]
+    for owner in owners:
+        for name, value in list(owner.items()):
+            if "device" in name.lower() and _is_host(value):
+                patches.set(owner, name, torch.device("cuda") if isinstance(value, torch.device) else "cuda")
+
+
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, type(copy)) and not isinstance(value, type)
+
+
+def _is_host(value: Any) -> bool:
+    if isinstance(value, torch.device):
+        return value.type in ("cpu", "mps")
+    return isinstance(value, str) and value in ("cpu", "mps")

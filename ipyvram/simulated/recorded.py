@@ -1,0 +1,148 @@
+"""From what a simulated card saw to a `Recording`: serial numbers become the addresses the caching allocator would give."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ipyvram.allocator_model import CachingAllocator, OutOfMemory
+from ipyvram.recording import Action, Claim, Device, Events, Recording, Samples, Segment, Trace
+from ipyvram.simulated.memory import DEVICE, DeviceMemory
+from ipyvram.units import format_bytes
+
+if TYPE_CHECKING:
+    from ipyvram.simulated.estimation import Estimation
+
+
+class Placement:
+    """The allocator's answers to a program's requests.
+
+    Attributes
+    ----------
+    events : Events
+    address : dict of int to int
+        Serial → address.
+    segments : tuple of Segment
+        At the end.
+    allocated_start, reserved_peak : int
+    """
+
+    def __init__(self, memory: DeviceMemory, start_ns: int) -> None:
+        rows: list[tuple[int, int, int, int, int, int, int]] = []
+        now: list[int] = [start_ns, -1, -1]  # time, stack and origin of the request being served
+        recording = False
+
+        def record(action: Action, address: int, size: int, stream: int, private: tuple[int, int]) -> None:
+            if recording:
+                rows.append((int(action), address, size, stream, *now))  # type: ignore[arg-type]
+
+        allocator = CachingAllocator(record=record)
+        self.address = {serial: allocator.alloc(size) for serial, size in memory.before.items()}
+        self.allocated_start, recording = allocator.allocated, True
+        for row in memory.rows:
+            now[:] = row.time_ns, row.stack, row.origin
+            if row.alloc:
+                self.address[row.serial] = allocator.alloc(row.size)
+            else:
+                allocator.free(self.address[row.serial])
+        self.events = Events.from_rows(rows)
+        self.segments: tuple[Segment, ...] = allocator.segments()
+        self.reserved_peak = max(allocator.reserved_peak, allocator.reserved)
+
+
+def fits(memory: DeviceMemory, capacity: int) -> OutOfMemory | None:
+    """Whether the same requests get through on a card with ``capacity`` bytes left for them: the failure, or None."""
+    allocator, address = CachingAllocator(capacity=capacity), dict[int, int]()
+    try:
+        for serial, size in memory.before.items():
+            address[serial] = allocator.alloc(size)
+        for row in memory.rows:
+            if row.alloc:
+                address[row.serial] = allocator.alloc(row.size)
+            else:
+                allocator.free(address[row.serial])
+    except OutOfMemory as failure:
+        return failure
+    return None
+
+
+def predicted(estimation: Estimation, start_ns: int, stop_ns: int) -> Recording:
+    """The recording of an estimation that has run."""
+    e, card = estimation, estimation.card
+    placement = Placement(e.memory, start_ns)
+    trace = Trace(
+        device=DEVICE,
+        source="history",
+        start_ns=start_ns,
+        stop_ns=stop_ns,
+        events=placement.events,
+        segments_end=placement.segments,
+        allocated_start=placement.allocated_start,
+        ended_by=e.ended_by,
+    )
+    return Recording(
+        start_ns=start_ns,
+        stop_ns=stop_ns,
+        label=e.options.label,
+        note=e.options.note,
+        kind="estimated",
+        cell=e.cell,
+        environment=e.environment(),
+        devices=(Device(DEVICE, card.name, card.total_bytes, None, card.capability),),
+        traces=(trace,),
+        claims=tuple(_placed(e._owners.claims, placement.address)),
+        marks=tuple(e._phases.marks),
+        stacks=e._stacks.values(),
+        origins=e._origins.values(),
+        samples=(_context(placement, card.context_bytes, card.total_bytes, stop_ns),),
+        limit=e.options.limit,
+        card_bytes=card.total_bytes,
+        steps=e.steps,
+        traced_steps=e.steps,
+        notes=tuple(notes(e, placement)),
+    )
+
+
+def _placed(claims: list[Claim], address: dict[int, int]) -> list[Claim]:
+    return [c._replace(address=address[c.address]) for c in claims if c.address in address]
+
+
+def _context(placement: Placement, context: int, total: int, time_ns: int) -> Samples:
+    """What the driver would show at the end: the CUDA context stands beside what the allocator reserved."""
+    reserved = sum(s.size for s in placement.segments)
+    columns: dict[str, Any] = {
+        "reserved": reserved,
+        "device_used": reserved + context,
+        "process_used": reserved + context,
+        "device_total": total,
+    }
+    return Samples(
+        device=DEVICE,
+        time_ns=np.array([time_ns], np.int64),
+        columns={name: np.array([value], np.float64) for name, value in columns.items()},
+        count=0,
+        longest_gap_s=0.0,
+        period_s=0.0,
+    )
+
+
+def notes(estimation: Estimation, placement: Placement) -> list[str]:
+    """What the figures leave out, in one line each; the verdict first."""
+    e, card = estimation, estimation.card
+    failure = fits(e.memory, card.total_bytes - card.context_bytes)
+    lines = []
+    if failure is not None:
+        lines.append(
+            f"does not fit: {card.name} has {format_bytes(card.total_bytes - card.context_bytes)} for it, and the program "
+            f"asks for {format_bytes(failure.requested)} more when {format_bytes(failure.free)} is left"
+        )
+    left_out = ["the CUDA context (typical value)"] if card.context_bytes else []
+    if e.ways.convolution_bound:
+        left_out.append(
+            f"cuDNN's workspaces: up to about {format_bytes(e.ways.convolution_bound)} more during a convolution"
+        )
+    if e.ways.recurrent_bound:
+        left_out.append("cuDNN's reserve of recurrent layers (an upper bound is counted)")
+    lines.append("predicted, nothing was run on a GPU; not known exactly: " + "; ".join(left_out or ["nothing of note"]))
+    return [*lines, *e.notes]

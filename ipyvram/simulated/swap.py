@@ -1,0 +1,152 @@
+"""The notebook's own tensors, on the card for a while: every tensor object that belongs there shows a ``meta`` tensor.
+
+A tensor object keeps its identity and its place in models, optimizers, closures and lists; only what it refers to is
+exchanged (`torch._C._swap_tensor_impl`) and exchanged back, so a restored tensor is the very one that was there before:
+its values, its ``.grad``, its history. Storages that were shared are shared on the card.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ipyvram.simulated.host import HostTensors
+
+_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+class Found:
+    """Every live tensor, module, optimizer and the like, from one pass over the garbage collector's objects."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.modules: list[nn.Module] = []
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self.scalers: list[Any] = []
+        self.generators: list[torch.Generator] = []
+        kinds = {
+            Tensor: self.tensors,
+            nn.Module: self.modules,
+            torch.optim.Optimizer: self.optimizers,
+            torch.amp.GradScaler: self.scalers,
+            torch.Generator: self.generators,
+        }
+        lists: dict[type, Any] = {}
+        for item in gc.get_objects():
+            kind = type(item)
+            if kind not in lists:
+                lists[kind] = next((found for base, found in kinds.items() if issubclass(kind, base)), None)
+            if lists[kind] is not None:
+                lists[kind].append(item)
+
+
+class Swap:
+    """Puts tensors on the card and takes them back.
+
+    Parameters
+    ----------
+    expect : callable
+        Told the storage of each tensor on the card.
+    note : callable
+        Takes one line for the report.
+    """
+
+    def __init__(self, expect: Callable[[torch.UntypedStorage], None], note: Callable[[str], None]) -> None:
+        self._expect, self._note = expect, note
+        self._swapped: list[tuple[Tensor, Tensor, dict[str, Any]]] = []
+        self._storages: dict[int, torch.UntypedStorage] = {}
+
+    def to_card(self, found: Found, host: HostTensors) -> None:
+        """Exchange what belongs on the card; tell ``host`` what stays.
+
+        Raises
+        ------
+        ValueError
+            A tensor cannot be exchanged; everything is as before then.
+        """
+        chosen = {id(t): t for t in _belongs(found) if _plain(t)}
+        storages = {t.untyped_storage()._cdata for t in chosen.values()}
+        for tensor in found.tensors:
+            if id(tensor) not in chosen and _plain(tensor):
+                if tensor.device.type != "cpu" or tensor.untyped_storage()._cdata in storages:
+                    chosen[id(tensor)] = tensor  # a view or an alias goes where its memory goes
+                else:
+                    host.exists(tensor.untyped_storage())
+        for tensor in chosen.values():
+            self._exchange(tensor)
+
+    def _exchange(self, tensor: Tensor) -> None:
+        shadow = self._shadow(tensor)
+        if tensor.grad is not None and _plain(tensor.grad):
+            shadow.grad = self._shadow(tensor.grad)
+        before = {name: getattr(tensor, name, None) for name in _HOOKS} | {"__dict__": dict(vars(tensor))}
+        try:
+            torch._C._swap_tensor_impl(tensor, shadow)
+        except RuntimeError as error:
+            self.back()
+            shape = "×".join(map(str, tensor.shape))
+            raise ValueError(
+                f"a tensor ({shape}) is held in a way that keeps it from being put on the simulated card ({error}); "
+                "delete what holds it, or build the model in the cell that is estimated"
+            ) from error
+        self._swapped.append((tensor, shadow, before))
+
+    def _shadow(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        there = self._storages.get(storage._cdata)
+        if there is None:
+            there = self._storages[storage._cdata] = torch.UntypedStorage(storage.nbytes(), device="meta")
+            self._expect(there)
+        shadow = torch.empty(0, dtype=tensor.dtype, device="meta")
+        shadow.set_(there, tensor.storage_offset(), tensor.shape, tensor.stride())  # type: ignore[arg-type]
+        return shadow.requires_grad_() if tensor.requires_grad and tensor.is_leaf else shadow
+
+    def back(self) -> None:
+        """Everything as it was: exchanged again in reverse order."""
+        while self._swapped:
+            tensor, shadow, before = self._swapped[-1]
+            torch._C._swap_tensor_impl(tensor, shadow)
+            self._swapped.pop()
+            vars(tensor).clear()
+            vars(tensor).update(before["__dict__"])
+            for name in _HOOKS:
+                if getattr(tensor, name, None) is not before[name]:
+                    setattr(tensor, name, before[name])
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Strided, with memory, and not a wrapper of others."""
+    return (
+        tensor.layout is torch.strided
+        and tensor.device.type != "meta"
+        and not hasattr(tensor, "__tensor_flatten__")
+        and not isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def _belongs(found: Found) -> Iterator[Tensor]:
+    """Tensors that a training program keeps on the card: of models and optimizers, and leaves that want gradients."""
+    for module in found.modules:
+        yield from _set(module._parameters.values())
+        yield from _set(module._buffers.values())
+    for optimizer in found.optimizers:
+        for group in optimizer.param_groups:
+            yield from _set(group["params"])
+        for state in optimizer.state.values():
+            for key, value in state.items() if isinstance(state, dict) else ():
+                if isinstance(value, Tensor) and not (key == "step" and value.device.type == "cpu"):
+                    yield value
+    for scaler in found.scalers:
+        yield from _set([scaler._scale, scaler._growth_tracker])
+    for tensor in found.tensors:
+        if tensor.is_leaf and tensor.requires_grad:
+            yield tensor
+
+
+def _set(values: Iterable[Any]) -> Iterator[Tensor]:
+    return (v for v in values if isinstance(v, Tensor))

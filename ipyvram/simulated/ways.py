@@ -1,0 +1,195 @@
+"""What CUDA kernels allocate besides their results: called after every operator on the card, writes to `DeviceMemory`.
+
+Each rule names the code of PyTorch it follows. What cannot be known without running (cuDNN's choice of algorithm) is a
+bound, stated in the report and not part of the account.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ipyvram.cards import Card
+from ipyvram.simulated.memory import DeviceMemory
+from ipyvram.simulated.reduction import reduction_scratch
+
+aten = torch.ops.aten
+Rule = Callable[["Ways", Any, Any, Any], None]
+
+WORKSPACE = "cublas.workspace"
+
+
+def _overloads(*names: str) -> set[Any]:
+    found: set[Any] = set()
+    for name in names:
+        packet = getattr(aten, name, None)
+        if packet is not None:
+            found |= {getattr(packet, overload) for overload in packet.overloads()}
+    return found
+
+
+_GEMMS = _overloads(
+    "mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "addbmm", "mv", "addmv", "addmv_", "dot", "_addmm_activation"
+)  # fmt: skip
+_REDUCTIONS = _overloads(
+    "sum", "mean", "prod", "amax", "amin", "max", "min", "argmax", "argmin", "any", "all", "norm", "linalg_vector_norm",
+    "var", "std", "var_mean", "std_mean", "nansum",
+)  # fmt: skip
+
+
+class Ways:
+    """The rules, with what they remember of one run.
+
+    Parameters
+    ----------
+    card : Card
+    memory : DeviceMemory
+    """
+
+    def __init__(self, card: Card, memory: DeviceMemory) -> None:
+        self.card, self.memory = card, memory
+        self.workspace_bytes = card.cublas_workspace_bytes
+        self.convolution_bound = 0
+        self.recurrent_bound = 0
+        self._handles: set[bool] = set()  # threads that have a cuBLAS handle: False the cell's, True the engine's
+
+    def after(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any, first: int) -> None:
+        """An operator has run; its results are counted from ``memory.rows[first]`` on."""
+        if func in _GEMMS:
+            self._gemm()
+        elif func in _REDUCTIONS:
+            self._reduce(func, args, kwargs, result)
+        else:
+            rule = _RULES.get(func)
+            if rule is not None:
+                rule(self, args, kwargs, result)
+
+    def use(self, *sizes: int, op: str) -> None:
+        """Memory that lives for the length of one kernel: all of it at once."""
+        serials = [(self.memory.scratch(size, op), size) for size in sizes if size]
+        for serial, size in reversed(serials):
+            self.memory.free(serial, size)
+
+    def _gemm(self) -> None:
+        """One workspace for each cuBLAS handle, at its first use; a thread has its own handle (CuBlasHandlePool.cpp)."""
+        engine = torch._C._current_graph_task_id() != -1
+        if engine not in self._handles:
+            self._handles.add(engine)
+            self.memory.scratch(self.workspace_bytes, WORKSPACE)  # kept until the process ends
+
+    def _reduce(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        source = args[0]
+        if not isinstance(source, Tensor) or not source.numel() or isinstance(args[1] if len(args) > 1 else None, Tensor):
+            return
+        name = func._schema.name.removeprefix("aten::")
+        out = result[0] if isinstance(result, (tuple, list)) else result
+        if isinstance(out, Tensor) and out.numel():
+            self.use(*reduction_scratch(name, source, out, _dims(func, args, kwargs), self.card), op=f"{name} scratch")
+
+
+def _dims(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[int, ...]:
+    """The dimensions that an operator reduces."""
+    source = args[0]
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.name in ("dim", "dims"):
+            given = args[position] if position < len(args) else kwargs.get(argument.name)
+            if given is None or given == []:
+                break
+            given = (given,) if isinstance(given, int) else tuple(given)
+            return tuple(d % max(1, source.dim()) for d in given)
+    return tuple(range(source.dim()))
+
+
+# -- rules ---------------------------------------------------------------------------------------------------------------
+
+_RULES: dict[Any, Rule] = {}
+
+
+def _rule(*names: str) -> Callable[[Rule], Rule]:
+    def register(rule: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(_overloads(*names), rule))
+        return rule
+
+    return register
+
+
+def _radix_sort_bytes(count: int, key: int, value: int) -> int:
+    """`cub::DeviceRadixSort`'s temporary storage, about: the second half of a double buffer of keys and values."""
+    return count * (key + value) + 4096
+
+
+@_rule("embedding_dense_backward")
+def _embedding_backward(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
+    """Embedding.cu: up to 3072 indices one kernel without memory; more are sorted first (EmbeddingBackwardKernel.cu)."""
+    indices, item = args[1], args[1].element_size()
+    n = indices.numel()
+    if n <= 3072:
+        return
+    pair = [n * item, n * item]
+    ways.use(*pair, _radix_sort_bytes(n, item, item), op="embedding sort")
+    segments = min(n, args[2] if isinstance(args[2], int) else n)
+    partial = math.ceil(n / 10) + segments  # at most NROWS_PER_THREAD = 10 rows in each partial segment
+    width = args[0].shape[-1]
+    ways.use(*pair, n * item, n * item, partial * item, partial * width * 4, op="embedding partial sums")
+
+
+@_rule("index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
+def _index_put(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
+    """`index_put_with_sort_kernel` (Indexing.cu): with accumulation the linear index is sorted."""
+    accumulate = args[3] if len(args) > 3 else kwargs.get("accumulate", False)
+    made = [i for i in args[1] if isinstance(i, Tensor)]
+    if not accumulate or not made:
+        return
+    n = math.prod(torch.broadcast_shapes(*(i.shape for i in made))) * 8
+    # linear index, sorted index, original positions, their range, cub's second buffers
+    ways.use(n, n, n, n, _radix_sort_bytes(n // 8, 8, 8), op="index_put sort")
+
+
+@_rule("sort", "argsort")
+def _sort(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
+    """Sort.cpp: a segmented sort of more than 4096 along the dimension copies keys and positions."""
+    source = args[0]
+    if source.dim() and source.numel() and source.shape[-1] > 4096:
+        n = source.numel()
+        ways.use(n * 8, n * source.element_size(), _radix_sort_bytes(n, source.element_size(), 8), op="sort")
+
+
+@_rule("native_layer_norm_backward")
+def _layer_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
+    """layer_norm_kernel.cu `LayerNormBackwardKernelImplInternal`: partial sums of the weight's gradient for many rows."""
+    source, shape = args[1], args[2]
+    width = math.prod(shape)
+    rows = source.numel() // max(1, width)
+    if len(result) > 1 and isinstance(result[1], Tensor) and rows > 64 * 1024 and width // 32 < ways.card.multiprocessors:
+        blocks = min(rows // 32, ways.card.multiprocessors)
+        ways.use(blocks * width * 4, blocks * width * 4, op="layer_norm partial sums")
+
+
+@_rule("_foreach_norm")
+def _foreach_norm(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
+    """ForeachReduceOp.cu: one partial result for each chunk of 65536 elements of each tensor."""
+    tensors = args[0]
+    chunks = max((math.ceil(t.numel() / 65536) for t in tensors), default=0)
+    ways.use(len(tensors) * chunks * 4, op="_foreach_norm partial sums")
+
+
+@_rule("convolution")
+def _convolution(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
+    ways.convolution_bound = max(ways.convolution_bound, _lowered_bytes(args[0], args[1], result))
+
+
+@_rule("convolution_backward")
+def _convolution_backward(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
+    ways.convolution_bound = max(ways.convolution_bound, _lowered_bytes(args[1], args[2], args[0]))
+
+
+def _lowered_bytes(source: Tensor, weight: Tensor, out: Tensor) -> int:
+    """Bytes of the input unfolded for a matrix product: more than cuDNN's default choices are known to need."""
+    kernel = math.prod(weight.shape[2:])
+    if kernel == 1:
+        return 0
+    return out.shape[0] * math.prod(out.shape[2:]) * weight.shape[1] * kernel * source.element_size()
