@@ -87,7 +87,7 @@ def compiled(source: str, namespace: dict[str, Any], filename: str | None = None
     ValueError
         It is not Python.
     """
-    filename = filename or f"<ipyvram estimate {next(_numbers)}>"
+    filename = filename or f"<ipython-input-estimate-{next(_numbers)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     try:
         code: CodeType = compile(ast.parse(source, filename), filename, "exec")
@@ -100,5 +100,5 @@ def cell_of(source: str, filename: str | None = None) -> Cell:
     """The cell that source text is, under the file name of the newest `compiled`."""
     from ipyvram.recording import Cell
 
-    newest = next((name for name in reversed(linecache.cache) if name.startswith("<ipyvram estimate")), "")
+    newest = next((name for name in reversed(linecache.cache) if name.startswith("<ipython-input-estimate")), "")
     return Cell(source, filename or newest)

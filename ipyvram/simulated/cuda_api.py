@@ -32,6 +32,9 @@ class _Stream:
     def query(self) -> bool:
         return True
 
+    def is_capturing(self) -> bool:
+        return False
+
     def _nothing(self, *args: Any, **kwargs: Any) -> None:
         pass
 
@@ -55,12 +58,23 @@ def install(patches: Patches, card: Card, memory: DeviceMemory) -> None:
     patches.set(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     patches.set(torch.backends.mps, "is_available", lambda: False)
     _default_device(patches)
-    accelerator = getattr(torch, "accelerator", None)
-    if accelerator is not None:
-        patches.set(accelerator, "is_available", lambda: True)
-        patches.set(accelerator, "current_accelerator", lambda *a, **k: torch.device("cuda"))
-        patches.set(accelerator, "device_count", lambda: 1)
-        patches.set(accelerator, "synchronize", _nothing)
+    _accelerator(patches, memory)
+
+
+def _accelerator(patches: Patches, memory: DeviceMemory) -> None:
+    """The same questions under their newer names (torch 2.6 and later)."""
+    module = getattr(torch, "accelerator", None)
+    if module is None:
+        return
+    answers: dict[str, Any] = {
+        "is_available": lambda: True, "current_accelerator": lambda *a, **k: torch.device("cuda"),
+        "device_count": lambda: 1, "current_device_index": _zero, "current_device_idx": _zero,
+        "current_stream": lambda *a, **k: _Stream(), "device_index": lambda *a, **k: contextlib.nullcontext(),
+        "memory_allocated": lambda *a, **k: memory.allocated, "max_memory_allocated": lambda *a, **k: memory.peak,
+        "memory_reserved": lambda *a, **k: memory.peak, "max_memory_reserved": lambda *a, **k: memory.peak,
+    }  # fmt: skip
+    for name in getattr(module, "__all__", ()):
+        patches.set(module, name, answers.get(name, _nothing))
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

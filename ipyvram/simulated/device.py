@@ -58,7 +58,7 @@ class OnCard(TorchDispatchMode):
         super().__init__()
         self._memory, self._ways, self._host, self._note, self._check = memory, ways, host, note, check
         self._plans: dict[Operator, _Plan] = {}
-        self._folding = folding.Folding()
+        self._folding = folding.Folding(memory.is_newest)
 
     def __torch_dispatch__(self, func: Operator, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -97,6 +97,7 @@ class OnCard(TorchDispatchMode):
             inside = self._folding.in_place(func, args)
             if inside is not None:
                 inside(*args, **kwargs)
+                self._ways.after(inside, args, kwargs, args[0])
                 return args[0]
         try:
             result = func(*args, **kwargs)
@@ -110,11 +111,10 @@ class OnCard(TorchDispatchMode):
         for tensor in tensors_of(args, kwargs):
             if tensor.device.type == "meta":
                 self.see(func, tensor)
-        first = len(self._memory.rows)
         for tensor in results_of(result):
             if tensor.device.type == "meta":
                 self.see(func, tensor)
-        self._ways.after(func, args, kwargs, result, first)
+        self._ways.after(func, args, kwargs, result)
         return result
 
     def see(self, func: Operator, tensor: Tensor) -> None:

@@ -112,6 +112,7 @@ class Estimation:
 
     def _prepare(self, undo: list[Callable[[], None]], extra: Iterable[Any]) -> None:
         """Everything that has to be in place before the code runs; what undoes it is added to ``undo``."""
+        import torch._dynamo  # it takes stock of torch's functions when it is imported: of torch's, not of ours
         found = Found()
         self._host = HostTensors()
         undo.append(self._host.restore)

@@ -8,11 +8,13 @@ fresh tensor of zeros where a real run fills it in place. Here they become what 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 
@@ -24,18 +26,23 @@ _IN_PLACE: dict[Any, Any] = {
     aten.scatter_add.default: aten.scatter_add_.default,
     aten.index_put.default: aten.index_put_.default,
     aten.index_add.default: aten.index_add_.default,
-    aten.masked_fill.Scalar: aten.masked_fill_.Scalar,
-    aten.masked_fill.Tensor: aten.masked_fill_.Tensor,
 }
-#: `torch::autograd::InputBuffer` sums gradients outside every node, or while its producer is still the current one.
+#: These fill what `value_selecting_reduction_backward` and its like (FunctionsManual.cpp) have just made.
 _FILLS = (aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.index_put.default, aten.index_add.default)
 
 
 class Folding:
-    """Decides for one thread; what an unshared tensor's use count looks like from here is measured once."""
+    """Decides for one thread; what an unshared tensor's use counts look like from here is measured once.
 
-    def __init__(self) -> None:
-        self._unshared: int | None = None
+    Parameters
+    ----------
+    is_newest : callable
+        Whether a storage was allocated last, with nothing in between.
+    """
+
+    def __init__(self, is_newest: Callable[[torch.UntypedStorage], bool]) -> None:
+        self._is_newest = is_newest
+        self._unshared: tuple[int, int] | None = None
 
     def in_place(self, func: Any, args: Any) -> Callable[..., Any] | None:
         """The in-place operator that a real run would use, None where it would not."""
@@ -43,43 +50,47 @@ class Folding:
         if inside is None or torch.is_grad_enabled():
             return None
         target = args[0]
-        if func is aten.add.Tensor:
-            if not isinstance(args[1], Tensor) or not _same(target, args[1]):
-                return None
-            node = torch._C._current_autograd_node()
-            if node is not None and "AccumulateGrad" in node.name():
-                return inside  # `.grad` takes the sum in place, whoever holds it
-        elif func not in _FILLS:
+        if func in _FILLS:
+            return inside if self._is_newest(target.untyped_storage()) else None
+        if not isinstance(args[1], Tensor) or not _same(target, args[1]):
             return None
+        node = torch._C._current_autograd_node()
+        if node is not None and "AccumulateGrad" in node.name():
+            return inside  # `.grad` takes the sum in place, whoever holds it
         return inside if self._unheld(target) else None
 
     def _unheld(self, tensor: Tensor) -> bool:
+        """`can_accumulate_inplace` (input_buffer.cpp): tensor and storage have one owner, the engine's buffer."""
         if self._unshared is None:
             self._unshared = _measure()
-        # The tensor and its storage each have one owner, and no variable of Python's holds the tensor
-        # (five references: the dispatcher's tuple, `args[0]`, two parameters on the way here and `getrefcount`).
-        return (
-            tensor._use_count() <= self._unshared
-            and torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) <= 2
-            and sys.getrefcount(tensor) <= 5
-        )
+        # No variable of Python's holds the tensor either: the five references are the dispatcher's tuple, `args[0]`, two
+        # parameters on the way here and `getrefcount`'s own.
+        held = any(count > alone for count, alone in zip(_counts(tensor), self._unshared, strict=True))
+        return not held and sys.getrefcount(tensor) <= 5
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype
 
 
-def _measure() -> int:
-    """The use count, seen from a dispatch mode, of a tensor that only the engine's input buffer holds."""
-    from torch.utils._python_dispatch import TorchDispatchMode
+def _counts(tensor: Tensor) -> tuple[int, int]:
+    """Owners of a tensor and of its storage, with those on the way here."""
+    return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
-    counts: list[int] = []
+
+def _measure() -> tuple[int, int]:
+    """`_counts`, seen from a dispatch mode, of a tensor that only the engine's input buffer holds."""
+    counts: list[tuple[int, int]] = []
 
     class Look(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is aten.add.Tensor and torch._C._current_graph_task_id() != -1:
-                counts.append(args[0]._use_count())
-            return func(*args, **(kwargs or {}))
+            with torch._C.DisableTorchFunction():
+                if func is aten.add.Tensor and torch._C._current_graph_task_id() != -1:
+                    counts.append(_counts(args[0]))
+                result = func(*args, **(kwargs or {}))
+                if isinstance(result, Tensor):
+                    result.untyped_storage()  # its Python object counts, and in a real run it has been asked for
+                return result
 
     def run() -> None:
         with torch.enable_grad():
@@ -88,9 +99,7 @@ def _measure() -> int:
         with Look():
             total.backward()
 
-    import threading
-
     thread = threading.Thread(target=run)  # a backward inside a backward of this thread would see other counts
     thread.start()
     thread.join()
-    return max(counts, default=4)
+    return counts[0] if counts else (4, 2)

@@ -84,6 +84,10 @@ class DeviceMemory:
             self._begin_before(storage)
         return self._serials.get(key, 0)
 
+    def is_newest(self, storage: torch.UntypedStorage) -> bool:
+        """Whether the last thing that happened was the allocation of this storage."""
+        return bool(self.rows) and self.rows[-1].alloc and self._serials.get(storage._cdata) == self.rows[-1].serial
+
     def _begin_before(self, storage: torch.UntypedStorage) -> int:
         self._waiting.pop(storage._cdata)
         serial, size = self._number(), storage.nbytes()

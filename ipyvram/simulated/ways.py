@@ -57,8 +57,8 @@ class Ways:
         self.recurrent_bound = 0
         self._handles: set[bool] = set()  # threads that have a cuBLAS handle: False the cell's, True the engine's
 
-    def after(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any, first: int) -> None:
-        """An operator has run; its results are counted from ``memory.rows[first]`` on."""
+    def after(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        """An operator has run and its results are counted."""
         if func in _GEMMS:
             self._gemm()
         elif func in _REDUCTIONS:
@@ -118,8 +118,8 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def _radix_sort_bytes(count: int, key: int, value: int) -> int:
-    """`cub::DeviceRadixSort`'s temporary storage, about: the second half of a double buffer of keys and values."""
-    return count * (key + value) + 4096
+    """`cub::DeviceRadixSort`'s temporary storage: one byte where one tile does, else about a second pair of buffers."""
+    return 1 if count <= 16384 // key else count * (key + value) + 4096
 
 
 @_rule("embedding_dense_backward")
@@ -145,8 +145,8 @@ def _index_put(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
     if not accumulate or not made:
         return
     n = math.prod(torch.broadcast_shapes(*(i.shape for i in made))) * 8
-    # linear index, sorted index, original positions, their range, cub's second buffers
-    ways.use(n, n, n, n, _radix_sort_bytes(n // 8, 8, 8), op="index_put sort")
+    # the linear index twice, sorted, the original positions, their range, and cub's own
+    ways.use(n, n, n, n, n, _radix_sort_bytes(n // 8, 8, 8), op="index_put sort")
 
 
 @_rule("sort", "argsort")
