@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ipyvram.analysis import analyse
+    from ipyvram.estimating import estimate
     from ipyvram.measuring import measure, retrace
     from ipyvram.notebooks import read_notebook, read_notebooks
     from ipyvram.report import Report
@@ -26,6 +27,7 @@ __all__ = [
     "Report",
     "__version__",
     "analyse",
+    "estimate",
     "history",
     "last",
     "load_ipython_extension",
@@ -40,6 +42,7 @@ __all__ = [
 _HOMES = {
     "Report": "report",
     "analyse": "analysis",
+    "estimate": "estimating",
     "measure": "measuring",
     "read_notebook": "notebooks",
     "read_notebooks": "notebooks",

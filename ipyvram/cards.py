@@ -89,6 +89,22 @@ CARDS = (
 )
 
 
+#: What Tab offers after ``--card``.
+SUGGESTIONS = (
+    "T4",
+    "A10G",
+    "A100",
+    "H100",
+    '"RTX 3060"',
+    '"RTX 3090"',
+    '"RTX 4090"',
+    "8GiB",
+    "16GiB",
+    "24GiB",
+    "80GiB",
+)
+
+
 def _key(text: str) -> str:
     """Letters and digits that tell cards apart: makers and product lines do not."""
     text = re.sub(r"\b(nvidia|geforce|tesla|quadro|gpu)\b", " ", text.lower())
@@ -121,7 +137,9 @@ def named(text: str) -> Card:
         return found[0]
     close = difflib.get_close_matches(key, [_key(c.name) for c in CARDS], 3, 0.4)
     nearest = [c.name for k in close for c in CARDS if _key(c.name) == k] or [CARDS[4].name, CARDS[-2].name]
-    raise ValueError(f"no card is known as {text!r}: write its memory, such as 24GiB, or a name like {', '.join(nearest)}")
+    raise ValueError(
+        f"no card is known as {text!r}: write its memory, such as 24GiB, or a name like {', '.join(nearest)}"
+    )
 
 
 def of_size(size: int) -> Card:
@@ -140,15 +158,23 @@ def find(card: str | int | None) -> Card:
     if card is None:
         return _own() or of_size(24 * GIB)
     if isinstance(card, int):
-        return of_size(_enough(card, str(card)))
-    if re.fullmatch(r"\s*[0-9][0-9_.,]*\s*([kmgt]i?b?|b|bytes?)?\s*", card, re.IGNORECASE) and not _matches(_key(card)):
-        return of_size(_enough(parse_bytes(card), card))
+        return of_size(_enough(f"{card} bytes"))
+    if re.fullmatch(r"\s*[0-9]{4}\s*", card):  # 4090 is a card; no card has that few bytes
+        return named(card)
+    if re.fullmatch(r"\s*-?[0-9][0-9_.,]*\s*([kmgt](i?b)?|b|bytes?)?\s*", card, re.IGNORECASE):
+        return of_size(_enough(card))
     return named(card)
 
 
-def _enough(size: int, text: str) -> int:
+def _enough(text: str) -> int:
+    try:
+        size = parse_bytes(text)
+    except ValueError:
+        size = 0
     if size < MIB:  # a bare "24" is a slip, not a card of 24 bytes
-        raise ValueError(f"{text} is no card's memory: write it with its unit, such as 24GiB, or a name such as RTX 4090")
+        raise ValueError(
+            f"{text} is no card's memory: write it with its unit, such as 24GiB, or a name such as RTX 4090"
+        )
     return size
 
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
-from ipyvram import cards
+from ipyvram import cards, journal
 from ipyvram.options import Options, from_keywords
+from ipyvram.recording import Cell
 
 if TYPE_CHECKING:
-    from ipyvram.recording import Cell
     from ipyvram.report import Report
 
 _numbers = itertools.count(1)
@@ -57,11 +57,23 @@ def estimate(
         The card is unknown, or the code does something that has no estimate; the message says what would be right.
     """
     options = from_keywords(label, trace_steps=steps)
+    chosen = cards.find(card)
     if callable(target):
-        space = getattr(target, "__globals__", None) if namespace is None else namespace
-        return run(target, options, cards.find(card), space if space is not None else {}, extra=(target,))
-    space = sys._getframe(1).f_globals if namespace is None else namespace
-    return run(compiled(target, space), options, cards.find(card), space, cell=cell_of(target))
+        space = getattr(target, "__globals__", {}) if namespace is None else namespace
+        report = run(target, options, chosen, space, extra=(target,))
+    else:
+        space = sys._getframe(1).f_globals if namespace is None else namespace
+        filename = f"<ipython-input-estimate-{next(_numbers)}>"
+        report = run(compiled(target, space, filename), options, chosen, space, Cell(target, filename))
+    journal.add(report)
+    return report
+
+
+def estimate_cell(code: CodeType, options: Options, namespace: dict[str, Any], cell: Cell) -> Report:
+    """Estimate a compiled cell in a notebook's namespace, for ``options.card``."""
+    report = run(lambda: exec(code, namespace), options, options.card or cards.find(None), namespace, cell)
+    journal.add(report)
+    return report
 
 
 def run(
@@ -72,14 +84,35 @@ def run(
     cell: Cell | None = None,
     extra: tuple[Any, ...] = (),
 ) -> Report:
-    """Estimate ``body`` and explain what it would do: the engine of `estimate`, of the magic and of the sweep."""
+    """Estimate ``body`` and explain what it would do; the journal is not told, so a sweep can call it for each trial.
+
+    Parameters
+    ----------
+    body : callable
+    options : Options
+        Label, note, limit, and ``trace_steps``: the optimizer steps after which the code is stopped.
+    card : Card
+    namespace : dict
+        The code's globals; as before afterwards.
+    cell : Cell, optional
+        The code's text and the file name in its frames, for the report's lines.
+    extra : tuple
+        Objects besides the namespace that the code may change.
+
+    Raises
+    ------
+    CannotEstimate
+        A ValueError: the code does something that has no estimate.
+    BaseException
+        Whatever ``body`` itself raises.
+    """
     from ipyvram.analysis import analyse
     from ipyvram.simulated.estimation import Estimation
 
     return analyse(Estimation(options, card, namespace, cell).run(body, extra))
 
 
-def compiled(source: str, namespace: dict[str, Any], filename: str | None = None) -> Callable[[], Any]:
+def compiled(source: str, namespace: dict[str, Any], filename: str) -> Callable[[], Any]:
     """Source text as something to call; its lines show in tracebacks.
 
     Raises
@@ -87,18 +120,9 @@ def compiled(source: str, namespace: dict[str, Any], filename: str | None = None
     ValueError
         It is not Python.
     """
-    filename = filename or f"<ipython-input-estimate-{next(_numbers)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     try:
-        code: CodeType = compile(ast.parse(source, filename), filename, "exec")
+        code = compile(ast.parse(source, filename), filename, "exec")
     except SyntaxError as error:
         raise ValueError(f"this is not Python: {error}") from error
     return lambda: exec(code, namespace)
-
-
-def cell_of(source: str, filename: str | None = None) -> Cell:
-    """The cell that source text is, under the file name of the newest `compiled`."""
-    from ipyvram.recording import Cell
-
-    newest = next((name for name in reversed(linecache.cache) if name.startswith("<ipython-input-estimate")), "")
-    return Cell(source, filename or newest)

@@ -197,8 +197,11 @@ class Session:
         if wants_help(line):
             print(_help())
             return None
+        options = _options(line)
+        if options.estimate:
+            return self._estimate(options, cell)
         code = _compile(self.ip, cell)
-        measurement = Measurement(_options(line), Cell(cell, code[0].co_filename), self.ip.user_ns)
+        measurement = Measurement(options, Cell(cell, code[0].co_filename), self.ip.user_ns)
         measurement.start()
         error: BaseException | None = None
         try:
@@ -210,6 +213,23 @@ class Session:
         finally:
             _finish(measurement, error)
             error = None  # else this frame and the exception keep each other alive
+
+    def _estimate(self, options: Options, text: str) -> None:
+        """``%%vram --estimate``: run the cell on a card that is not there and show what it would take."""
+        from ipyvram.estimating import estimate_cell
+        from ipyvram.simulated.refusal import CannotEstimate
+
+        info = self._current()
+        found = directive.find(info.raw_cell.splitlines(keepends=True)) if info is not None else None
+        above = "\n" * (0 if found is None else found[0] + 1)  # line numbers are those of the cell as it stands
+        source = above + self.ip.transform_cell(text)
+        name = self.ip.compile.cache(source, raw_code=above + text)
+        code = self.ip.compile(self.ip.compile.ast_parse(source, filename=name), name, "exec")
+        try:
+            report = estimate_cell(code, options, self.ip.user_ns, Cell(above + text, name))
+        except CannotEstimate as error:
+            raise UsageError(str(error)) from None
+        _show(report)
 
 
 def _finish(measurement: Measurement, error: BaseException | None) -> None:

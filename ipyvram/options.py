@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ipyvram import cards
+from ipyvram.cards import Card
 from ipyvram.units import MIB, parse_bytes
 
 
@@ -26,23 +28,31 @@ class Options:
         A name and a remark, shown and kept with the report.
     limit : tuple of (float or None, int or None)
         The part of the card to stay within, as a share in (0, 1] or as bytes; one of the two is None.
-    card_bytes : int or None
-        Memory of the card to judge by, in bytes; None for the device's own.
+    card : Card or None
+        The card to judge by, or to estimate for; None for the device's own.
     interval_s : float
         Seconds between two samples.
     trace_steps : int
         Optimizer steps to trace exactly.
     device : str or None
         Run the cell with this as torch's default and current device; None to leave both alone.
+    estimate : bool
+        Predict instead of measuring.
     """
 
     label: str | None = None
     note: str | None = None
     limit: tuple[float | None, int | None] = (0.8, None)
-    card_bytes: int | None = None
+    card: Card | None = None
     interval_s: float = 0.05
     trace_steps: int = 3
     device: str | None = None
+    estimate: bool = False
+
+    @property
+    def card_bytes(self) -> int | None:
+        """Memory of the card to judge by; None for the device's own."""
+        return None if self.card is None else self.card.total_bytes
 
 
 class Option(NamedTuple):
@@ -90,16 +100,6 @@ def _limit(value: str) -> tuple[float | None, int | None]:
         raise ValueError(right) from None
 
 
-def _size(value: str) -> int:
-    try:
-        size = parse_bytes(value)
-    except ValueError:
-        size = 0
-    if size < MIB:  # a bare "24" is a slip, not a card of 24 bytes
-        raise ValueError("write the card's memory with its unit, such as 24GiB")
-    return size
-
-
 def _milliseconds(value: str) -> float:
     right = "write milliseconds from 1 to 60000, such as 50"
     try:
@@ -117,13 +117,17 @@ def _steps(value: str) -> int:
     return int(value)
 
 
+def _switch(value: str) -> bool:
+    if value != "True":
+        raise ValueError("it is given without a value")
+    return True
+
+
 def _device(value: str) -> str:
     if not re.fullmatch(r"[a-z]+(:[0-9]{1,4})?", value.strip()):
         raise ValueError("write a device as torch does: cpu, cuda, cuda:1 or mps")
     return value.strip()
 
-
-_CARDS = ("8GiB", "12GiB", "16GiB", "24GiB", "40GiB", "48GiB", "80GiB")
 
 OPTIONS = (
     Option(
@@ -137,9 +141,9 @@ OPTIONS = (
         _limit, ("80%", "90%", "95%", "8GiB", "16GiB"),
     ),
     Option(
-        "--card", "SIZE", "card_bytes",
-        "judge by a card with this much memory, such as 24GiB, instead of your own",
-        _size, _CARDS,
+        "--card", "CARD", "card",
+        "judge by this card instead of your own: a name such as RTX 4090 or T4, or a size such as 24GiB",
+        cards.find, cards.SUGGESTIONS, words=True,
     ),
     Option(
         "--interval", "MS", "interval_s",
@@ -155,6 +159,11 @@ OPTIONS = (
         "--device", "DEV", "device",
         "run the cell with this as torch's default and current device",
         _device, ("cpu", "cuda", "cuda:0", "mps"),
+    ),
+    Option(
+        "--estimate", "", "estimate",
+        "predict what the cell would take, on --card or a card of 24 GiB, without running it on a GPU",
+        _switch, takes_cell=True,
     ),
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipyvram.cards import named, of_size
 from ipyvram.options import (
     OPTIONS,
     Options,
@@ -38,7 +39,9 @@ def test_nothing_written_means_the_defaults():
         ("--limit 8GiB", {"limit": (None, 8 * GIB)}),
         ("--limit 8589934592", {"limit": (None, 8 * GIB)}),
         ("--limit=75%", {"limit": (0.75, None)}),
-        ("--card 24GiB", {"card_bytes": 24 * GIB}),
+        ("--card 24GiB", {"card": of_size(24 * GIB)}),
+        ("--card RTX 4090 --limit 90%", {"card": named("RTX 4090"), "limit": (0.9, None)}),
+        ("label --estimate --card T4", {"label": "label", "estimate": True, "card": named("T4")}),
         ("--interval 20", {"interval_s": 0.02}),
         ("--interval 20ms", {"interval_s": 0.02}),
         ("--trace-steps 5", {"trace_steps": 5}),

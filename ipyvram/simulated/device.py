@@ -16,13 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ipyvram.simulated import folding, placeholders
 from ipyvram.simulated.host import HostTensors
 from ipyvram.simulated.memory import DeviceMemory
+from ipyvram.simulated.refusal import CannotEstimate
 from ipyvram.simulated.ways import Ways
 
 Operator = Any  # torch._ops.OpOverload
-
-
-class CannotEstimate(ValueError):
-    """The cell does something that has no estimate; the message says what, and what would help."""
 
 
 class _Plan(NamedTuple):
@@ -55,7 +52,7 @@ class OnCard(TorchDispatchMode):
         note: Callable[[str], None],
         check: Callable[[], None],
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._memory, self._ways, self._host, self._note, self._check = memory, ways, host, note, check
         self._plans: dict[Operator, _Plan] = {}
         self._folding = folding.Folding(memory.is_newest)
@@ -181,9 +178,7 @@ def results_of(result: Any) -> Iterator[Tensor]:
 
 def _plan(func: Operator) -> _Plan:
     arguments = func._schema.arguments
-    written = tuple(
-        (i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write
-    )
+    written = tuple((i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
     return _Plan(written, bool(written))
 
 

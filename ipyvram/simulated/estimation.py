@@ -6,6 +6,8 @@ answer as on the card, runs the code under the two modes until enough steps are 
 
 from __future__ import annotations
 
+import functools
+import importlib
 import platform
 import threading
 import time
@@ -31,6 +33,7 @@ from ipyvram.simulated.kernels import CudaKernels
 from ipyvram.simulated.memory import DEVICE, DeviceMemory
 from ipyvram.simulated.patches import Patches
 from ipyvram.simulated.recorded import predicted
+from ipyvram.simulated.refusal import CannotEstimate
 from ipyvram.simulated.state import State
 from ipyvram.simulated.swap import Found, Swap
 from ipyvram.simulated.ways import Ways
@@ -91,7 +94,7 @@ class Estimation:
             What the code itself raises, with everything put back first.
         """
         if not _running.acquire(blocking=False):
-            raise ValueError("an estimate cannot run inside another one")
+            raise CannotEstimate("an estimate cannot run inside another one")
         undo: list[Callable[[], None]] = [_running.release]
         start_ns = self._clock()
         try:
@@ -112,7 +115,7 @@ class Estimation:
 
     def _prepare(self, undo: list[Callable[[], None]], extra: Iterable[Any]) -> None:
         """Everything that has to be in place before the code runs; what undoes it is added to ``undo``."""
-        import torch._dynamo  # it takes stock of torch's functions when it is imported: of torch's, not of ours
+        importlib.import_module("torch._dynamo")  # when imported, it takes stock of torch's functions: not of ours
         found = Found()
         self._host = HostTensors()
         undo.append(self._host.restore)
@@ -129,7 +132,7 @@ class Estimation:
         programs.devices(patches, self.namespace)
         for context in (CudaKernels(self.card, self._note), Autocast()):
             context.__enter__()
-            undo.append(lambda c=context: c.__exit__(None, None, None))
+            undo.append(functools.partial(context.__exit__, None, None, None))
         undo.append(self._phases.stop)
         self._phases.start()
         self._owners.namespace(before=True)

@@ -28,7 +28,13 @@ _IN_PLACE: dict[Any, Any] = {
     aten.index_add.default: aten.index_add_.default,
 }
 #: These fill what `value_selecting_reduction_backward` and its like (FunctionsManual.cpp) have just made.
-_FILLS = (aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.index_put.default, aten.index_add.default)
+_FILLS = (
+    aten.scatter.src,
+    aten.scatter.value,
+    aten.scatter_add.default,
+    aten.index_put.default,
+    aten.index_add.default,
+)
 
 
 class Folding:
@@ -46,7 +52,7 @@ class Folding:
 
     def in_place(self, func: Any, args: Any) -> Callable[..., Any] | None:
         """The in-place operator that a real run would use, None where it would not."""
-        inside = _IN_PLACE.get(func)
+        inside: Callable[..., Any] | None = _IN_PLACE.get(func)
         if inside is None or torch.is_grad_enabled():
             return None
         target = args[0]
@@ -75,7 +81,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _counts(tensor: Tensor) -> tuple[int, int]:
     """Owners of a tensor and of its storage, with those on the way here."""
-    return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    owners: int = tensor._use_count()  # type: ignore[attr-defined]
+    return owners, torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
 
 def _measure() -> tuple[int, int]:
@@ -96,7 +103,7 @@ def _measure() -> tuple[int, int]:
         with torch.enable_grad():
             x = torch.empty(2, device="meta", requires_grad=True) * 2
             total = (x.exp() + x.sin()).sum()
-        with Look():
+        with Look():  # type: ignore[no-untyped-call]
             total.backward()
 
     thread = threading.Thread(target=run)  # a backward inside a backward of this thread would see other counts

@@ -138,7 +138,9 @@ def _format(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> str:
     tensor = args[0]
     if tensor.device.type == "meta" and tensor.dim() == 0:
         return format(tensor.item(), args[1])
-    return format(_repr(front, Tensor.__repr__, args[:1], {}), args[1]) if tensor.is_meta else str(func(*args, **kwargs))
+    return (
+        format(_repr(front, Tensor.__repr__, args[:1], {}), args[1]) if tensor.is_meta else str(func(*args, **kwargs))
+    )
 
 
 # -- where a tensor goes ---------------------------------------------------------------------------------------------------
@@ -146,7 +148,9 @@ def _format(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> str:
 
 @_for(Tensor.to)
 def _to(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
-    rest = tuple(place(a) if isinstance(a, (str, int, torch.device)) and not isinstance(a, bool) else a for a in args[1:2])
+    rest = tuple(
+        place(a) if isinstance(a, (str, int, torch.device)) and not isinstance(a, bool) else a for a in args[1:2]
+    )
     if kwargs.get("device") is not None:
         kwargs = {**kwargs, "device": place(kwargs["device"])}
     return func(args[0], *rest, *args[2:], **kwargs)  # type: ignore[no-any-return]

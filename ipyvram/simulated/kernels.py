@@ -67,9 +67,10 @@ class CudaKernels:
             chosen = self._choose(query, key, value, attn_mask, enable_gqa)
             if chosen == "math":
                 extra = {"enable_gqa": True} if enable_gqa else {}
-                return aten._scaled_dot_product_attention_math(
+                result: Tensor = aten._scaled_dot_product_attention_math(
                     query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, **extra
                 )[0]
+                return result
             if chosen == "flash":
                 return _flash(query, key, value, dropout_p, is_causal, scale)
             wants = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
@@ -79,9 +80,10 @@ class CudaKernels:
                 mask = torch.where(mask, zero, float("-inf")).to(query.dtype)
             if mask is not None:
                 mask = mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-            return aten._scaled_dot_product_efficient_attention(
+            efficient: Tensor = aten._scaled_dot_product_efficient_attention(
                 query, key, value, mask, wants, dropout_p, is_causal, scale=scale
             )[0]
+            return efficient
 
     def _choose(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, gqa: bool) -> str:
         """`sdp_utils.cpp`: flash wants sm80, half precision and no mask; the memory-efficient kernel takes more."""
@@ -105,14 +107,16 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causa
     scale = width**-0.5 if scale is None else scale
     if width % 8:
         query, key, value = (torch.nn.functional.pad(t, [0, 8 - width % 8]) for t in (query, key, value))
-    out: Tensor = aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
+    out: Tensor = aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[
+        0
+    ]
     return out[..., :width] if width % 8 else out
 
 
 def _dropout(source: Tensor, p: float, train: bool) -> Tensor:
     """`dropout` (Dropout.cpp) on CUDA: a fused kernel that keeps a mask of one byte for each element."""
     if p == 0 or not train or not source.numel():
-        return source if not (train and p == 0) else source
+        return source
     if p == 1:
         return source.mul(torch.zeros((), dtype=source.dtype, device=source.device))
     result: Tensor = aten.native_dropout(source, p, train)[0]
@@ -123,9 +127,9 @@ def _softmax(operator: Any) -> Callable[..., Tensor]:
     """`softmax` (SoftMax.cpp): from half to float32 in one kernel on CUDA."""
 
     def kernel(source: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-        if dtype is torch.float32 and source.dtype is torch.float16:
-            return operator(source, dim, True)
-        return operator(source if dtype is None else source.to(dtype), dim, False)
+        fused = dtype is torch.float32 and source.dtype is torch.float16
+        result: Tensor = operator(source if fused or dtype is None else source.to(dtype), dim, fused)
+        return result
 
     return kernel
 

@@ -131,9 +131,8 @@ class DeviceMemory:
             self._count(-size)
 
     def _count(self, size: int) -> None:
-        self.allocated += size if size < 0 else -(-size // 512) * 512
-        if size < 0:
-            self.allocated -= -(-(-size) // 512) * 512 + size
+        rounded = (abs(size) + 511) // 512 * 512
+        self.allocated += rounded if size > 0 else -rounded
         self.peak = max(self.peak, self.allocated)
 
     def stop(self) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ipyvram.simulated.refusal import CannotEstimate
+
 aten = torch.ops.aten
 Handler = Callable[[Any, Any, Any, dict[str, Any]], Any]
 TABLE: dict[Any, Handler] = {}
@@ -149,8 +151,6 @@ def _boolean_index(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> A
 def _repeat_interleave(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if kwargs.get("output_size") is not None:
         return torch.empty(kwargs["output_size"], dtype=torch.int64, device="meta")
-    from ipyvram.simulated.device import CannotEstimate
-
     raise CannotEstimate(
         "repeat_interleave with repeats on the card has a size that depends on values and no largest size, so this cell "
         "has no estimate; give it output_size="

@@ -41,6 +41,8 @@ def install(patches: Patches, note: Callable[[str], None]) -> None:
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     patches.later(lambda: torch.__future__.set_swap_module_params_on_conversion(swapped))
     torch.__future__.set_swap_module_params_on_conversion(True)  # a parameter stays itself when it moves, as on a GPU
+    # torch's own refuses where somebody refers to the tensor weakly, which is harmless as the object stays.
+    patches.set(torch.utils, "swap_tensors", torch._C._swap_tensor_impl)
 
 
 def _loading(patches: Patches, note: Callable[[str], None]) -> None:
@@ -113,7 +115,9 @@ def devices(patches: Patches, namespace: dict[str, Any]) -> None:
     Only variables and attributes whose name says ``device`` count; they are put back.
     """
     owners: list[dict[str, Any]] = [namespace]
-    owners += [vars(v) for v in list(namespace.values()) if isinstance(getattr(v, "__dict__", None), dict) and _is_plain(v)]
+    owners += [
+        vars(v) for v in list(namespace.values()) if isinstance(getattr(v, "__dict__", None), dict) and _is_plain(v)
+    ]
     for owner in owners:
         for name, value in list(owner.items()):
             if "device" in name.lower() and _is_host(value):

@@ -144,5 +144,7 @@ def notes(estimation: Estimation, placement: Placement) -> list[str]:
         )
     if e.ways.recurrent_bound:
         left_out.append("cuDNN's reserve of recurrent layers (an upper bound is counted)")
-    lines.append("predicted, nothing was run on a GPU; not known exactly: " + "; ".join(left_out or ["nothing of note"]))
+    lines.append(
+        "predicted, nothing was run on a GPU; not known exactly: " + "; ".join(left_out or ["nothing of note"])
+    )
     return [*lines, *e.notes]

@@ -49,7 +49,9 @@ class State:
             self._kept.append(item)
             queue.extend(self._set_aside(item))
         if queue:
-            self._note(f"more than {MAX_OBJECTS:,} objects hang on the notebook's variables; the rest was not set aside")
+            self._note(
+                f"more than {MAX_OBJECTS:,} objects hang on the notebook's variables; the rest was not set aside"
+            )
 
     def restore(self) -> None:
         """Put everything back."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ipyvram.simulated.host import HostTensors
+from ipyvram.simulated.refusal import CannotEstimate
 
 _HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
@@ -65,7 +66,7 @@ class Swap:
 
         Raises
         ------
-        ValueError
+        CannotEstimate
             A tensor cannot be exchanged; everything is as before then.
         """
         chosen = {id(t): t for t in _belongs(found) if _plain(t)}
@@ -89,7 +90,7 @@ class Swap:
         except RuntimeError as error:
             self.back()
             shape = "×".join(map(str, tensor.shape))
-            raise ValueError(
+            raise CannotEstimate(
                 f"a tensor ({shape}) is held in a way that keeps it from being put on the simulated card ({error}); "
                 "delete what holds it, or build the model in the cell that is estimated"
             ) from error
@@ -102,7 +103,7 @@ class Swap:
             there = self._storages[storage._cdata] = torch.UntypedStorage(storage.nbytes(), device="meta")
             self._expect(there)
         shadow = torch.empty(0, dtype=tensor.dtype, device="meta")
-        shadow.set_(there, tensor.storage_offset(), tensor.shape, tensor.stride())  # type: ignore[arg-type]
+        shadow.set_(there, tensor.storage_offset(), tensor.shape, tensor.stride())
         return shadow.requires_grad_() if tensor.requires_grad and tensor.is_leaf else shadow
 
     def back(self) -> None:
@@ -124,7 +125,7 @@ def _plain(tensor: Tensor) -> bool:
         tensor.layout is torch.strided
         and tensor.device.type != "meta"
         and not hasattr(tensor, "__tensor_flatten__")
-        and not isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+        and not nn.parameter.is_lazy(tensor)
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
 

@@ -83,7 +83,11 @@ class Ways:
 
     def _reduce(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         source = args[0]
-        if not isinstance(source, Tensor) or not source.numel() or isinstance(args[1] if len(args) > 1 else None, Tensor):
+        if (
+            not isinstance(source, Tensor)
+            or not source.numel()
+            or isinstance(args[1] if len(args) > 1 else None, Tensor)
+        ):
             return
         name = func._schema.name.removeprefix("aten::")
         out = result[0] if isinstance(result, (tuple, list)) else result
@@ -164,7 +168,12 @@ def _layer_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any) -> Non
     source, shape = args[1], args[2]
     width = math.prod(shape)
     rows = source.numel() // max(1, width)
-    if len(result) > 1 and isinstance(result[1], Tensor) and rows > 64 * 1024 and width // 32 < ways.card.multiprocessors:
+    if (
+        len(result) > 1
+        and isinstance(result[1], Tensor)
+        and rows > 64 * 1024
+        and width // 32 < ways.card.multiprocessors
+    ):
         blocks = min(rows // 32, ways.card.multiprocessors)
         ways.use(blocks * width * 4, blocks * width * 4, op="layer_norm partial sums")
 
