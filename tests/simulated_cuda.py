@@ -274,7 +274,8 @@ class SimulatedCuda:
         found, frame = [], sys._getframe(1)
         while frame is not None and len(found) < _FRAMES:
             code = frame.f_code
-            found.append({"name": code.co_name, "filename": code.co_filename, "line": frame.f_lineno})
+            if code.co_filename != __file__:
+                found.append({"name": code.co_name, "filename": code.co_filename, "line": frame.f_lineno})
             frame = frame.f_back
         self._frames.append(found)
         return len(self._frames) - 1

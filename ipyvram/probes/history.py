@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from ipyvram.probes.anchors import Anchors
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.stacks import Interner, is_user_file
-from ipyvram.recording import Block, Events, Stack, Trace
+from ipyvram.recording import Action, Block, Events, Stack, Trace
 from ipyvram.snapshot_parts import FrameReader, events_of, segments_of
+from ipyvram.units import format_bytes
 
 #: Events kept by torch's ring buffer; a three-step trace of a large model has some hundred thousand.
 MAX_ENTRIES = 600_000
@@ -25,6 +28,9 @@ MAX_ENTRIES = 600_000
 
 class HistoryTrace:
     """Switches the history on for a cell and reads it at the end.
+
+    A history that the user has switched on is read as it is and stays on: switching it on again would overwrite its
+    settings, switching it off would clear it.
 
     Attributes
     ----------
@@ -38,6 +44,7 @@ class HistoryTrace:
         self._start_ns = 0
         self._baseline: dict[int, tuple[Block, ...]] = {}
         self._allocated: dict[int, int] = {}
+        self._anchors = Anchors(clock)
         self._ours = False
         self.active = False
         self.notes: list[str] = []
@@ -48,13 +55,14 @@ class HistoryTrace:
         if reason:
             self.notes.append(f"the allocator's history is unavailable: {reason}")
             return
-        if _user_history_is_on():
-            self.notes.append("the allocator's history was already on: it is read as it is and left on")
+        self._read_baseline()
+        if _is_on(unknown=False):
+            self.notes.append("the allocator's history was already on: it is read as it is, and left on")
         else:
-            self._read_baseline()
             _switch_on()
             self._ours = True
         self._start_ns = self._clock()
+        self._anchors.drop()
         self.active = True
 
     def _read_baseline(self) -> None:
@@ -62,7 +70,7 @@ class HistoryTrace:
             return
         segments = _segments_now()
         for device in {int(s["device"]) for s in segments}:
-            found = segments_of(segments, device)
+            found = segments_of(segments, device, self._frames)
             self._baseline[device] = tuple(b for s in found for b in s.blocks if b.state != "inactive")
             self._allocated[device] = int(torch.cuda.memory_allocated(device))
 
@@ -77,47 +85,74 @@ class HistoryTrace:
         if not self.active:
             return ()
         self.active = False
+        self._anchors.drop()
         stop_ns = self._clock()
+        on = _is_on(unknown=True)
+        if not on:
+            self.notes.append("the cell switched the allocator's history off, which cleared it: events are missing")
         try:
             snapshot = torch.cuda.memory._snapshot()
         finally:
-            if self._ours:
+            if self._ours and on:
                 torch.cuda.memory._record_memory_history(None)
-        return tuple(self._traces(snapshot, stop_ns, ended_by))
+        self._anchors.read(snapshot.get("external_annotations") or ())
+        found = [
+            self._trace(index, entries, snapshot, stop_ns, ended_by)
+            for index, entries in enumerate(snapshot["device_traces"])
+        ]
+        return tuple(trace for trace in found if len(trace.events) or trace.segments_end)
 
-    def _traces(self, snapshot: Mapping[str, Any], stop_ns: int, ended_by: str) -> list[Trace]:
-        found = []
-        for index, entries in enumerate(snapshot["device_traces"]):
-            segments = segments_of(snapshot["segments"], index)
-            if not entries and not segments:
-                continue
-            complete = len(entries) < MAX_ENTRIES
-            if not complete:
-                self.notes.append(f"cuda:{index}: the allocator's history was full: its first events are missing")
-            found.append(
-                Trace(
-                    device=f"cuda:{index}",
-                    source="history",
-                    start_ns=self._start_ns,
-                    stop_ns=stop_ns,
-                    events=self._own(events_of(entries, self._frames), stop_ns),
-                    baseline=self._baseline.get(index, ()),
-                    segments_end=segments,
-                    allocated_start=self._allocated.get(index),
-                    ended_by=ended_by,
-                    complete=complete,
-                    allocator_settings=dict(snapshot.get("allocator_settings") or {}),
-                )
+    def _trace(
+        self, index: int, entries: Sequence[Mapping[str, Any]], snapshot: Mapping[str, Any], stop_ns: int, ended_by: str
+    ) -> Trace:
+        segments = segments_of(snapshot["segments"], index, self._frames)
+        trace = Trace(
+            device=f"cuda:{index}",
+            source="history",
+            start_ns=self._start_ns,
+            stop_ns=stop_ns,
+            events=self._own(events_of(entries, self._frames), stop_ns),
+            baseline=self._baseline.get(index, ()),
+            segments_end=segments,
+            allocated_start=self._allocated.get(index, 0),
+            ended_by=ended_by,
+            allocator_settings=dict(snapshot.get("allocator_settings") or {}),
+        )
+        self._note_graphs(trace)
+        if len(entries) >= MAX_ENTRIES or not _explains(trace):
+            self.notes.append(
+                f"{trace.device}: the allocator's history lost its first events (it was full, or cleared)"
             )
-        return found
+            trace = replace(trace, complete=False)
+        return trace
 
     def _own(self, events: Events, stop_ns: int) -> Events:
-        """Events of this run, their times within it and in order."""
-        first = 0 if self._ours else int(np.searchsorted(events.time_ns, self._start_ns))
+        """Events of this stretch, their times on our clock, within it and in order."""
+        times = self._anchors.to_ours(events.time_ns)
+        first = 0 if self._ours else int(np.searchsorted(times, self._start_ns))
         columns = [getattr(events, name)[first:] for name in Events.__dataclass_fields__]
         own = Events(*columns)
-        own.time_ns[:] = np.maximum.accumulate(np.clip(own.time_ns, self._start_ns, stop_ns))
+        own.time_ns[:] = np.maximum.accumulate(np.clip(times[first:], self._start_ns, stop_ns))
         return own
+
+    def _note_graphs(self, trace: Trace) -> None:
+        private = sum(s.size for s in trace.segments_end if s.private_pool != (0, 0))
+        if private:
+            self.notes.append(
+                f"{trace.device}: {format_bytes(private)} lie in private pools (CUDA graphs); replaying a graph makes no "
+                "events, so what it uses at a time is not seen"
+            )
+
+
+def _explains(trace: Trace) -> bool:
+    """Whether the events lead from what was live at the start to what is live at the end: else some were lost."""
+    events, baseline = trace.events, {b.address for b in trace.baseline}
+    live = {b.address for s in trace.segments_end for b in s.blocks if b.state != "inactive"}
+    picked = events.action <= Action.FREE_COMPLETED
+    addresses, first = np.unique(events.address[picked], return_index=True)
+    is_alloc = events.action[picked][first] == Action.ALLOC
+    untouched = live - set(addresses.tolist())
+    return untouched | set(addresses[~is_alloc].tolist()) == baseline
 
 
 def _why_not() -> str:
@@ -132,9 +167,10 @@ def _why_not() -> str:
     return ""
 
 
-def _user_history_is_on() -> bool:
+def _is_on(unknown: bool) -> bool:
+    """Whether a history is being kept; ``unknown`` where this torch does not tell."""
     enabled = getattr(torch._C, "_cuda_isHistoryEnabled", None)
-    return bool(enabled is not None and enabled())
+    return unknown if enabled is None else bool(enabled())
 
 
 def _segments_now() -> list[dict[str, Any]]:
