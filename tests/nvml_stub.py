@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -61,10 +62,20 @@ def load(folder: Path, *flags: str):
     _forget()
     library = ctypes.CDLL(str(path))  # once it is loaded, loading its soname finds it
     yield Stub(library)
-    loaded = pynvml.nvmlLib
     _forget()
-    for handle in (library._handle, *([loaded._handle] if loaded is not None else [])):
+    _unload(path.name)
+
+
+def _unload(name: str) -> None:
+    """Close the library as often as anybody opened it: torch looks for the driver too, and would keep it loaded."""
+    for _ in range(100):
+        try:
+            handle = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)._handle
+        except OSError:
+            return  # it is gone
+        _ctypes.dlclose(handle)  # what the line above opened
         _ctypes.dlclose(handle)
+    raise RuntimeError(f"{name} cannot be unloaded: the next stub would not be seen")
 
 
 def _forget() -> None:
