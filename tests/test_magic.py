@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from tests import kernels
-from tests.kernels import Kernel
+from tests.kernels import Kernel, Outcome
 
 pytestmark = pytest.mark.kernel
 
@@ -33,6 +34,11 @@ def process(request, tmp_path_factory):
 @pytest.fixture
 def kernel(process: Kernel) -> Kernel:
     return process.fresh()
+
+
+def our_frames(outcome: Outcome) -> list[str]:
+    """Files of the package that the traceback names (the folder around it may be called the same)."""
+    return re.findall(r"ipyvram[/\\](?:\w+[/\\])*\w+\.py", outcome.traceback)
 
 
 def armed(kernel: Kernel) -> bool:
@@ -96,7 +102,7 @@ def test_error_has_the_users_frames_and_lines_and_the_report(kernel):
     plain = kernel.run("#\ndef f():\n    raise KeyError('mine')\n\nf()")
     assert outcome.status == "error"
     assert outcome.reply["ename"] == "KeyError"
-    assert "ipyvram" not in outcome.traceback
+    assert our_frames(outcome) == []
     frames = [line for line in outcome.traceback.splitlines() if "line" in line and "in " in line]
     assert len(frames) == len([line for line in plain.traceback.splitlines() if "line" in line and "in " in line])
     for arrow in ("----> 5", "----> 3"):
@@ -181,7 +187,7 @@ def test_interrupt_stops_the_cell_and_the_report_is_shown(kernel, wait):
     outcome = kernel.run(f"%%vram\n{wait}", on_stdout=lambda text: "ready" in text and kernel.interrupt())
     assert outcome.status == "error"
     assert outcome.reply["ename"] == "KeyboardInterrupt"
-    assert "ipyvram" not in outcome.traceback
+    assert our_frames(outcome) == []
     assert outcome.report["error"].startswith("KeyboardInterrupt")
     assert not armed(kernel)
 
