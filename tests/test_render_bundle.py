@@ -26,3 +26,7 @@ def test_a_huge_report_is_thinned_until_it_is_small():
     data = small_dict(report)
     assert len(json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()) <= MAX_JSON_BYTES
     assert sum(t.bytes for t in Report.from_dict(data).tensors_at_peak) == sum(t.bytes for t in rows)
+
+
+def test_golden(golden):
+    golden("report-training.json", json.dumps(small_dict(reports.training()), indent=1, ensure_ascii=False) + "\n")

@@ -10,7 +10,12 @@ import pytest
 
 import ipyvram.render.html
 from ipyvram.render.html import html, page
+from ipyvram.render.summary import summarise, tensor_words
+from ipyvram.render.text import TENSOR_ROWS as TEXT_ROWS
+from ipyvram.render.text import text
+from ipyvram.units import format_bytes
 from tests import reports
+from tests.sanitizer import Sanitizer
 
 CASES = {
     "training": reports.training,
@@ -93,3 +98,44 @@ def test_assets_are_small_and_hand_written():
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert set(sizes) == {"report.css", "report.js"}
     assert sum(sizes.values()) <= 8192
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_untrusted_notebook_loses_nothing_but_the_script_and_its_sheet(case):
+    assert set(Sanitizer(html(CASES[case]())).removed) <= {"color:inherit"}
+
+
+def test_what_is_left_in_an_untrusted_notebook_still_tells_everything():
+    report = reports.training()
+    left = Tags(Sanitizer(html(report)).kept)
+    s = summarise(report)
+    words = " ".join(left.text.split())
+    for fact in (s.title, f"Peak {s.peak}", s.how, s.when, *s.remarks, s.sums, *s.findings, *s.measured, s.sources):
+        assert fact in words
+    image = next(attributes for tag, attributes in left.tags if tag == "img")
+    assert format_bytes(report.peak_bytes) in image["alt"]
+    assert image["src"].startswith("data:image/svg+xml;base64,")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_text_and_the_html_form_hold_the_same_facts(case):
+    report = CASES[case]()
+    s = summarise(report)
+    shown = " ".join(Tags(Sanitizer(html(report)).kept).text.split())
+    told = " ".join(text(report, width=400).split())
+    sizes = [format_bytes(n) for line in s.lines for n in (line.start, line.peak, line.end) if n]
+    holders = [line.holder for line in s.lines]
+    facts = [
+        s.title, *s.context, f"Peak {s.peak}", s.how, s.when, *s.remarks, s.sums, s.trouble, s.sources,
+        *s.zeros, *(line.label for line in s.lines), *sizes, *holders, *s.findings, *s.measured,
+    ]  # fmt: skip
+    facts += [part for row in report.tensors_at_peak[:TEXT_ROWS] for part in tensor_words(row)]
+    facts += [row.key for row in (*report.modules_at_peak[:4], *report.lines_at_peak[:4])]
+    for fact in facts:
+        assert fact in shown, fact
+        assert fact in told, fact
+
+
+def test_golden(golden):
+    golden("report-training.html", html(reports.training()) + "\n")
+    golden("report-cpu.html", html(reports.cpu()) + "\n")

@@ -38,3 +38,8 @@ def test_colour_changes_no_word(case):
 
 def test_a_label_cannot_move_the_cursor():
     assert "\x1b" not in text(reports.training(label="\x1b[2Jgone\r", note="a\nb"))
+
+
+def test_golden(golden):
+    golden("report-training.txt", text(reports.training()) + "\n")
+    golden("report-cpu-ascii.txt", text(reports.cpu(), unicode=False) + "\n")

@@ -137,26 +137,22 @@ def _remark(text: str, colour: str) -> str:
 
 def _bar(s: Summary) -> str:
     parts = [Part(LABELS[c], ALL_COLOURS[c], n, format_bytes(n)) for c, n in s.bar if c != "free"]
-    if not parts:
-        return ""
     sums = f"<div{style('font-size:12px', MUTED, 'margin:3px 0 8px')}>{escape(s.sums)}</div>"
-    return stacked_bar(parts, s.bar_total) + sums
+    return (stacked_bar(parts, s.bar_total) if parts else "") + sums
 
 
 def _table(s: Summary) -> str:
+    look = style("font-size:12px", MUTED, "margin:2px 0 6px")
+    zeros = f"<div{look}>Nothing in: {escape(', '.join(s.zeros))}.</div>" if s.zeros else ""
     if not s.lines:
-        return ""
+        return zeros
     columns = [
         Column("category"), Column("start", numeric=True, muted=True), Column("peak", numeric=True),
-        Column(s.end_title, numeric=True, muted=True), Column("share of peak"), Column("largest holder", muted=True, wrap=True),
+        Column(s.end_title, numeric=True, muted=True), Column("share of peak"),
+        Column("largest holder", muted=True, wrap=True),
     ]  # fmt: skip
-    rows = [_row(line) for line in s.lines]
-    zeros = (
-        f"<div{style('font-size:12px', MUTED, 'margin:2px 0 6px')}>Nothing in: {escape(', '.join(s.zeros))}.</div>"
-        if s.zeros
-        else ""
-    )
-    return f'<div class="c">{table("Memory by category at the start, at the peak and at the end", columns, rows)}</div>{zeros}'
+    caption = f"Memory by category at the start, at the peak and at the {s.end_title}"
+    return f'<div class="c">{table(caption, columns, [_row(line) for line in s.lines])}</div>{zeros}'
 
 
 def _row(line: Line) -> list[str]:

@@ -13,12 +13,10 @@ from typing import NamedTuple
 #: Muted text: the page's own colour, let through; at least 4.5 : 1 on JupyterLab's light and dark background.
 MUTED = "opacity:.72"
 
-_INVISIBLE = dict.fromkeys(range(32), " ") | dict.fromkeys(range(127, 160), "") | {0x2028: " ", 0x2029: " "}
-
 
 def clean(text: object) -> str:
-    """Text on one line without control characters, so that a label can neither move a cursor nor break a table."""
-    return str(text).translate(_INVISIBLE)
+    """Text on one line: without control and direction marks a label can neither move a cursor nor reverse what follows."""
+    return "".join(" " if c.isspace() else c for c in str(text) if c.isspace() or c.isprintable())
 
 
 def escape(text: object) -> str:
