@@ -1,0 +1,250 @@
+"""Where a cell gets its batch size from: the cell's text, the name and the namespace come in, code for any size goes out.
+
+A value put into the namespace would be overwritten by the cell's own ``batch_size = 32``, so such assignments are
+rewritten; without one, the namespace is the place. Nothing is run here.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A cell and the place in it that holds the batch size.
+
+    Attributes
+    ----------
+    name : str
+        The variable.
+    tree : ast.Module
+        The cell; never changed.
+    own : bool
+        Whether the cell assigns the name itself; if not, the namespace is to hold the value during a trial.
+    """
+
+    name: str
+    tree: ast.Module
+    own: bool
+
+    def code(self, size: int, compile_: Callable[[ast.Module], CodeType]) -> CodeType:
+        """The cell with its own assignments of the name giving ``size``, compiled."""
+        return compile_(self.module(size))
+
+    def module(self, size: int) -> ast.Module:
+        """The cell with its own assignments of the name giving ``size``."""
+        if not self.own:
+            return self.tree
+        return ast.fix_missing_locations(_Rewrite(self.name, size).visit(copy.deepcopy(self.tree)))
+
+    def namespace(self, size: int) -> dict[str, Any]:
+        """What the namespace is to hold besides."""
+        return {} if self.own else {self.name: size}
+
+
+def bind(name: str, source: str, namespace: Mapping[str, Any]) -> Binding:
+    """Find where ``source`` gets ``name`` from.
+
+    Parameters
+    ----------
+    source : str
+        The cell as Python: IPython's own syntax already transformed.
+    namespace : mapping
+        The notebook's variables: functions of earlier cells read their globals there.
+
+    Raises
+    ------
+    ValueError
+        The cell is not Python, awaits at its top level, or does not use the name; the message says what to write.
+    """
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise ValueError(f"the cell cannot be read: {error.msg} (line {error.lineno})") from None
+    if any(isinstance(n, (ast.Await, ast.AsyncFor, ast.AsyncWith)) for n in _top_level(tree)):
+        raise ValueError("a cell that awaits at its top level cannot be repeated: put its body into a function")
+    if any(_assigns(node, name) for node in _top_level(tree)):
+        return Binding(name, tree, own=True)
+    if _reads(tree, name) or any(name in globals_of(f.__code__) for f in functions_used(tree, namespace)):
+        return Binding(name, tree, own=False)
+    raise ValueError(f"{name} is used nowhere in this cell{_hint(tree, name)}")
+
+
+def top_level_names(tree: ast.Module) -> tuple[set[str], set[str]]:
+    """Names the cell reads, at its top level or in its functions, and those its top level binds before any such read."""
+    read: set[str] = set()
+    bound: set[str] = set()
+    for kind, name in _in_order(tree):
+        if name not in read and name not in bound:
+            (read if kind == "read" else bound).add(name)
+    return read, bound
+
+
+def _in_order(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """Reads and bindings of names in the order in which they run, near enough: values before targets."""
+    if isinstance(node, ast.Name):
+        yield ("bind" if isinstance(node.ctx, ast.Store) else "read"), node.id
+        return
+    if isinstance(node, (ast.Assign, ast.AnnAssign, ast.For, ast.AsyncFor, ast.NamedExpr)):
+        value = node.iter if isinstance(node, (ast.For, ast.AsyncFor)) else node.value
+        if value is not None:
+            yield from _in_order(value)
+        for child in ast.iter_child_nodes(node):
+            if child is not value:
+                yield from _in_order(child)
+        return
+    if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+        yield "read", node.target.id
+        yield from _in_order(node.value)
+        return
+    if isinstance(node, (ast.If, ast.While, ast.Try, ast.Match)):  # what a branch binds may stay unbound
+        yield from (event for child in ast.iter_child_nodes(node) for event in _in_order(child) if event[0] == "read")
+        return
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        yield from (("read", n.id) for n in ast.walk(node) if isinstance(n, ast.Name))
+        yield "bind", node.name
+        return
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        yield from (("bind", (alias.asname or alias.name).partition(".")[0]) for alias in node.names)
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from _in_order(child)
+
+
+def functions_used(tree: ast.Module, namespace: Mapping[str, Any]) -> list[FunctionType]:
+    """Functions and methods of the notebook that the cell's names lead to, directly or through one another."""
+    found: dict[int, FunctionType] = {}
+    names = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)]
+    seen: set[str] = set()
+    while names:
+        name = names.pop()
+        if name in seen or name not in namespace:
+            continue
+        seen.add(name)
+        for function in _functions_in(namespace[name]):
+            if function.__globals__ is namespace and id(function) not in found:
+                found[id(function)] = function
+                names.extend(globals_of(function.__code__))
+    return list(found.values())
+
+
+def _functions_in(value: Any) -> Iterator[FunctionType]:
+    value = getattr(value, "__wrapped__", value) if isinstance(value, FunctionType) else value
+    if isinstance(value, MethodType):
+        value = value.__func__
+    if isinstance(value, FunctionType):
+        yield value
+        return
+    kind = value if isinstance(value, type) else type(value)
+    for base in kind.__mro__:
+        if base.__module__ == "__main__":
+            yield from (f for member in vars(base).values() for f in _plain_functions(member))
+
+
+def _plain_functions(member: Any) -> Iterator[FunctionType]:
+    for function in (member, getattr(member, "__func__", None), getattr(member, "fget", None)):
+        if isinstance(function, FunctionType):
+            yield function
+
+
+def globals_of(code: CodeType) -> set[str]:
+    """Names that a function, or one inside it, may look up among its globals."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= globals_of(constant)
+    return names
+
+
+def _top_level(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes that run in the module's own scope."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, _SCOPES):
+            yield from _top_level(child)
+
+
+def _targets(node: ast.AST) -> list[ast.expr]:
+    if isinstance(node, ast.Assign):
+        return node.targets
+    if isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
+        return [node.target]
+    return []
+
+
+def _assigns(node: ast.AST, name: str) -> bool:
+    return any(isinstance(n, ast.Name) and n.id == name for t in _targets(node) for n in ast.walk(t) if _stores(n))
+
+
+def _stores(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+
+
+def _reads(tree: ast.Module, name: str) -> bool:
+    """Whether the cell reads the name as a global, at its top level or inside its functions."""
+    import symtable
+
+    def in_table(table: symtable.SymbolTable) -> bool:
+        try:
+            symbol = table.lookup(name)
+            if symbol.is_referenced() and (table.get_type() == "module" or symbol.is_global()):
+                return True
+        except KeyError:
+            pass
+        return any(in_table(child) for child in table.get_children())
+
+    return in_table(symtable.symtable(ast.unparse(tree), "cell", "exec"))
+
+
+def _hint(tree: ast.Module, name: str) -> str:
+    """What the user may have meant, where the name is there in another role."""
+    if any(isinstance(n, ast.keyword) and n.arg == name for n in ast.walk(tree)):
+        return f" but as an argument: write {name} = 32 on a line of its own, and {name}={name} in the call"
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            local = [n.id for n in ast.walk(node) if _stores(n) and isinstance(n, ast.Name)]
+            if name in local or any(a.arg == name for a in ast.walk(node) if isinstance(a, ast.arg)):
+                return f" outside {node.name}(), where it is local: assign {name} at the cell's top level and use that"
+    return " nor in the functions it calls: name the variable that holds the batch size"
+
+
+class _Rewrite(ast.NodeTransformer):
+    """Make every top-level assignment of a name give it another value."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name, self.size = name, size
+
+    def _skip(self, node: ast.AST) -> ast.AST:
+        return node
+
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = visit_Lambda = _skip
+
+    def visit_NamedExpr(self, node: ast.NamedExpr) -> ast.AST:
+        if node.target.id == self.name:
+            node.value = self._constant(node.value)
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        if node.value is not None and _assigns(node, self.name):
+            node.value = self._constant(node.value)
+        return self.generic_visit(node)
+
+    def visit_Assign(self, node: ast.Assign) -> Any:
+        if not _assigns(node, self.name):
+            return self.generic_visit(node)
+        if any(isinstance(t, ast.Name) and t.id == self.name for t in node.targets):
+            node.value = self._constant(node.value)
+            return node
+        # One of several targets: let the statement run as it is, then put the size in its place.
+        after = ast.Assign([ast.Name(self.name, ast.Store())], self._constant(node.value))
+        return [self.generic_visit(node), ast.copy_location(after, node)]
+
+    def _constant(self, like: ast.expr) -> ast.Constant:
+        return ast.copy_location(ast.Constant(self.size), like)

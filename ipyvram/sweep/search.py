@@ -1,0 +1,151 @@
+"""The largest size that fits: outcomes of trials come in one by one, the next size to try goes out. Pure.
+
+Predict from a secant, run, and take the secant anew inside [largest that fitted, smallest that did not]. The tutorials'
+rule (start at 16 and grow until 80 % of the card are in use) stands beside it behind the same two methods.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+#: Where a search begins, and how many trials it may take; the confirmation of its answer is one more.
+START = 16
+MAX_TRIALS = 7
+#: One jump multiplies the size by this at most: a line through two small sizes may be of another regime.
+MAX_JUMP = 16
+#: A far jump aims a little low: a trial that fits tells its bytes, one that does not tells nothing.
+CAUTION = 0.97
+#: After a miss the next size is this share of the bracket lower.
+BACK_STEP = 0.05
+
+TUTORIAL_START = 16
+TUTORIAL_STEP = 16
+TUTORIAL_MAX_TRIALS = 64
+
+
+class Outcome(NamedTuple):
+    """What a search needs to know of a trial: ``bytes`` count against the limit, None where it ran out of memory."""
+
+    fits: bool
+    bytes: int | None = None
+
+
+class Search(Protocol):
+    """Tells which size to try next."""
+
+    fitted: dict[int, Outcome]
+    failed: dict[int, Outcome]
+
+    def next(self) -> int | None:
+        """The size to try, None when there is nothing more to learn."""
+
+    def tell(self, size: int, outcome: Outcome) -> None:
+        """What came of a size."""
+
+
+class _Trials:
+    """The outcomes so far."""
+
+    def __init__(self) -> None:
+        self.fitted: dict[int, Outcome] = {}
+        self.failed: dict[int, Outcome] = {}
+
+    def tell(self, size: int, outcome: Outcome) -> None:
+        """What came of a size."""
+        (self.fitted if outcome.fits else self.failed)[size] = outcome
+
+    @property
+    def count(self) -> int:
+        return len(self.fitted) + len(self.failed)
+
+    @property
+    def low(self) -> int:
+        """The largest size that fitted, 0 without one."""
+        return max(self.fitted, default=0)
+
+    @property
+    def high(self) -> int | None:
+        """The smallest size that did not fit."""
+        return min(self.failed, default=None)
+
+
+class SecantSearch(_Trials):
+    """Predict, run, correct.
+
+    Parameters
+    ----------
+    limit_bytes : int
+        What the bytes of an `Outcome` are to stay within.
+    multiple : int
+        Sizes are multiples of this.
+    start : int, optional
+        The first size; rounded to the multiple.
+    """
+
+    def __init__(self, limit_bytes: int, multiple: int = 1, start: int = START, most: int = MAX_TRIALS) -> None:
+        super().__init__()
+        self.limit_bytes, self.multiple, self.most = limit_bytes, multiple, most
+        self._start = max(multiple, self._round(start))
+        self._misses = self._hits = 0  # trials in a row that did not fit, that fitted
+
+    def tell(self, size: int, outcome: Outcome) -> None:
+        """What came of a size."""
+        super().tell(size, outcome)
+        self._hits, self._misses = (self._hits + 1, 0) if outcome.fits else (0, self._misses + 1)
+
+    def next(self) -> int | None:
+        """The size to try; None when the answer is bracketed to the multiple, or the trials are used up."""
+        low, high = self.low, self.high
+        if self.count >= self.most or (high is not None and high - low <= self.multiple):
+            return None
+        if not self.count:
+            return self._start
+        aim = self._aim()
+        if high is None:
+            aim = 2 * low if aim is None else min(self._carefully(aim), low * MAX_JUMP)
+            return max(low + self.multiple, self._round(aim))
+        middle = math.sqrt(max(low, self.multiple) * high) if high > 2 * low else (low + high) / 2
+        if aim is None or (high > 2 * low and aim >= high):
+            return self._between(middle)
+        if self._misses and aim >= high:  # the secant was a little high, or of no use: step back, further each time
+            back = max(self.multiple, BACK_STEP * (high - low)) * 2 ** (self._misses - 1)
+            return self._between(max(high - back, middle))
+        if aim < low + self.multiple:
+            return self._between(low + self.multiple * 2 ** max(0, self._hits - 2))
+        return self._between(aim)
+
+    def _aim(self) -> float | None:
+        """Where the secant through the two sizes nearest to the limit meets it; None while fewer are known."""
+        points = sorted((s, o.bytes) for s, o in (self.fitted | self.failed).items() if o.bytes is not None)
+        if len(points) < 2:
+            return None
+        above = next((i for i, (_, count) in enumerate(points) if count > self.limit_bytes), len(points) - 1)
+        (a, x), (b, y) = points[max(0, above - 1)], points[max(1, above)]
+        slope = (y - x) / (b - a)
+        return b + (self.limit_bytes - y) / slope if slope > 0 else b * MAX_JUMP
+
+    def _carefully(self, aim: float) -> float:
+        known = max(self.low, 1)
+        return aim if aim <= 2 * known else max(2 * known, known + CAUTION * (aim - known))
+
+    def _between(self, size: float) -> int:
+        assert self.high is not None
+        return min(max(self._round(size), self.low + self.multiple), self.high - self.multiple)
+
+    def _round(self, size: float) -> int:
+        return int(size // self.multiple) * self.multiple
+
+
+class TutorialSearch(_Trials):
+    """Start at 16 and grow by 16 until the limit is crossed: the rule people are taught."""
+
+    def __init__(self, multiple: int = TUTORIAL_STEP, most: int = TUTORIAL_MAX_TRIALS) -> None:
+        super().__init__()
+        self._step, self._most = max(multiple, math.ceil(TUTORIAL_STEP / multiple) * multiple), most
+
+    def next(self) -> int | None:
+        """The size to try; None once a size did not fit."""
+        if self.failed or self.count >= self._most:
+            return None
+        return self.low + self._step
