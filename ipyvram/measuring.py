@@ -30,6 +30,11 @@ _lock = threading.Lock()
 _current: Measurement | None = None
 
 
+def is_busy() -> bool:
+    """Whether a measurement is running."""
+    return _current is not None
+
+
 def fault(what: str, error: BaseException) -> str:
     """A failure of ours in one line: ``could not start: KeyError: 'x'``."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
@@ -43,11 +48,27 @@ class Measurement:
     ----------
     notes : list of str
         One line each about what did not work and what that means.
+
+    Parameters
+    ----------
+    budget : dict of str to int, optional
+        Bytes that may be live on a device type without an allocator of its own; see `probes.storages.StorageTrace`.
+    keep : bool
+        Whether the report becomes the newest one of the session.
     """
 
-    def __init__(self, options: Options, cell: Cell, namespace: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        cell: Cell,
+        namespace: dict[str, Any] | None,
+        *,
+        budget: dict[str, int] | None = None,
+        keep: bool = True,
+    ) -> None:
         self.options, self.notes = options, list[str]()
         self._cell, self._namespace = cell, namespace
+        self._budget, self._keep = budget, keep
         self._run: Run | None = None
 
     def start(self) -> None:
@@ -63,7 +84,7 @@ class Measurement:
         try:
             from ipyvram.run import Run
 
-            self._run = Run(self.options, self._cell, self._namespace)
+            self._run = Run(self.options, self._cell, self._namespace, self._budget)
             self._run.start()
         except Exception as error:
             self.notes.append(fault("could not start, so this ran unmeasured", error))
@@ -84,7 +105,8 @@ class Measurement:
             from ipyvram.analysis import analyse
 
             report = analyse(recording)
-            journal.add(report)
+            if self._keep:
+                journal.add(report)
         except (Exception, KeyboardInterrupt) as failure:
             self.notes.append(fault(doing, failure))
             return None

@@ -48,10 +48,18 @@ class Run:
         The measured code, to show its lines.
     namespace : mapping or None
         The notebook's variables: they give tensors their names. Read, never changed.
+    budget : mapping of str to int, optional
+        See `StorageTrace`.
     """
 
-    def __init__(self, options: Options, cell: Cell | None = None, namespace: Mapping[str, Any] | None = None) -> None:
-        self.options, self.cell = options, cell or Cell()
+    def __init__(
+        self,
+        options: Options,
+        cell: Cell | None = None,
+        namespace: Mapping[str, Any] | None = None,
+        budget: Mapping[str, int] | None = None,
+    ) -> None:
+        self.options, self.cell, self._budget = options, cell or Cell(), budget
         self.notes: list[str] = []
         self._clock = Clock()
         self._stacks: Interner[Stack] = Interner()
@@ -137,7 +145,7 @@ class Run:
 
     def _start_storages(self) -> None:
         skip = frozenset({"cuda"} if self._history is not None else ())
-        trace = StorageTrace(self._clock, StackReader(self._stacks), self._origins, skip=skip)
+        trace = StorageTrace(self._clock, StackReader(self._stacks), self._origins, budget=self._budget, skip=skip)
         self._past.append(trace)
         trace.start()
         self._storages = trace

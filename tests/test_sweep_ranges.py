@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,7 +64,7 @@ def test_a_product_range_holds_its_ends_and_its_factor(first, factor, times):
     sizes = parse_sizes(f"{first}:{first * factor**times}:*{factor}")
     assert sizes[0] == first
     assert sizes[-1] == first * factor**times
-    assert all(b == a * factor for a, b in zip(sizes, sizes[1:], strict=False))
+    assert all(b == a * factor for a, b in itertools.pairwise(sizes))
 
 
 def test_name_and_sizes():

@@ -42,7 +42,8 @@ class Binding:
         """The cell with its own assignments of the name giving ``size``."""
         if not self.own:
             return self.tree
-        return ast.fix_missing_locations(_Rewrite(self.name, size).visit(copy.deepcopy(self.tree)))
+        tree: ast.Module = _Rewrite(self.name, size).visit(copy.deepcopy(self.tree))
+        return ast.fix_missing_locations(tree)
 
     def namespace(self, size: int) -> dict[str, Any]:
         """What the namespace is to hold besides."""

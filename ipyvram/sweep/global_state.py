@@ -55,12 +55,13 @@ def _attempt(read: Callable[[], Any], write: Callable[[Any], Any]) -> Iterator[R
     yield lambda: write(value) and None
 
 
-def _attribute(owner: Any, name: str) -> Iterator[Restore]:
-    def write(value: Any) -> None:
-        if getattr(owner, name) != value:
-            setattr(owner, name, value)
+def _switch(read: Callable[[], Any], write: Callable[[Any], Any]) -> Iterator[Restore]:
+    """One setting that is only written when it has changed: some writes warn, or import torch's compiler."""
+    yield from _attempt(read, lambda value: write(value) if read() != value else None)
 
-    yield from _attempt(lambda: getattr(owner, name), write)
+
+def _attribute(owner: Any, name: str) -> Iterator[Restore]:
+    yield from _switch(lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
 
 
 def _random() -> Iterator[Restore]:
@@ -77,6 +78,8 @@ def _random() -> Iterator[Restore]:
 
 
 def _flags() -> Iterator[Restore]:
+    # Before allow_tf32, which cannot be read while the two disagree.
+    yield from _switch(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
     for name in ("enabled", "benchmark", "deterministic", "benchmark_limit", "allow_tf32"):
         yield from _attribute(torch.backends.cudnn, name)
     matmul = torch.backends.cuda.matmul
@@ -90,13 +93,12 @@ def _flags() -> Iterator[Restore]:
         read = getattr(torch.backends.cuda, f"{kind}_sdp_enabled", None)
         write = getattr(torch.backends.cuda, f"enable_{kind}_sdp", None)
         if read is not None and write is not None:
-            yield from _attempt(read, write)
-    yield from _attempt(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
-    yield from _attempt(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms)
-    yield from _attempt(torch.get_default_dtype, torch.set_default_dtype)
-    yield from _attempt(torch.is_grad_enabled, torch.set_grad_enabled)
-    yield from _attempt(torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly)
-    yield from _attempt(torch.get_num_threads, torch.set_num_threads)
+            yield from _switch(read, write)
+    yield from _switch(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms)
+    yield from _switch(torch.get_default_dtype, torch.set_default_dtype)
+    yield from _switch(torch.is_grad_enabled, torch.set_grad_enabled)
+    yield from _switch(torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly)
+    yield from _switch(torch.get_num_threads, torch.set_num_threads)
 
 
 def _hooks() -> Iterator[Restore]:

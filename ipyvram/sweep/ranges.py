@@ -77,7 +77,7 @@ def _part(text: str) -> list[int]:
         raise ValueError(f"{text} runs from {first} to {last}: write the smaller size first, from 1")
     if factor == 0 or (factor == 1 and step == 0):
         raise ValueError(f"{text} never gets further than {first}: {_RIGHT}")
-    sizes = []
+    sizes: list[int] = []
     while first <= last and len(sizes) <= MAX_SIZES:
         sizes.append(first)
         first = first * factor + step

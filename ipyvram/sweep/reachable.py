@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from ipyvram.sweep.binding import globals_of
@@ -87,7 +87,7 @@ def _is_foreign(kind: type) -> bool:
 
 def _is_users(kind: type, namespace: Mapping[str, Any]) -> bool:
     """Whether a class was written in the notebook."""
-    return kind.__module__ == namespace.get("__name__", "__main__")
+    return bool(kind.__module__ == namespace.get("__name__", "__main__"))
 
 
 def _obstacle(value: Any) -> str:
@@ -104,7 +104,7 @@ def _obstacle(value: Any) -> str:
         return "is connected to another process, which cannot be put back: create it in the cell"
     if isinstance(value, (threading.Thread, BaseProcess)) and value.is_alive():
         return "is running at the same time, and what it does cannot be put back: start it in the cell"
-    if isinstance(value, UninitializedTensorMixin):
+    if isinstance(value, (UninitializedBuffer, UninitializedParameter)):
         return "gets its shape from the first batch (a lazy module), which cannot be undone: run the model once before"
     if isinstance(value, getattr(torch.cuda, "CUDAGraph", ())):
         return "is a CUDA graph, which holds on to its addresses: capture it in the cell"
@@ -201,7 +201,7 @@ def slots(kind: type) -> Iterator[tuple[str, Any]]:
 def _inner_tensors(tensor: Tensor) -> tuple[str, ...]:
     """Attributes that hold the parts of a tensor made of tensors."""
     flatten = getattr(type(tensor), "__tensor_flatten__", None)
-    return tuple(tensor.__tensor_flatten__()[0]) if flatten is not None else ()
+    return tuple(flatten(tensor)[0]) if flatten is not None else ()
 
 
 def _key(key: Any) -> str:

@@ -97,9 +97,9 @@ class SavedState:
 
     # -- one object --------------------------------------------------------------------------------------------------
 
-    def _save(self, value: Any, own_grad: bool = False) -> None:
+    def _save(self, value: Any) -> None:
         if isinstance(value, Tensor):
-            self._restores.append(self._tensor(value, own_grad))
+            self._restores.append(self._tensor(value))
         elif isinstance(value, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)):
             self._restores.append(_generator(value))
         elif isinstance(value, np.ndarray):
@@ -117,12 +117,12 @@ class SavedState:
         if any(True for _ in slots(type(value))):
             self._restores.append(_slots(value))
 
-    def _tensor(self, tensor: Tensor, own_grad: bool) -> Restore:
+    def _tensor(self, tensor: Tensor) -> Restore:
         if tensor.layout is not torch.strided:
             return _value_of(tensor)
         self._keep(tensor)
         alias, requires = tensor.detach(), tensor.requires_grad
-        restore_grad = self._grad(tensor, own_grad) if tensor.is_leaf else lambda: None
+        restore_grad = self._grad(tensor) if tensor.is_leaf else lambda: None
         hooks = {name: getattr(tensor, name, None) for name in ("_backward_hooks", "_post_accumulate_grad_hooks")}
         inner = [_mapping(h) for h in hooks.values() if isinstance(h, dict)]
 
@@ -140,30 +140,21 @@ class SavedState:
 
         return restore
 
-    def _grad(self, tensor: Tensor, own: bool) -> Restore:
+    def _grad(self, tensor: Tensor) -> Restore:
         """A gradient is kept as bytes only: the first ``zero_grad`` of a trial frees its memory, as it would for the user."""
         grad = tensor.grad
         if grad is None:
             return lambda: setattr(tensor, "grad", None)
-        if own or grad.layout is not torch.strided or grad.untyped_storage().nbytes() != grad.numel() * grad.itemsize:
-            restore_content = self._tensor(grad, own)  # a view of a flat buffer must stay one
+        if grad.layout is not torch.strided or grad.untyped_storage().nbytes() != grad.numel() * grad.itemsize:
+            return self._same_grad(tensor, grad)  # a view of a flat buffer must stay one
+        return _grad_by_content(tensor, weakref.ref(grad), _to_host(grad), grad.device)
 
-            def restore_same() -> None:
-                tensor.grad = grad
-                restore_content()
-
-            return restore_same
-        content, device, alive = _to_host(grad), grad.device, weakref.ref(grad)
-        del grad
+    def _same_grad(self, tensor: Tensor, grad: Tensor) -> Restore:
+        restore_content = self._tensor(grad)
 
         def restore() -> None:
-            held = alive()  # somebody else has it: then it is to be the same tensor
-            target = held if held is not None else tensor.grad
-            if target is None or not _same_meta(target, content):
-                target = torch.empty_strided(content.shape, content.stride(), dtype=content.dtype, device=device)
-            target.data.copy_(content)
-            if tensor.grad is not target:
-                tensor.grad = target
+            tensor.grad = grad
+            restore_content()
 
         return restore
 
@@ -225,8 +216,23 @@ class _Storage:
             now.copy_(self.content)
 
 
+def _grad_by_content(
+    tensor: Tensor, alive: Callable[[], Tensor | None], content: Tensor, device: torch.device
+) -> Restore:
+    def restore() -> None:
+        held = alive()  # somebody else has it: then it is to be the same tensor
+        target = held if held is not None else tensor.grad
+        if target is None or not _same_meta(target, content):
+            target = torch.empty_strided(content.shape, content.stride(), dtype=content.dtype, device=device)
+        target.data.copy_(content)
+        if tensor.grad is not target:
+            tensor.grad = target
+
+    return restore
+
+
 def _bytes_of(storage: torch.UntypedStorage) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)  # type: ignore[call-overload, no-any-return]
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
 def _dense(found: Iterable[Found]) -> list[Tensor]:
@@ -244,11 +250,11 @@ def _to_host(tensor: Tensor) -> Tensor:
 
 def _same_place(a: Tensor, b: Tensor) -> bool:
     same_storage = a.untyped_storage()._cdata == b.untyped_storage()._cdata
-    return same_storage and _same_meta(a, b) and a.storage_offset() == b.storage_offset()
+    return bool(same_storage and _same_meta(a, b) and a.storage_offset() == b.storage_offset())
 
 
 def _same_meta(a: Tensor, b: Tensor) -> bool:
-    return a.layout is b.layout and a.shape == b.shape and a.stride() == b.stride() and a.dtype is b.dtype
+    return bool(a.layout is b.layout and a.shape == b.shape and a.stride() == b.stride() and a.dtype is b.dtype)
 
 
 def _value_of(tensor: Tensor) -> Restore:
@@ -266,7 +272,7 @@ def _value_of(tensor: Tensor) -> Restore:
 def _generator(value: Any) -> Restore:
     if isinstance(value, torch.Generator):
         state = value.get_state()
-        return lambda: value.set_state(state) and None
+        return lambda: _ignore(value.set_state(state))
     if isinstance(value, np.random.Generator):
         inner = value.bit_generator.state
         return lambda: setattr(value.bit_generator, "state", inner)
@@ -295,10 +301,10 @@ def _container(value: Any) -> Restore | None:
         return lambda: None if _identical(value, items) else list.__setitem__(value, slice(None), items)
     if isinstance(value, collections.deque):
         queued = list(value)
-        return lambda: None if _identical(value, queued) else (value.clear(), value.extend(queued)) and None
+        return lambda: None if _identical(value, queued) else _refill(value, value.extend, queued)
     if isinstance(value, set):
         members = set(value)
-        return lambda: None if value == members else (value.clear(), value.update(members)) and None
+        return lambda: None if value == members else _refill(value, value.update, members)
     if isinstance(value, bytearray):
         content = bytes(value)
         return lambda: value.__setitem__(slice(None), content)
@@ -307,6 +313,15 @@ def _container(value: Any) -> Restore | None:
     if isinstance(value, types.CellType):
         return _cell(value)
     return None
+
+
+def _refill(container: Any, add: Callable[[Any], None], items: Iterable[Any]) -> None:
+    container.clear()
+    add(items)
+
+
+def _ignore(value: object) -> None:
+    """A setter's value."""
 
 
 def _mapping(mapping: dict[Any, Any]) -> Restore:

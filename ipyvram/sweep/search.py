@@ -140,7 +140,7 @@ class SecantSearch(_Trials):
 class TutorialSearch(_Trials):
     """Start at 16 and grow by 16 until the limit is crossed: the rule people are taught."""
 
-    def __init__(self, multiple: int = TUTORIAL_STEP, most: int = TUTORIAL_MAX_TRIALS) -> None:
+    def __init__(self, multiple: int = 1, most: int = TUTORIAL_MAX_TRIALS) -> None:
         super().__init__()
         self._step, self._most = max(multiple, math.ceil(TUTORIAL_STEP / multiple) * multiple), most
 

@@ -1,0 +1,140 @@
+"""Trials at several sizes come in; the rows, the fit, both answers and what is to be said of them come out. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ipyvram.comparison import Accumulation, Answer, Row
+from ipyvram.sweep.fit import Fit, Point, fit
+
+if TYPE_CHECKING:
+    from ipyvram.sweep.trial import Trial
+
+#: The knee: the smallest size whose speed is at least this share of the best.
+KNEE_SHARE = 0.95
+
+
+def batch_axis(trials: Sequence[Trial]) -> int:
+    """Which dimension of the model's input is the batch: 0, or 1 where that one follows the size and dim 0 does not."""
+    shapes = [(t.size, t.shape) for t in trials if t.shape and not t.out_of_memory]
+    stuck = len({shape[0] for _, shape in shapes}) == 1 and len({size for size, _ in shapes}) > 1
+    return 1 if stuck and all(len(shape) > 1 and shape[1] == size for size, shape in shapes) else 0
+
+
+def seen(trial: Trial, axis: int) -> int | None:
+    """The batch that the model was given."""
+    return trial.shape[axis] if len(trial.shape) > axis else None
+
+
+def rows(trials: Sequence[Trial], verified: frozenset[int], estimated: bool) -> tuple[Row, ...]:
+    """One row a size, ascending; the last trial of a size speaks for it."""
+    axis, found = batch_axis(trials), dict[int, Row]()
+    for trial in trials:
+        found[trial.size] = _row(trial, axis, "predicted" if estimated else "measured")
+    rows = (found[size] for size in sorted(found))
+    return tuple(
+        replace(row, status="verified") if row.batch in verified and row.status == "measured" else row for row in rows
+    )
+
+
+def _row(trial: Trial, axis: int, status: str) -> Row:
+    speed = trial.samples_per_s
+    if speed is not None and axis == 1:  # it was counted along dim 0
+        speed *= trial.shape[1] / trial.shape[0]
+    given = seen(trial, axis)
+    if trial.out_of_memory:
+        return Row(trial.size, "OOM", given, contaminated=bool(trial.leftover), note=trial.error)
+    return Row(
+        batch=trial.size,
+        status=status,
+        seen=given,
+        peak_bytes=trial.peak_bytes,
+        categories=trial.categories,
+        reserved_bytes=trial.reserved_bytes,
+        needed_bytes=trial.needed_bytes,
+        samples_per_s=speed,
+        step_s=trial.step_s,
+        steps=trial.timed_steps,
+        contaminated=bool(trial.leftover),
+        note=_row_note(trial, given),
+    )
+
+
+def _row_note(trial: Trial, given: int | None) -> str:
+    notes = []
+    if given is not None and given != trial.size:
+        notes.append(f"the model was given {given}")
+    if trial.leftover:
+        notes.append(trial.leftover)
+    if trial.retries:
+        notes.append(f"the allocator retried {trial.retries}×")
+    return "; ".join(notes)
+
+
+def fit_rows(rows: Sequence[Row]) -> Fit | None:
+    """The line through the clean rows, over the batches that the model was given."""
+    clean = [r for r in rows if r.peak_bytes is not None and r.categories and not r.contaminated]
+    return fit(Point(r.seen if r.seen is not None else r.batch, r.categories) for r in clean)
+
+
+def overhead(rows: Sequence[Row]) -> tuple[float, int]:
+    """``reserved / allocated`` as observed, and the bytes outside the allocator: what a predicted peak needs besides."""
+    ran = [r for r in rows if r.peak_bytes and r.needed_bytes is not None and r.status != "predicted"] or [
+        r for r in rows if r.peak_bytes and r.needed_bytes is not None
+    ]
+    ratio = max((r.reserved_bytes / r.peak_bytes for r in ran if r.reserved_bytes and r.peak_bytes), default=1.0)
+    outside = max((r.needed_bytes - (r.reserved_bytes or r.peak_bytes or 0) for r in ran if r.needed_bytes), default=0)
+    return ratio, outside
+
+
+def predicted_largest(rows: Sequence[Row], line: Fit | None, limit_bytes: int, multiple: int) -> Answer | None:
+    """The largest size that the line says fits: at most twice the largest that ran, and below one that did not fit."""
+    if line is None or not line.linear:
+        return None
+    ratio, outside = overhead(rows)
+    size = min(line.largest((limit_bytes - outside) / ratio), line.reach)
+    failed = [r.batch for r in rows if not fits(r, limit_bytes)]
+    if failed and size >= min(failed):
+        size = min(failed) - multiple
+    whole = int(size // multiple) * multiple
+    if whole < 1:
+        return None
+    middle, low, high = (None if b is None else round(b * ratio + outside) for b in line.predict(whole))
+    return Answer(whole, "predicted", middle, low, high, min(failed, default=None))
+
+
+def fits(row: Row, limit_bytes: int) -> bool:
+    """Whether a size stayed within the limit."""
+    return row.status != "OOM" and row.needed_bytes is not None and row.needed_bytes <= limit_bytes
+
+
+def largest_that_ran(rows: Sequence[Row], limit_bytes: int) -> Answer | None:
+    """The largest clean size that stayed within the limit."""
+    good = [r for r in rows if fits(r, limit_bytes) and not r.contaminated]
+    if not good:
+        return None
+    best = max(good, key=lambda r: r.batch)
+    failed = [r.batch for r in rows if not fits(r, limit_bytes) and r.batch > best.batch and not r.contaminated]
+    return Answer(best.batch, best.status, best.needed_bytes, beyond=min(failed, default=None))
+
+
+def knee(rows: Sequence[Row]) -> int | None:
+    """The smallest size within 5 % of the best speed; None with fewer than two speeds."""
+    speeds = [(r.batch, r.samples_per_s) for r in rows if r.samples_per_s is not None and not r.contaminated]
+    if len(speeds) < 2:
+        return None
+    best = max(speed for _, speed in speeds)
+    return min(batch for batch, speed in speeds if speed >= KNEE_SHARE * best)
+
+
+def accumulate(effective: int, at_most: int) -> Accumulation:
+    """The fewest batches, none larger than ``at_most``, that make ``effective`` samples.
+
+    Equal ones where that takes at most twice as many; else the last is smaller.
+    """
+    fewest = math.ceil(effective / at_most)
+    steps = next((n for n in range(fewest, 2 * fewest + 1) if effective % n == 0), fewest)
+    return Accumulation(effective, math.ceil(effective / steps), steps)

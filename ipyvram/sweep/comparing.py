@@ -1,0 +1,179 @@
+"""`compare_batches`, and the same for a notebook's cell: what the user wrote comes in, a `Comparison` comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ipyvram import measuring
+from ipyvram.comparison import Comparison
+from ipyvram.options import from_keywords
+from ipyvram.sweep.bodies import FunctionBody
+from ipyvram.sweep.engine import Question, Sweep
+from ipyvram.sweep.ranges import check_sizes, parse_sizes
+from ipyvram.sweep.trial import TIMED_STEPS, Body, MeasuredTrials
+
+if TYPE_CHECKING:
+    pass
+
+Quiet = Callable[[], contextlib.AbstractContextManager[Any]]
+Progress = Callable[[str], None]
+
+
+def compare_batches(
+    fn: Callable[[int], object],
+    batch_sizes: Iterable[int] | str | None = None,
+    *,
+    label: str | None = None,
+    steps: int = TIMED_STEPS,
+    limit: str | float | None = None,
+    card: str | int | None = None,
+    multiple: int = 1,
+    effective: int | None = None,
+    rule: str | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Run ``fn`` at several batch sizes; say what each needs, how fast it is, which is the largest that fits and which suffices.
+
+    ``fn`` trains (or infers) as long as it likes: a trial ends after 2 optimizer steps to warm up and ``steps`` timed
+    ones. What it prints is not shown. Everything it can reach is afterwards as it was before.
+
+    Parameters
+    ----------
+    fn : callable
+        Called with one batch size.
+    batch_sizes : iterable of int, str or None
+        ``[8, 16, 32]``, ``"8..64"``, ``"8:128:*2"``; None to search for the largest size that fits.
+    label : str, optional
+        A name for the comparison.
+    steps : int
+        Timed steps of each trial.
+    limit : str or float, optional
+        What to stay within: ``"80%"`` of the card (the default) or ``"8GiB"``. Trials beyond it, or beyond the card,
+        run out of memory inside torch.
+    card : str or int, optional
+        Judge by a card with so much memory, such as ``"24GiB"``, instead of the device's own.
+    multiple : int
+        Sizes that are tried beyond ``batch_sizes`` are multiples of this.
+    effective : int, optional
+        Say how to make up so many samples by accumulating gradients.
+    rule : {"fit", "tutorial"}, optional
+        How to search: predict, run and correct; or start at 16 and add 16 until the limit is crossed.
+    progress : callable, optional
+        Given one line of text at each trial; None for a line on ``sys.stderr`` where that is a terminal.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ValueError
+        An argument is wrong, the batch does not follow the size, or something could not be put back afterwards.
+    BaseException
+        Whatever ``fn`` raises that is no matter of memory, and `KeyboardInterrupt`; its attribute ``comparison`` holds what
+        there is so far.
+    """
+    options = from_keywords(label, limit=limit, card=card)
+    sizes = _sizes(batch_sizes)
+    if steps < 1 or multiple < 1 or (effective is not None and effective < 1):
+        raise ValueError("steps, multiple and effective are whole numbers from 1")
+    if rule not in (None, "fit", "tutorial"):
+        raise ValueError(f"rule={rule!r}: write 'fit' or 'tutorial'")
+    if sizes and rule is not None:
+        raise ValueError(f"rule={rule!r} is how to search: leave batch_sizes out")
+    card_bytes = options.card_bytes or own_card_bytes()
+    question = Question(
+        name="batch_size",
+        sizes=sizes,
+        rule="sizes" if sizes else "tutorial" if rule == "tutorial" else "largest",
+        limit_bytes=limit_bytes(options.limit, card_bytes),
+        card_bytes=card_bytes,
+        multiple=multiple,
+        effective=effective,
+        steps=steps,
+        label=options.label,
+    )
+    comparison, error = run_sweep(question, FunctionBody(fn), progress or _terminal_progress, _silence)
+    if error is not None:
+        error.comparison = comparison  # type: ignore[attr-defined]
+        raise error
+    return comparison
+
+
+def run_sweep(
+    question: Question, body: Body, progress: Progress, quiet: Quiet
+) -> tuple[Comparison, BaseException | None]:
+    """Trials that run the code.
+
+    Returns
+    -------
+    comparison, error
+        What there is; and what stopped it, None when nothing did.
+
+    Raises
+    ------
+    ValueError
+        It could not begin, or the batch does not follow the size.
+    """
+    if measuring.is_busy():
+        raise ValueError("batch sizes cannot be compared inside a measured cell: give them a cell of their own")
+    if question.rule != "sizes" and question.limit_bytes is None:
+        raise ValueError("there is no card to fill: say how much memory there is, with --card 24GiB or --limit 8GiB")
+    if (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    ):
+        raise ValueError("several processes train together, and a trial in one of them would wait for the others")
+    # Given sizes may show what lies between the limit and the end of the card; a search stays within the limit.
+    most = question.card_bytes or question.limit_bytes if question.rule == "sizes" else question.limit_bytes
+    trials = MeasuredTrials(body, most, quiet)
+    sweep = Sweep(question, trials, body.loader_with, progress)
+    try:
+        return sweep.run(), sweep.error
+    finally:
+        progress("")
+
+
+def own_card_bytes() -> int | None:
+    """Memory of the current CUDA device; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+
+
+def limit_bytes(limit: tuple[float | None, int | None], card_bytes: int | None) -> int | None:
+    """A limit in bytes: a share needs a card."""
+    share, size = limit
+    if size is not None:
+        return size
+    return None if share is None or card_bytes is None else int(share * card_bytes)
+
+
+def _sizes(sizes: Iterable[int] | str | None) -> tuple[int, ...]:
+    if sizes is None:
+        return ()
+    if isinstance(sizes, str):
+        return parse_sizes(sizes)
+    found = list(sizes)
+    if not all(isinstance(size, int) and not isinstance(size, bool) for size in found):
+        raise ValueError(f"batch_sizes={found!r}: write whole numbers, such as [8, 16, 32]")
+    return check_sizes(set(found))
+
+
+def _terminal_progress(text: str) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K" + text)
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _silence() -> Any:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield

@@ -1,0 +1,232 @@
+"""A question about batch sizes and a runner of trials come in; a `Comparison` comes out, whole or as far as it got."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ipyvram.comparison import Answer, Comparison, Row
+from ipyvram.sweep import answers, wording
+from ipyvram.sweep.search import MAX_TRIALS, Outcome, SecantSearch, TutorialSearch
+from ipyvram.sweep.trial import CONFIRMING_STEPS, TIMED_STEPS, ProgramFailed, Runner, Trial
+
+Rule = Literal["sizes", "largest", "tutorial"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked.
+
+    Attributes
+    ----------
+    name : str
+        The variable that holds the batch size.
+    sizes : tuple of int
+        Sizes to compare, ascending; empty to search for the largest that fits.
+    limit_bytes, card_bytes : int or None
+        What a size has to stay within, and the card's memory.
+    multiple : int
+        Answers are multiples of this.
+    effective : int or None
+        Samples per optimizer step that accumulation is to make up.
+    steps : int
+        Timed steps of a trial.
+    """
+
+    name: str
+    sizes: tuple[int, ...] = ()
+    rule: Rule = "sizes"
+    limit_bytes: int | None = None
+    card_bytes: int | None = None
+    multiple: int = 1
+    effective: int | None = None
+    steps: int = TIMED_STEPS
+    label: str | None = None
+    note: str | None = None
+    estimated: bool = False
+
+
+class BatchDidNotChange(ValueError):
+    """The model was given the same batch whatever the size: the sizes would be compared in name only."""
+
+
+class Sweep:
+    """One question on its way to its answer.
+
+    Parameters
+    ----------
+    question : Question
+    runner : Runner
+    loader_with : callable
+        Names a loader from elsewhere that gives so many samples; empty if there is none.
+    progress : callable
+        Is given one line of text before and after each trial.
+
+    Attributes
+    ----------
+    error : BaseException or None
+        What stopped it: the program's own error, or the user's interrupt. `run` still gives what there is.
+    """
+
+    def __init__(
+        self,
+        question: Question,
+        runner: Runner,
+        loader_with: Callable[[int], str] = lambda batch: "",
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.question, self._runner, self._loader_with, self._progress = question, runner, loader_with, progress
+        self.trials: list[Trial] = []
+        self.error: BaseException | None = None
+        self._verified: set[int] = set()
+        self._expected = len(question.sizes) or MAX_TRIALS + 1
+        self._skipped: tuple[int, ...] = ()
+        self._ended = ""
+
+    def run(self) -> Comparison:
+        """Run the trials.
+
+        Raises
+        ------
+        BatchDidNotChange
+            See there.
+        """
+        started, clock = time.time(), time.perf_counter()
+        try:
+            if self.question.sizes:
+                self._compare()
+            else:
+                self._search()
+        except KeyboardInterrupt as interrupt:
+            self.error, self._ended = interrupt, "interrupted"
+        except ProgramFailed as failure:
+            self.error, self._ended = failure.__cause__, str(failure)
+        return self._comparison(started, time.perf_counter() - clock)
+
+    # -- trials ------------------------------------------------------------------------------------------------------
+
+    def _try(self, size: int, steps: int | None = None) -> Trial:
+        number = len(self.trials) + 1
+        of = f"{number} of {self._expected}" if self.question.rule == "sizes" else f"{number}"
+        self._progress(wording.trying(self.question.name, size, of, self.trials[-1] if self.trials else None))
+        trial = self._runner(size, steps or self.question.steps)
+        self.trials.append(trial)
+        self._check_that_it_changed()
+        return trial
+
+    def _check_that_it_changed(self) -> None:
+        ran = [t for t in self.trials if t.shape and not t.out_of_memory]
+        if len({t.size for t in ran}) < 2 or answers.batch_axis(ran) == 1:
+            return
+        given = {t.shape[0] for t in ran}
+        if len(given) > 1:
+            return
+        batch = given.pop()
+        loader = self._loader_with(batch)
+        if loader or batch != ran[0].size:
+            raise BatchDidNotChange(wording.did_not_change(self.question.name, [t.size for t in ran], batch, loader))
+
+    def _clipped(self, trial: Trial) -> bool:
+        """Whether the data gave fewer samples than were asked for."""
+        given = answers.seen(trial, answers.batch_axis(self.trials))
+        return not trial.out_of_memory and given is not None and given < trial.size
+
+    def _fits(self, trial: Trial) -> bool:
+        limit, needed = self.question.limit_bytes, trial.needed_bytes
+        return not trial.out_of_memory and (limit is None or (needed is not None and needed <= limit))
+
+    # -- the given sizes ---------------------------------------------------------------------------------------------
+
+    def _compare(self) -> None:
+        for i, size in enumerate(self.question.sizes):
+            trial = self._try(size)
+            if trial.out_of_memory or self._clipped(trial):
+                self._skipped = self.question.sizes[i + 1 :]
+                break
+        limit = self.question.limit_bytes
+        if limit is None or self.question.estimated:
+            return
+        rows = self._rows()
+        ran = answers.largest_that_ran(rows, limit)
+        aim = answers.predicted_largest(rows, answers.fit_rows(rows), limit, self.question.multiple)
+        if aim is not None and ran is not None and aim.batch > ran.batch and not self._clipped(self.trials[-1]):
+            self._expected += 1
+            self._confirm(aim.batch)
+        elif ran is not None:
+            self._expected += 1
+            self._confirm(ran.batch)
+
+    # -- the search --------------------------------------------------------------------------------------------------
+
+    def _search(self) -> None:
+        question, limit = self.question, self.question.limit_bytes
+        assert limit is not None, "a search needs a limit"
+        search: SecantSearch | TutorialSearch
+        if question.rule == "tutorial":
+            search = TutorialSearch(question.multiple)
+        else:
+            search = SecantSearch(limit, question.multiple)
+        while (size := search.next()) is not None:
+            trial = self._try(size)
+            search.tell(size, Outcome(self._fits(trial), None if trial.out_of_memory else trial.needed_bytes))
+            if self._clipped(trial):
+                break
+        low = search.low
+        if low and question.rule != "tutorial" and not question.estimated and not self._confirm(low):
+            smaller = max((s for s in search.fitted if s < low), default=0)
+            if smaller:
+                self._confirm(smaller)
+
+    def _confirm(self, size: int) -> bool:
+        """Run an answer for longer: it has to fit without the allocator's having to make room."""
+        trial = self._try(size, CONFIRMING_STEPS)
+        good = self._fits(trial) and not trial.retries
+        if good:
+            self._verified.add(size)
+        return good
+
+    # -- the value ---------------------------------------------------------------------------------------------------
+
+    def _rows(self) -> Sequence[Row]:
+        return answers.rows(self.trials, frozenset(self._verified), self.question.estimated)
+
+    def _comparison(self, started: float, duration_s: float) -> Comparison:
+        question, rows = self.question, tuple(self._rows())
+        line, largest = answers.fit_rows(rows), self._largest(rows)
+        last = next((t for t in reversed(self.trials) if t.device), None)
+        knee = answers.knee(rows)
+        micro = largest.batch if largest is not None else knee
+        return Comparison(
+            name=question.name,
+            rows=rows,
+            kind="estimated" if question.estimated else "measured",
+            rule=question.rule,
+            label=question.label,
+            note=question.note,
+            device=last.device if last is not None else "",
+            device_name=last.device_name if last is not None else "",
+            limit_bytes=question.limit_bytes,
+            card_bytes=question.card_bytes,
+            multiple=question.multiple,
+            fit=line,
+            largest=largest,
+            knee=knee,
+            accumulation=answers.accumulate(question.effective, micro) if question.effective and micro else None,
+            trials=len(self.trials),
+            duration_s=duration_s,
+            started_at=started,
+            ended=self._ended,
+            notes=tuple(wording.notes(self.trials, rows, line, self._skipped)),
+        )
+
+    def _largest(self, rows: Sequence[Row]) -> Answer | None:
+        limit = self.question.limit_bytes
+        if limit is None:
+            return None
+        ran = answers.largest_that_ran(rows, limit)
+        if self.question.estimated:
+            predicted = answers.predicted_largest(rows, answers.fit_rows(rows), limit, self.question.multiple)
+            return predicted if ran is None or (predicted is not None and predicted.batch > ran.batch) else ran
+        return ran

@@ -1,0 +1,60 @@
+"""A limit on memory while a trial runs: bytes come in; going beyond them raises `torch.OutOfMemoryError` inside torch.
+
+On CUDA the allocator's own switch does it, elsewhere the storage trace's budget. The same switch makes a big card behave
+as a small one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+
+#: Device types whose memory the storage trace counts.
+_TRACED = ("cpu", "mps")
+
+
+def budget(limit_bytes: int | None) -> dict[str, int] | None:
+    """The limit for the storage trace."""
+    return None if limit_bytes is None else dict.fromkeys(_TRACED, limit_bytes)
+
+
+def make_ready() -> None:
+    """Start CUDA where there is a GPU: until then the allocator takes no limit, and the first trial would run without."""
+    if torch.cuda.is_available():
+        torch.cuda.init()
+
+
+@contextlib.contextmanager
+def memory_fraction(limit_bytes: int | None) -> Iterator[None]:
+    """Let everything on the current CUDA device take ``limit_bytes`` at most; afterwards what was set before.
+
+    The switch counts what the allocator holds, so the context and other processes are taken off first.
+    """
+    if limit_bytes is None or not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        yield
+        return
+    device = torch.cuda.current_device()
+    free, total = torch.cuda.mem_get_info(device)
+    outside = total - free - torch.cuda.memory_reserved(device)
+    restore = saved_fractions()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, limit_bytes - outside) / total), device)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def saved_fractions() -> Callable[[], None]:
+    """What puts the allocator's fractions back as they are now, on all devices."""
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return lambda: None
+    read = getattr(torch.cuda, "get_per_process_memory_fraction", None)
+    fractions = [read(i) if read is not None else 1.0 for i in range(torch.cuda.device_count())]
+
+    def restore() -> None:
+        for device, fraction in enumerate(fractions):
+            torch.cuda.set_per_process_memory_fraction(fraction, device)
+
+    return restore

@@ -1,0 +1,166 @@
+"""Whether one trial left memory for the next to trip over: nothing comes in; live bytes, and who holds them, come out.
+
+On CUDA the allocator's counter says so. Elsewhere live tensors are counted, with what their graphs keep for backward.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+import types
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ipyvram.sweep.watch import synchronize
+from ipyvram.units import format_bytes
+
+#: What may differ between trials: small change of libraries.
+TOLERANCE_BYTES = 10**6
+
+
+class Leftover(NamedTuple):
+    """Bytes that are live beyond the baseline, and what holds them in words."""
+
+    bytes: int
+    holder: str
+
+    def __str__(self) -> str:
+        return f"{format_bytes(self.bytes)} left by the trial, held by {self.holder}"
+
+
+class Baseline:
+    """What was live before the first trial."""
+
+    def __init__(self) -> None:
+        settle()
+        tensors = _live_tensors()
+        self._tensors = {id(t): weakref.ref(t) for t in tensors}
+        self._storages = _storages_of(tensors)
+        self._cuda = _cuda_allocated()
+
+    def leftover(self) -> Leftover | None:
+        """What the last trial left, if that is more than `TOLERANCE_BYTES`; call it when all has been restored."""
+        settle()
+        tensors = _live_tensors()
+        new = [t for t in tensors if (known := self._tensors.get(id(t))) is None or known() is not t]
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            more = _cuda_allocated() - self._cuda
+        else:
+            found = _storages_of(new)
+            more = sum(size for key, size in found.items() if key not in self._storages)
+        del tensors
+        if more <= TOLERANCE_BYTES:
+            return None
+        new.sort(key=_weight, reverse=True)
+        return Leftover(more, next((name for t in new[:20] if (name := _holder(t))), _UNKNOWN))
+
+
+_UNKNOWN = "something that Python does not show (a library's own memory)"
+
+
+def settle() -> None:
+    """Collect garbage, wait for the device and give its cache back."""
+    gc.collect()
+    synchronize()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+        if clear is not None:
+            clear()  # they stay until the process ends, and belong to no trial
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def _cuda_allocated() -> int:
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return 0
+    return sum(torch.cuda.memory_allocated(i) for i in range(torch.cuda.device_count()))
+
+
+def _live_tensors() -> list[Tensor]:
+    objects = gc.get_objects()
+    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, Tensor)}
+    return [o for o in objects if type(o) in kinds]
+
+
+def _storages_of(tensors: list[Tensor]) -> dict[int, int]:
+    """Bytes by storage: of the tensors, and of what their graphs saved for backward."""
+    found: dict[int, int] = {}
+    for tensor in tensors:
+        _add(found, tensor)
+    for tensor in _saved([t.grad_fn for t in tensors if t.grad_fn is not None]):
+        _add(found, tensor)
+    return found
+
+
+def _add(found: dict[int, int], tensor: Tensor) -> None:
+    try:
+        storage = tensor.untyped_storage()
+        found[storage._cdata] = 0 if storage.device.type == "meta" else storage.nbytes()
+    except (NotImplementedError, RuntimeError):
+        pass  # no storage: sparse, or not materialised
+
+
+def _saved(nodes: list[Any]) -> Iterator[Tensor]:
+    """Tensors that graphs hold; raw fields only, since the others would run checkpointed forwards again."""
+    seen: set[Any] = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes.extend(parent for parent, _ in node.next_functions)
+        for name in dir(type(node)):
+            if name.startswith("_raw_saved_"):
+                try:
+                    raw = getattr(node, name)
+                except RuntimeError:
+                    continue  # freed
+                for one in raw if isinstance(raw, (tuple, list)) else (raw,):
+                    tensor = getattr(one, "data", None)
+                    if isinstance(tensor, Tensor):
+                        yield tensor
+
+
+def _weight(tensor: Tensor) -> int:
+    return sum(_storages_of([tensor]).values())
+
+
+def _holder(tensor: Tensor) -> str:
+    """The name under which a module or a class holds a tensor, directly or inside other objects; empty if none does."""
+    modules = {id(vars(m)): name for name, m in list(sys.modules.items()) if isinstance(m, types.ModuleType)}
+    level: list[tuple[Any, str]] = [(tensor, "")]
+    seen = {id(tensor)}
+    for _ in range(6):
+        above: list[tuple[Any, str]] = []
+        seen |= {id(level), id(above), *map(id, level)}
+        for value, path in level:
+            for referrer in gc.get_referrers(value):
+                if id(referrer) in modules:
+                    name = next((k for k, v in referrer.items() if v is value), "?")
+                    where = modules[id(referrer)]
+                    return f"{name}{path}" if where == "__main__" else f"{where}.{name}{path}"
+                if id(referrer) in seen or isinstance(referrer, types.FrameType):
+                    continue
+                seen.add(id(referrer))
+                if isinstance(referrer, type):  # through its dictionary
+                    return re.sub(r"^(\w+)\['(\w+)'\]", r"\1.\2", f"{referrer.__name__}{path}")
+                above.append((referrer, _step(referrer, value) + path))
+        level = above[:2000]
+    return ""
+
+
+def _step(referrer: Any, value: Any) -> str:
+    if isinstance(referrer, dict):
+        key = next((k for k, v in referrer.items() if v is value), None)
+        return f"[{key!r}]" if isinstance(key, (str, int)) else "[…]"
+    if isinstance(referrer, (list, tuple, set)):
+        return "[…]"
+    attributes = getattr(referrer, "__dict__", {})
+    name = next((k for k, v in attributes.items() if v is value), "") if isinstance(attributes, dict) else ""
+    return f".{name}" if name else ""

@@ -1,0 +1,82 @@
+"""What a sweep says while it runs and below its table, one plain line each: trials come in, sentences go out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ipyvram.comparison import Row
+from ipyvram.sweep.answers import batch_axis, seen
+from ipyvram.sweep.fit import Fit
+from ipyvram.units import format_bytes
+
+if TYPE_CHECKING:
+    from ipyvram.sweep.trial import Trial
+
+
+def trying(name: str, size: int, number: str, last: Trial | None) -> str:
+    """The line shown while a trial runs: ``trial 2 of 4 · batch_size = 16 · before: 8 → 1.2 GiB, 340 samples/s``."""
+    text = f"trial {number} · {name} = {size}"
+    return text if last is None else f"{text} · before: {last.size} → {outcome(last)}"
+
+
+def outcome(trial: Trial) -> str:
+    """What came of a trial in a few words."""
+    if trial.out_of_memory:
+        return "out of memory"
+    parts = [format_bytes(trial.peak_bytes)] if trial.peak_bytes is not None else []
+    if trial.samples_per_s is not None:
+        parts.append(f"{trial.samples_per_s:,.0f} samples/s")
+    return ", ".join(parts) or "done"
+
+
+def did_not_change(name: str, sizes: Sequence[int], batch: int, loader: str) -> str:
+    """Why a sweep stopped after its second trial."""
+    tried = " and then ".join(map(str, sizes[:2]))
+    what = f"{loader} was built in another cell, with a batch size of its own: move it into this one"
+    other = f"{name} does not reach what makes the batches: build the loader in this cell"
+    return f"{name} was {tried}, but the model was given {batch} samples each time: {what if loader else other}"
+
+
+def notes(trials: Sequence[Trial], rows: Sequence[Row], line: Fit | None, skipped: Sequence[int]) -> Iterator[str]:
+    """What is to be said of the whole."""
+    ran = [t for t in trials if not t.out_of_memory]
+    yield from _about_batches(ran, rows, skipped)
+    if any(r.contaminated for r in rows):
+        first = next(t for t in trials if t.leftover)
+        yield f"memory was not back at its baseline from {first.size} on, so those rows are too high: {first.leftover}"
+    if ran and all(t.steps == 0 for t in ran):
+        yield "there is no optimizer step: each trial was the whole cell, and its speed includes the tracing"
+    elif any(0 < t.timed_steps < 3 for t in ran) or any(t.steps and not t.timed_steps for t in ran):
+        few = [str(t.size) for t in ran if t.steps and t.timed_steps < 3]
+        yield f"the cell has too few steps to time them well at {', '.join(dict.fromkeys(few))}"
+    if line is not None and line.linear and line.per_sample_bytes > 0:
+        yield from _about_the_fixed_part(rows, line)
+    retried = [t for t in ran if t.retries]
+    if retried:
+        yield f"at {retried[-1].size} the allocator retried {retried[-1].retries}×: too tight, the speed suffers"
+    yield from dict.fromkeys(note for t in trials for note in t.notes)
+
+
+def _about_batches(ran: Sequence[Trial], rows: Sequence[Row], skipped: Sequence[int]) -> Iterator[str]:
+    axis = batch_axis(ran)
+    clipped = [t for t in ran if (given := seen(t, axis)) is not None and given < t.size]
+    if clipped:
+        yield f"at {clipped[0].size} the model was given {seen(clipped[0], axis)}: the data have no more"
+    if skipped:
+        why = "it would be the same" if clipped else "smaller ones ran out of memory"
+        yield f"not run: {', '.join(map(str, skipped))} ({why})"
+    if axis == 1:
+        yield "the batch is dimension 1 of the model's input"
+    if ran and not any(t.shape for t in ran):
+        yield "no module was called, so nothing shows that the batch really changed"
+
+
+def _about_the_fixed_part(rows: Sequence[Row], line: Fit) -> Iterator[str]:
+    largest = max((r.seen or r.batch for r in rows if r.peak_bytes), default=0)
+    growing, whole = line.per_sample_bytes * largest, line.fixed_bytes + line.per_sample_bytes * largest
+    if whole > 0 and growing < 0.1 * whole:
+        yield (
+            f"the batch makes {growing / whole:.0%} of the peak at {largest}: parameters and optimizer state dominate, so"
+            " its size hardly helps"
+        ).replace("% of", " % of")
