@@ -97,6 +97,9 @@ class Body(Protocol):
     def save(self) -> SavedState:
         """Keep what it may change."""
 
+    def loader_with(self, batch: int) -> str:
+        """The name of a loader from elsewhere that it uses and that gives ``batch`` samples; empty if none."""
+
 
 class Runner(Protocol):
     """Gives the figures of a size."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 from torch.optim import optimizer as optimizer_hooks
 
-from ipyvram.probes.owners import tensors_in
+from ipyvram.probes.tensors import tensors_in
 
 
 class Enough(BaseException):
