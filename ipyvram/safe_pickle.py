@@ -102,7 +102,7 @@ def _check(data: bytes, name: str) -> None:
     """Walk over the opcodes without obeying them."""
     at, size, table, run = 0, len(data), _TABLE, _FIXED.match
     while True:
-        fixed = run(data, at)
+        fixed = run(data, at) if at < size else None
         at = fixed.end() if fixed else at
         if at >= size:
             raise ValueError(f"{name} ends in the middle: it is cut off, or no pickle")

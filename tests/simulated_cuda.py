@@ -14,11 +14,13 @@ import sys
 import types
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ipyvram.caching_allocator import CachingAllocator, OutOfMemory, Settings
+from ipyvram.probes import storages
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.history import HistoryTrace
 from ipyvram.probes.stacks import Interner
@@ -28,6 +30,7 @@ from ipyvram.recording import Action
 MIB = 1 << 20
 WORKSPACE = 8_519_680  # of cuBLAS up to compute capability 8.x
 
+_OURS = (__file__, str(Path(storages.__file__).parent))  # the simulation is not in the program's stack
 _FRAMES = 40  # of Python, kept for a traceback
 
 
@@ -274,7 +277,7 @@ class SimulatedCuda:
         found, frame = [], sys._getframe(1)
         while frame is not None and len(found) < _FRAMES:
             code = frame.f_code
-            if code.co_filename != __file__:
+            if not code.co_filename.startswith(_OURS):
                 found.append({"name": code.co_name, "filename": code.co_filename, "line": frame.f_lineno})
             frame = frame.f_back
         self._frames.append(found)

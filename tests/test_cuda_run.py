@@ -1,0 +1,193 @@
+"""The whole CUDA path on the simulated card: a program in, a report out, every sum closed to the byte."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ipyvram import run as run_module
+from ipyvram.analysis import analyse
+from ipyvram.caching_allocator import Settings
+from ipyvram.options import Options
+from ipyvram.recording import CATEGORIES, Recording
+from ipyvram.run import Run
+from tests.simulated_cuda import MIB, WORKSPACE, SimulatedCuda
+
+
+class DriverView:
+    """In place of NVML: what the driver would say of the simulated cards."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, cuda):
+        self.cuda = cuda
+
+    def names(self):
+        return ["Simulated GPU"] * self.cuda.devices
+
+    def read(self, device):
+        if not device.startswith("cuda"):
+            return {}
+        used, mine, others = self.cuda.used(int(device.partition(":")[2]))
+        return {
+            "device_used": used, "device_total": self.cuda.capacity, "process_used": mine, "other_processes": others,
+        }  # fmt: skip
+
+    def close(self):
+        pass
+
+
+def train(steps=3, batch=16, width=64, depth=2, optimizer=torch.optim.Adam):
+    model = nn.Sequential(
+        *(layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.ReLU())), nn.Linear(width, 4)
+    )
+    chosen = optimizer(model.parameters(), lr=0.01)
+    for _ in range(steps):
+        x, y = torch.randn(batch, width), torch.randint(0, 4, (batch,))
+        loss = nn.functional.cross_entropy(model(x), y)
+        chosen.zero_grad()
+        loss.backward()
+        chosen.step()
+    return model, chosen
+
+
+def measured(cuda, program, monkeypatch=None, **options):
+    """Run a program as the magic does; gives the recording and the report."""
+    run = Run(Options(**options))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "open_cards", lambda: DriverView(cuda))
+        run.start()
+        error = None
+        try:
+            kept = program()
+        except Exception as caught:
+            error, kept = caught, None
+        recording = run.stop(error)
+    del kept
+    return recording, analyse(recording)
+
+
+def check_sums(report, cuda):
+    card = cuda.cards[int(report.device.partition(":")[2])]
+    assert set(report.peak) == set(CATEGORIES)
+    assert sum(report.peak.values()) == report.peak_bytes
+    assert report.peak_bytes + sum(report.card.values()) == report.card_bytes == cuda.capacity
+    assert min(report.peak.values()) >= 0
+    frame = report.timeline()
+    exact = frame[frame["activations"].notna()]
+    assert (exact[list(CATEGORIES)].sum(axis=1) == exact["allocated"]).all()
+    assert (exact["reserved"] >= exact["allocated"]).all()
+    return card
+
+
+def test_the_sums_close_and_equal_the_allocators_own_counters():
+    with SimulatedCuda(others_bytes=700 * MIB) as cuda:
+        recording, report = measured(cuda, train)
+        card = check_sums(report, cuda)
+        assert report.device == "cuda:0"
+        assert report.provenance["peak"] == "exact"
+        assert report.peak_bytes == card.allocator.allocated_peak
+        assert report.peak_reserved_bytes == card.allocator.reserved_peak
+        assert report.card["context"] == cuda.context_bytes
+        assert report.card["other_processes"] == cuda.others_bytes
+        assert report.peak["workspaces"] == WORKSPACE
+        assert report.peak["other"] == 0
+        assert not [n for n in report.measurement.notes if "mismatch" in n or "replay" in n]
+    parameters = sum(p.numel() * 4 for p in train(0)[0].parameters())
+    blocks = sum(-(-p.numel() * 4 // 512) * 512 for p in train(0)[0].parameters())
+    assert parameters < report.peak["parameters"] == report.peak["gradients"] == blocks
+    assert recording.traces[0].source == "history"
+
+
+def test_the_last_instant_is_what_the_counters_say():
+    with SimulatedCuda() as cuda:
+        model, optimizer = train(1)
+        before = torch.cuda.memory_allocated()
+        recording, report = measured(cuda, lambda: [torch.zeros(1000), *train(1)], trace_steps=50)
+        assert sum(report.start.values()) == before
+        assert sum(report.end.values()) == recording.counters_end["cuda:0"]["allocated"]
+        assert report.start["other"] < before
+        assert model is not None
+        assert optimizer is not None
+
+
+@pytest.mark.parametrize("conf", ["", "expandable_segments:True", "max_split_size_mb:21", "roundup_power2_divisions:4"])
+def test_block_sizes_under_other_settings(conf):
+    with SimulatedCuda(settings=Settings.from_conf(conf)) as cuda:
+        _, report = measured(cuda, lambda: train(width=1024, batch=512))
+        card = check_sums(report, cuda)
+        assert report.peak_bytes == card.allocator.allocated_peak
+        assert report.peak_reserved_bytes == card.allocator.reserved_peak
+        assert not [n for n in report.measurement.notes if "replay" in n]
+
+
+@given(
+    width=st.integers(1, 300), depth=st.integers(1, 4), batch=st.integers(1, 200), steps=st.integers(0, 3),
+    optimizer=st.sampled_from([torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad]), expandable=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=12, deadline=None)
+def test_every_byte_has_a_name_in_random_programs(width, depth, batch, steps, optimizer, expandable):
+    with SimulatedCuda(settings=Settings(expandable_segments=expandable)) as cuda:
+        _, report = measured(cuda, lambda: train(steps, batch, width, depth, optimizer), trace_steps=9)
+        card = check_sums(report, cuda)
+        assert report.peak_bytes == card.allocator.allocated_peak
+        assert report.peak_reserved_bytes == card.allocator.reserved_peak
+
+
+def test_out_of_memory_leaves_a_report():
+    with SimulatedCuda(capacity=400 * MIB) as cuda:
+        _, report = measured(cuda, lambda: [torch.zeros(20 * MIB) for _ in range(9)])
+        check_sums(report, cuda)
+        assert "out of memory" in report.error
+        assert report.peak_bytes == cuda.cards[0].allocator.allocated_peak
+        assert report.allocator["ooms"] == 1
+
+
+def test_two_cards_get_an_account_each():
+    def both():
+        first = train(1)
+        with cuda.on(card=1, stream=3):
+            second = torch.zeros(8 * MIB)
+        return first, second
+
+    with SimulatedCuda(devices=2) as cuda:
+        _, report = measured(cuda, both)
+        accounts = {r.device: r for r in (report, *report.others)}
+        assert {"cuda:0", "cuda:1"} <= set(accounts)
+        for index in (0, 1):
+            check_sums(accounts[f"cuda:{index}"], cuda)
+            assert accounts[f"cuda:{index}"].peak_bytes == cuda.cards[index].allocator.allocated_peak
+
+
+def test_a_clock_that_is_off_does_not_misplace_claims_and_phases():
+    with SimulatedCuda(skew_us=-3_000_000) as cuda:
+        _, report = measured(cuda, train)
+        assert report.peak["other"] == 0
+        assert report.peak["parameters"] == report.peak["gradients"] > 0
+        assert {p.name for p in report.phases} == {"forward", "backward", "optimizer"}
+
+
+def test_the_cell_finds_the_allocator_as_it_left_it():
+    with SimulatedCuda() as cuda:
+        measured(cuda, train)
+        assert cuda.history is None
+        assert not {"empty_cache", "reset_peak_memory_stats"} & set(cuda.calls)
+
+
+def test_without_a_history_operators_are_traced(monkeypatch):
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+    with SimulatedCuda() as cuda:
+        recording, report = measured(cuda, train)
+    assert {t.source for t in recording.traces} == {"storages"}
+    assert any("PYTORCH_NO_CUDA_MEMORY_CACHING" in note for note in report.measurement.notes)
+    assert sum(report.peak.values()) == report.peak_bytes > 0
+
+
+def test_a_recording_of_a_card_comes_back_from_its_file(tmp_path):
+    with SimulatedCuda() as cuda:
+        recording, report = measured(cuda, train)
+    recording.save(tmp_path / "r.zip")
+    assert analyse(Recording.load(tmp_path / "r.zip")) == report
