@@ -12,7 +12,8 @@ Rules, in order (the first that applies wins; `docs/architecture.md` gives the r
 6. born in a phase and alive when it ends. Forward under autograd: *activation* if it ends with the backward that follows
    (a checkpoint's input), else *output*; forward without autograd: *output*; backward: *gradient* (of `autograd.grad`);
    optimizer step: *optimizer state*. Born in a recomputed module and alive when that ends: *activation*;
-7. held by a variable: data (*input*) when it was there before the first forward, else a result (*output*);
+7. held by a variable: data (*input*) when it was there before the first forward, else a result (*output*); made outside
+   any phase and still there when a model runs: the batch (*input*);
 8. freed within the step it was born in: *temporary*;
 9. anything else: *other*. Nothing is spread.
 """
@@ -23,18 +24,32 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ipyvram.ledger import Ints, Ledger, account
 from ipyvram.marks import PhaseSpan, module_track, phase_spans, root_forwards, step_ends
 from ipyvram.recording import CATEGORIES, Claim, Recording
+from ipyvram.unclaimed import INDEX, Unclaimed
 
-INDEX = {name: i for i, name in enumerate(CATEGORIES)}
 #: Private categories of claims, see `probes.owners`.
 RELEASED, DATA, COPY = "released", "data", "copy"
 _FOR_LIFE = ("parameters", "buffers", "optimizer_state", "gradients")
 _SAVED = ("activations", DATA)
 _UNKNOWN = -1
+_LOADING = (
+    "rand",
+    "zeros",
+    "ones",
+    "full",
+    "empty",
+    "arange",
+    "eye",
+    "linspace",
+    "normal",
+    "_to_copy",
+    "lift",
+    "stack",
+    "cat",
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,14 +114,17 @@ class _Attributor:
         self.died_ns = np.where(
             ledger.died < ledger.instants, ledger.time_ns[np.minimum(ledger.died, ledger.instants - 1)], last
         )
-        self.never = ledger.died >= ledger.instants
         self.claims = self._match([c for c in recording.claims if c.device == device])
-        self.module_times, self.module_paths, self.module_ends = module_track(recording.marks)
+        operators = [origin.op.removeprefix("aten.") for origin in recording.origins]
+        self.loaded = np.array(
+            [not op or op.startswith(_LOADING) for op in operators] + [False]
+        )  # the last: unknown, -1
+        self.modules = module_track(recording.marks)
         self.workspace = int(recording.environment.get("cublas_workspace_bytes", "0") or 0)
-        self.first_forward = next((p.begin_ns for p in self.phases if p.name == "forward"), None)
         self.steps = step_ends(self.phases)
-        self.bodies = root_forwards(recording.marks)
-        self.body_starts = [begin for begin, _ in self.bodies]
+        self.roots = root_forwards(recording.marks)
+        self.trained = [(begin, end) for begin, end, grad in self.roots if grad]
+        self.trained_begins = [begin for begin, _ in self.trained]
 
     def _match(self, claims: list[Claim]) -> dict[int, tuple[Claim, ...]]:
         if not claims:
@@ -122,7 +140,7 @@ class _Attributor:
 
     def run(self) -> Attribution:
         born, died = self.ledger.born, self.ledger.died
-        first = self._unclaimed()
+        first = self._unclaimed().categories()
         rows, second, switches = [], [], []  # allocations that change category once
         for row in self.claims:
             category, switch, after = self._claimed(row)
@@ -143,6 +161,22 @@ class _Attributor:
             end=np.r_[end, died[changed]],
         )
         return Attribution(spans, self.claims, self._modules(), self._phases())
+
+    def _unclaimed(self) -> Unclaimed:
+        named = np.zeros(self.count, bool)
+        named[[row for row, claims in self.claims.items() if any(c.name and not c.category for c in claims)]] = True
+        return Unclaimed(
+            ledger=self.ledger,
+            born_ns=self.born_ns,
+            died_ns=self.died_ns,
+            named=named,
+            loaded=self.loaded[self.ledger.origin],
+            phases=self.phases,
+            borders=self.steps,
+            roots=self.roots,
+            modules=self.modules,
+            workspace=self.workspace,
+        )
 
     # -- rules 1 to 4: claims ------------------------------------------------------------------------------------------
 
@@ -178,8 +212,8 @@ class _Attributor:
 
     def _made_by_forward(self, row: int) -> bool:
         """Whether a root module under autograd made it (not what the program made between two of them)."""
-        i = bisect_right(self.body_starts, int(self.born_ns[row])) - 1
-        return i >= 0 and int(self.born_ns[row]) < self.bodies[i][1] and bool(self.ledger.born[row] > 0)
+        i = bisect_right(self.trained_begins, int(self.born_ns[row])) - 1
+        return i >= 0 and int(self.born_ns[row]) < self.trained[i][1] and bool(self.ledger.born[row] > 0)
 
     def _is_data(self, row: int, claims: tuple[Claim, ...]) -> bool:
         """Saved for backward but not made by the forward that saved it: the batch, labels, masks, data sets."""
@@ -203,73 +237,6 @@ class _Attributor:
         released = next((c.time_ns for c in claims if c.category == RELEASED and c.time_ns > last_saved), None)
         return None if released is None else int(np.searchsorted(self.ledger.time_ns, released, side="right"))
 
-    # -- rules 5 to 9: birth and death -----------------------------------------------------------------------------------
-
-    def _unclaimed(self) -> Ints:
-        """A category for every row, as if none were claimed."""
-        born, died, ledger = self.born_ns, self.died_ns, self.ledger
-        before = ledger.born == 0
-        category = np.full(self.count, INDEX["other"], np.int64)
-        step_of_birth, step_of_death = np.searchsorted(self.steps, born), np.searchsorted(self.steps, died)
-        self.kept = self.never | (step_of_birth != step_of_death)
-        category[~self.kept & ~before] = INDEX["temporaries"]
-        for row, claims in self.claims.items():  # rule 7: a variable holds it
-            if any(c.name and not c.category for c in claims):
-                early = self.first_forward is None or int(born[row]) < self.first_forward
-                category[row] = (
-                    INDEX["inputs"] if early and self.phases else INDEX["other"] if early else INDEX["outputs"]
-                )
-        for i, phase in enumerate(self.phases):
-            self._survivors(phase, self.phases[i + 1] if i + 1 < len(self.phases) else None, category)
-        category[self._recomputed()] = INDEX["activations"]
-        if self.workspace:
-            category[(ledger.bytes == -(-self.workspace // 512) * 512) & self.never] = INDEX["workspaces"]
-        return category
-
-    def _survivors(self, phase: PhaseSpan, follows: PhaseSpan | None, category: Ints) -> None:
-        """Rule 6: what outlives the phase that made it."""
-        alive = (self.born_ns >= phase.begin_ns) & (self.born_ns < phase.end_ns) & (self.died_ns > phase.end_ns)
-        alive &= self.ledger.born > 0
-        if phase.name != "forward":
-            category[alive] = INDEX["gradients" if phase.name == "backward" else "optimizer_state"]
-            return
-        if not phase.grad:
-            category[alive] = INDEX["outputs"]
-            return
-        within, tail = self._in_bodies(), self.born_ns >= phase.body_end_ns
-        if follows is None:
-            category[alive & self.never & within] = INDEX["activations"]
-        elif follows.name == "backward":
-            with_graph = ~self.never & (self.died_ns <= follows.end_ns)
-            category[alive & with_graph & within] = INDEX["activations"]
-            category[alive & ~with_graph & self.kept & (within | tail)] = INDEX["outputs"]
-
-    def _in_bodies(self) -> NDArray[np.bool_]:
-        """Born while a root module ran under autograd."""
-        if not self.bodies:
-            return np.zeros(self.count, bool)
-        place = np.searchsorted(np.array(self.body_starts), self.born_ns, side="right") - 1
-        ends = np.array([end for _, end in self.bodies])[place]
-        return (place >= 0) & (self.born_ns < ends)
-
-    def _recomputed(self) -> NDArray[np.bool_]:
-        """Born in a module's forward during backward, and alive after that module returned: a recomputed activation."""
-        found = np.zeros(self.count, bool)
-        if not self.module_times:
-            return found
-        place = np.searchsorted(np.array(self.module_times), self.born_ns, side="right") - 1
-        ends = np.array([*self.module_ends, 0])[place]
-        inside = (place >= 0) & (ends > 0) & (self.died_ns > ends) & (self.ledger.born > 0)
-        for phase in self.phases:
-            if phase.name == "backward":
-                found |= (
-                    inside
-                    & (self.born_ns >= phase.begin_ns)
-                    & (self.born_ns < phase.end_ns)
-                    & (self.died_ns <= phase.end_ns)
-                )
-        return found
-
     # -- where -------------------------------------------------------------------------------------------------------
 
     def _phase_at(self, time_ns: int) -> PhaseSpan | None:
@@ -282,11 +249,11 @@ class _Attributor:
         return tuple(p.name if p else "" for p in found)
 
     def _modules(self) -> tuple[str, ...]:
-        if not self.module_times:
+        if not self.modules.times:
             return ("",) * self.count
-        place = np.searchsorted(np.array(self.module_times), self.born_ns, side="right") - 1
+        place = np.searchsorted(np.array(self.modules.times), self.born_ns, side="right") - 1
         return tuple(
-            self.module_paths[i] if i >= 0 and b else ""
+            self.modules.paths[i] if i >= 0 and b else ""
             for i, b in zip(place.tolist(), self.ledger.born.tolist(), strict=True)
         )
 

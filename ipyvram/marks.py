@@ -74,23 +74,18 @@ def _merge_forwards(spans: list[PhaseSpan]) -> tuple[PhaseSpan, ...]:
     return tuple(merged)
 
 
-def root_forwards(marks: tuple[Mark, ...], grad: bool = True) -> list[tuple[int, int]]:
-    """Begin and end of each call of a root module under autograd that is not inside a backward, in ns.
-
-    Parameters
-    ----------
-    grad : bool
-        Only those under autograd, or only the others.
-    """
-    found, begin, backwards = [], None, 0
+def root_forwards(marks: tuple[Mark, ...]) -> list[tuple[int, int, bool]]:
+    """Begin and end in ns of each call of a root module outside backward, and whether autograd recorded it."""
+    found: list[tuple[int, int, bool]] = []
+    begin, backwards = None, 0
     for mark in marks:
         if mark.kind == "backward":
             backwards = max(0, backwards + (1 if mark.begin else -1))
         elif mark.kind == "forward" and not backwards:
             if mark.begin:
-                begin = mark.time_ns if mark.grad is grad else None
+                begin = mark
             elif begin is not None:
-                found.append((begin, mark.time_ns))
+                found.append((begin.time_ns, mark.time_ns, begin.grad))
                 begin = None
     return found
 
@@ -104,8 +99,17 @@ def step_ends(phases: tuple[PhaseSpan, ...]) -> list[int]:
     return borders
 
 
-def module_track(marks: tuple[Mark, ...]) -> tuple[list[int], list[str], list[int]]:
-    """Times at which the running module changes, its path from each, and when that module's forward ends (0: none runs)."""
+@dataclass(frozen=True, slots=True)
+class ModuleTrack:
+    """Which module ran when: from ``times[i]`` on it was ``paths[i]``, whose forward ended at ``ends[i]`` (0: none ran)."""
+
+    times: list[int]
+    paths: list[str]
+    ends: list[int]
+
+
+def module_track(marks: tuple[Mark, ...]) -> ModuleTrack:
+    """The innermost module at any time; a root module has the empty path."""
     times: list[int] = []
     paths: list[str] = []
     ends: list[int] = []
@@ -123,4 +127,4 @@ def module_track(marks: tuple[Mark, ...]) -> tuple[list[int], list[str], list[in
         ends.append(0)
         if stack:
             stack[-1][1].append(len(times) - 1)
-    return times, paths, ends
+    return ModuleTrack(times, paths, ends)

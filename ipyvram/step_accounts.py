@@ -65,7 +65,7 @@ def unused_graphs(marks: tuple[Mark, ...], ledger: Ledger, attribution: Attribut
     A storage that a graph saved was used when the graph let go of it after a backward, or when it was claimed by the walk that
     precedes a backward: the claim's next mark is then the beginning of that backward.
     """
-    forwards = root_forwards(marks)
+    forwards = [(begin, end) for begin, end, grad in root_forwards(marks) if grad]
     borders = [m.time_ns for m in marks if m.kind != "module"]
     begins = [m.kind == "backward" and m.begin for m in marks if m.kind != "module"]
 

@@ -186,6 +186,15 @@ def test_a_node_that_feeds_one_place_twice_sums_in_place():
     assert len(made) == 5  # h, h * h, two gradients of h and the one of x
 
 
+def test_sums_of_views_take_memory_of_their_own():
+    """The gradient of a weight used twice: ``t()`` of a product, which keeps the product alive, so autograd must not reuse it."""
+    layer, x = nn.Linear(16, 16, bias=False), torch.ones(4, 16)
+    with tracing() as trace:
+        layer(layer(x)).sum().backward()
+    made = [size for sign, size in rows(trace) if sign == "+" and size == 4 * 16 * 16]
+    assert len(made) == 3  # two gradients and their sum
+
+
 def test_a_sum_inside_a_formula_takes_memory_of_its_own():
     class Function(torch.autograd.Function):
         @staticmethod

@@ -289,8 +289,8 @@ class StorageTrace:
         Only if nobody else holds that operand: then it is freed before anything else happens, which `_freed` sees. A sum
         inside a node's formula has an operand made by the same node, unless the node feeds one place twice (``x * x``).
         """
-        if node == _OUTSIDE or torch.is_grad_enabled() or not isinstance(args[0], Tensor):
-            return None
+        if node == _OUTSIDE or torch.is_grad_enabled() or not isinstance(args[0], Tensor) or args[0]._is_view():
+            return None  # a view keeps its base, a second holder
         storage = storage_of(args[0])
         operand = None if storage is None else self._live.get(storage._cdata)
         if operand is None or operand.size != size:

@@ -1,0 +1,142 @@
+"""Births and deaths come in; a category for every allocation that nobody claimed goes out (rules 5 to 9 of `attribution`).
+
+All of it is vectorised over allocations: there may be a million of them, and thousands of phases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipyvram.ledger import Ints, Ledger
+from ipyvram.marks import ModuleTrack, PhaseSpan
+from ipyvram.recording import CATEGORIES
+
+INDEX = {name: i for i, name in enumerate(CATEGORIES)}
+Flags = NDArray[np.bool_]
+
+_SCALAR_BYTES = 16  # no batch is smaller; a loss or a count is
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unclaimed:
+    """When each allocation of a ledger began and ended, in ns, and what happened around it.
+
+    Attributes
+    ----------
+    born_ns, died_ns : int64
+        ``died_ns`` lies beyond the trace for what was never freed.
+    named : bool
+        Held by a variable of the notebook.
+    loaded : bool
+        Made by an operator that computes nothing from tensors, or by none: filled, copied to the device, stacked.
+    borders : list of int
+        Times between optimizer steps.
+    roots : list of (begin, end, grad)
+        Calls of root modules outside backward; ``grad``: under autograd.
+    workspace : int
+        Bytes of a cuBLAS workspace, 0 where there is none.
+    """
+
+    ledger: Ledger
+    born_ns: Ints
+    died_ns: Ints
+    named: Flags
+    loaded: Flags
+    phases: tuple[PhaseSpan, ...]
+    borders: list[int]
+    roots: list[tuple[int, int, bool]]
+    modules: ModuleTrack
+    workspace: int
+
+    @property
+    def before(self) -> Flags:
+        """Live before the trace began."""
+        return np.asarray(self.ledger.born == 0)
+
+    @property
+    def never(self) -> Flags:
+        """Still live when the trace ended."""
+        return self.ledger.died >= self.ledger.instants
+
+    def categories(self) -> Ints:
+        """A category (index into `CATEGORIES`) for every allocation, as if none were claimed."""
+        steps = np.array(self.borders, np.int64)
+        kept = self.never | (np.searchsorted(steps, self.born_ns) != np.searchsorted(steps, self.died_ns))
+        category = np.full(len(self.born_ns), INDEX["other"], np.int64)
+        category[~kept & ~self.before] = INDEX["temporaries"]
+        self._held(category)
+        self._prepared(category)
+        self._survivors(category, kept)
+        category[self._recomputed()] = INDEX["activations"]
+        if self.workspace:
+            category[(self.ledger.bytes == -(-self.workspace // 512) * 512) & self.never] = INDEX["workspaces"]
+        return category
+
+    def _held(self, category: Ints) -> None:
+        """Rule 7: a variable's data, when it was there before the first forward (without one: was not computed), or a result."""
+        first = next((p.begin_ns for p in self.phases if p.name == "forward"), None)
+        early = self.before | self.loaded if first is None else self.born_ns < first
+        category[self.named] = np.where(early[self.named], INDEX["inputs"], INDEX["outputs"])
+
+    def _prepared(self, category: Ints) -> None:
+        """Rule 7 too: what the program made outside any phase and still had when a model ran is its batch."""
+        outside = ~self._in_phase()[0] & ~self.before
+        begins = np.array([begin for begin, _, _ in self.roots] + [np.iinfo(np.int64).max], np.int64)
+        following = begins[np.searchsorted(begins[:-1], self.born_ns, side="right")]
+        present = outside & (self.died_ns > following)
+        small = self.ledger.bytes <= _SCALAR_BYTES
+        category[present & ~small] = INDEX["inputs"]
+        category[present & small & (category == INDEX["other"])] = INDEX["outputs"]
+
+    def _survivors(self, category: Ints, kept: Flags) -> None:
+        """Rule 6: what outlives the phase that made it."""
+        if not self.phases:
+            return
+        inside, place = self._in_phase()
+        columns = [(p.end_ns, p.body_end_ns, p.name == "forward", p.grad, p.name == "backward") for p in self.phases]
+        end, body_end, forward, grad, backward = (np.array(column)[place] for column in zip(*columns, strict=True))
+        alive = inside & (self.died_ns > end) & ~self.before
+        category[alive & backward] = INDEX["gradients"]
+        category[alive & ~backward & ~forward] = INDEX["optimizer_state"]
+        category[alive & forward & ~grad] = INDEX["outputs"]
+        trained = alive & forward & grad
+        last = place == len(self.phases) - 1
+        follows = np.minimum(place + 1, len(self.phases) - 1)
+        used = np.array([p.name == "backward" for p in self.phases])[follows] & ~last
+        with_graph = used & ~self.never & (self.died_ns <= np.array([p.end_ns for p in self.phases])[follows])
+        within = self._in_roots()
+        category[trained & within & (with_graph | (last & self.never))] = INDEX["activations"]
+        category[trained & ~with_graph & ~last & kept & (within | (self.born_ns >= body_end))] = INDEX["outputs"]
+
+    def _in_phase(self) -> tuple[Flags, Ints]:
+        """Whether each was born in a phase, and the index of the last phase that had begun."""
+        if not self.phases:
+            return np.zeros(len(self.born_ns), bool), np.zeros(len(self.born_ns), np.int64)
+        begins = np.array([p.begin_ns for p in self.phases])
+        ends = np.array([p.end_ns for p in self.phases])
+        place = np.searchsorted(begins, self.born_ns, side="right") - 1
+        return (place >= 0) & (self.born_ns < ends[place]), np.maximum(place, 0).astype(np.int64)
+
+    def _in_roots(self) -> Flags:
+        """Born while a root module ran under autograd."""
+        spans = [(begin, end) for begin, end, grad in self.roots if grad]
+        if not spans:
+            return np.zeros(len(self.born_ns), bool)
+        place = np.searchsorted(np.array([begin for begin, _ in spans]), self.born_ns, side="right") - 1
+        return (place >= 0) & (self.born_ns < np.array([end for _, end in spans])[place])
+
+    def _recomputed(self) -> Flags:
+        """Born in a module's forward during backward, and alive after that module returned: a recomputed activation."""
+        track = self.modules
+        if not track.times or not self.phases:
+            return np.zeros(len(self.born_ns), bool)
+        place = np.searchsorted(np.array(track.times), self.born_ns, side="right") - 1
+        ends = np.array([*track.ends, 0])[place]
+        inside, phase = self._in_phase()
+        backward = np.array([p.name == "backward" for p in self.phases])[phase] & inside
+        within = self.died_ns <= np.array([p.end_ns for p in self.phases])[phase]
+        outlives = (place >= 0) & (ends > 0) & (self.died_ns > ends) & ~self.before
+        return np.asarray(outlives & backward & within)
