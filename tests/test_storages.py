@@ -131,9 +131,11 @@ def test_identify_gives_the_address_of_the_trace():
         serial = trace.identify(x.untyped_storage())
         assert trace.identify(x.view(5, 1).untyped_storage()) == serial
         ancient = trace.identify(old.untyped_storage(), before=True)
+        assert trace.identify(old.untyped_storage(), before=True) == ancient
+        old.sum()
         del x
     found = trace.traces()[0]
-    assert found.events.address.tolist() == [serial, serial]
+    assert [a for a, size in zip(found.events.address, found.events.size, strict=True) if size == 20] == [serial] * 2
     assert [b.address for b in found.baseline] == [ancient]
 
 
@@ -144,6 +146,16 @@ def test_a_claim_may_say_that_a_storage_was_there_before():
         worker.start()
         worker.join()
         trace.identify(made[0].untyped_storage(), before=True)
+        made[0].sum()
+    assert [b.size for b in trace.traces()[0].baseline] == [40]
+
+
+def test_host_memory_that_was_there_before_counts_from_its_use_on():
+    used, unused = torch.zeros(10), torch.zeros(20)
+    with tracing() as trace:
+        trace.identify(used.untyped_storage(), before=True)
+        trace.identify(unused.untyped_storage(), before=True)
+        used.add_(1)
     assert [b.size for b in trace.traces()[0].baseline] == [40]
 
 

@@ -74,6 +74,7 @@ class StorageTrace:
         self._clock, self._stacks, self._origins = clock, stacks, origins
         self._budget, self._names, self._skip = dict(budget or {}), dict(device_names or {}), skip
         self._live: dict[int, _Live] = {}
+        self._held: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}  # known, not used by the cell so far
         self._logs: dict[torch.device, _Log | None] = {}
         self._by_name: dict[str, _Log] = {}
         self._origin_of: dict[Any, int] = {}
@@ -100,6 +101,7 @@ class StorageTrace:
             self._flush()
             self._active, self._ended_by = False, ended_by
             self._live.clear()
+            self._held.clear()
         self._leave()
 
     def _leave(self) -> None:
@@ -149,7 +151,8 @@ class StorageTrace:
         ----------
         storage : torch.UntypedStorage
             A storage not seen so far is recorded as found: ``before`` says that it was there when the trace began, else it
-            appeared now (data that no operator of this thread made).
+            appeared now (data that no operator of this thread made). Host memory that was there before counts from when
+            the cell uses it: the rest of a process's tensors are not this cell's.
         """
         known = self._live.get(storage._cdata)
         if known is None:
@@ -157,6 +160,8 @@ class StorageTrace:
             if log is None or not self._active:
                 self._serial += 1
                 return self._serial  # matches nothing
+            if before and storage.device.type == "cpu":
+                return self._hold(storage)
             known = self._found(storage, log, before)
         return known.serial
 
@@ -164,7 +169,10 @@ class StorageTrace:
         self, storage: torch.UntypedStorage, log: _Log, before: bool = False, tensor: Tensor | None = None
     ) -> _Live:
         """A storage that no operator was seen to make."""
+        held = self._held.pop(storage._cdata, None)
         live = self._watch(storage, log)
+        if held is not None and held[0]() is storage:
+            live.serial, before = held[1], True
         if before or (tensor is not None and tensor.requires_grad):  # data that no operator made has no such wish
             log.baseline.append(Block(live.serial, live.size, live.size))
         else:
@@ -172,6 +180,15 @@ class StorageTrace:
             origin = -1 if tensor is None else self._origin("", tensor)
             log.rows.append((_ALLOC, live.serial, live.size, 0, self._clock(), self._stacks(), origin))
         return live
+
+    def _hold(self, storage: torch.UntypedStorage) -> int:
+        """The number a storage will have if the cell comes to use it."""
+        held = self._held.get(storage._cdata)
+        if held is not None and held[0]() is storage:
+            return held[1]
+        self._serial += 1
+        self._held[storage._cdata] = (weakref.ref(storage), self._serial)
+        return self._serial
 
     def _watch(self, storage: torch.UntypedStorage, log: _Log) -> _Live:
         live = _Live(storage, self._freed)
