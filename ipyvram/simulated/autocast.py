@@ -113,6 +113,12 @@ class Autocast:
             wide = any(_eligible(t) and t.dtype is torch.float32 for t in _flat(args))
             return cast_to(torch.float32 if wide else torch.get_autocast_dtype("cuda"), args, kwargs)
 
+        def flat_weights(args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+            args, kwargs, _ = lower((*args[:3], None, *args[4:]), kwargs)  # `_cudnn_rnn_cast_reflatten`
+            return args, kwargs, operator
+
+        if name == "_cudnn_rnn":
+            return flat_weights
         if name in _FLOAT32:
             return full
         if name in _FLOAT32_RESULT:

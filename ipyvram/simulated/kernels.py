@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ipyvram.cards import Card
+from ipyvram.simulated import recurrent
 from ipyvram.simulated.patches import Patches
 
 aten = torch.ops.aten
@@ -34,10 +35,7 @@ class CudaKernels:
             "scaled_dot_product_attention": self._attention,
             "softmax.int": _softmax(aten._softmax.default),
             "log_softmax.int": _softmax(aten._log_softmax.default),
-            "lstm.input": _lstm,
-            "gru.input": _gru,
-            "rnn_tanh.input": _rnn(1),
-            "rnn_relu.input": _rnn(0),
+            **recurrent.kernels(),
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -130,46 +128,5 @@ def _softmax(operator: Any) -> Callable[..., Tensor]:
         fused = dtype is torch.float32 and source.dtype is torch.float16
         result: Tensor = operator(source if fused or dtype is None else source.to(dtype), dim, fused)
         return result
-
-    return kernel
-
-
-# -- recurrent layers (RNN.cpp, `_cudnn_impl`) -----------------------------------------------------------------------------
-
-_RELU, _TANH, _LSTM, _GRU = 0, 1, 2, 3
-
-
-def _cudnn(
-    mode: int, source: Tensor, hx: Tensor, cx: Tensor | None, params: Any, biases: bool, layers: int, dropout: float,
-    train: bool, bidirectional: bool, batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    if batch_first:
-        source = source.transpose(0, 1)
-    hidden = hx.shape[2]
-    per_layer = 4 if biases else 2
-    projected = len(params) % per_layer != 0 or len(params) // per_layer != layers * (2 if bidirectional else 1)
-    out, hy, cy, _, _ = aten._cudnn_rnn(
-        source, list(params), per_layer + int(projected), None, hx, cx, mode, hidden, 0, layers, False, dropout, train,
-        bidirectional, [], None,
-    )  # fmt: skip
-    return (out.transpose(0, 1) if batch_first else out), hy, cy
-
-
-def _lstm(
-    source: Tensor, hx: Any, params: Any, has_biases: bool, num_layers: int, dropout: float, train: bool,
-    bidirectional: bool, batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _cudnn(
-        _LSTM, source, hx[0], hx[1], params, has_biases, num_layers, dropout, train, bidirectional, batch_first
-    )
-
-
-def _gru(source: Tensor, hx: Tensor, params: Any, *rest: Any) -> tuple[Tensor, Tensor]:
-    return _cudnn(_GRU, source, hx, None, params, *rest)[:2]
-
-
-def _rnn(mode: int) -> Callable[..., tuple[Tensor, Tensor]]:
-    def kernel(source: Tensor, hx: Tensor, params: Any, *rest: Any) -> tuple[Tensor, Tensor]:
-        return _cudnn(mode, source, hx, None, params, *rest)[:2]
 
     return kernel

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ipyvram.simulated import recurrent
 from ipyvram.simulated.refusal import CannotEstimate
 
 aten = torch.ops.aten
@@ -160,6 +161,10 @@ def _repeat_interleave(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) 
 @_for("_amp_foreach_non_finite_check_and_unscale_")
 def _unscale(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
     """Gradients and the flag are written in place."""
+
+
+_for("_cudnn_rnn")(recurrent.forward)
+_for("_cudnn_rnn_backward")(recurrent.backward)
 
 
 @_for("_amp_update_scale_")

@@ -11,6 +11,7 @@ from torch.nn import init
 from torch.utils.data import DataLoader
 from torch.utils.data import dataloader as dataloaders
 
+from ipyvram.simulated import recurrent
 from ipyvram.simulated.front import META, place
 from ipyvram.simulated.patches import Patches
 
@@ -32,6 +33,7 @@ def install(patches: Patches, note: Callable[[str], None]) -> None:
     _compiling(patches, note)
     for name in _FILLS:
         patches.set(init, name, _only_small(getattr(init, name)))
+    patches.set(torch.nn.RNNBase, "flatten_parameters", recurrent.flatten)
     scaler = torch.amp.GradScaler
     patches.set(scaler, "_maybe_opt_step", lambda self, optimizer, state, *a, **k: optimizer.step(*a, **k))
     patches.set(torch, "Generator", _generator(torch.Generator))
