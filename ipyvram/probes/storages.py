@@ -160,8 +160,13 @@ class StorageTrace:
             if log is None or not self._active:
                 self._serial += 1
                 return self._serial  # matches nothing
+            held = self._held.get(storage._cdata)
+            if held is not None and held[0]() is storage:
+                return held[1]
             if before and storage.device.type == "cpu":
-                return self._hold(storage)
+                self._serial += 1
+                self._held[storage._cdata] = (weakref.ref(storage), self._serial)
+                return self._serial
             known = self._found(storage, log, before)
         return known.serial
 
@@ -180,15 +185,6 @@ class StorageTrace:
             origin = -1 if tensor is None else self._origin("", tensor)
             log.rows.append((_ALLOC, live.serial, live.size, 0, self._clock(), self._stacks(), origin))
         return live
-
-    def _hold(self, storage: torch.UntypedStorage) -> int:
-        """The number a storage will have if the cell comes to use it."""
-        held = self._held.get(storage._cdata)
-        if held is not None and held[0]() is storage:
-            return held[1]
-        self._serial += 1
-        self._held[storage._cdata] = (weakref.ref(storage), self._serial)
-        return self._serial
 
     def _watch(self, storage: torch.UntypedStorage, log: _Log) -> _Live:
         live = _Live(storage, self._freed)
