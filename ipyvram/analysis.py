@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,10 +12,23 @@ import numpy as np
 from ipyvram.attribution import DATA, RELEASED
 from ipyvram.findings import find
 from ipyvram.findings.batch import AFTER_TRACE
+from ipyvram.instants import instant
 from ipyvram.lifetimes import largest_spans
-from ipyvram.marks import PhaseSpan
-from ipyvram.recording import CATEGORIES, Claim, Device, Frame, Observation, Recording, Samples
-from ipyvram.report import GroupRow, Lifetime, Measurement, Phase, Report, TensorRow, Timeline, merge_tensors
+from ipyvram.marks import PhaseSpan, module_at
+from ipyvram.out_of_memory import explain, with_remedies
+from ipyvram.recording import CATEGORIES, Claim, Device, Frame, Observation, OomEvent, Origin, Recording, Samples
+from ipyvram.report import (
+    GroupRow,
+    Lifetime,
+    Measurement,
+    OutOfMemory,
+    Phase,
+    Report,
+    StepAccount,
+    TensorRow,
+    Timeline,
+    merge_tensors,
+)
 from ipyvram.step_accounts import step_accounts, unused_graphs
 from ipyvram.stretches import curves, highest, stretches
 from ipyvram.thinning import pick
@@ -113,14 +127,51 @@ class _Account:
             measurement=self._measurement(),
             environment=r.environment,
             lifetimes=self._lifetimes(),
-            step_accounts=tuple(
-                row
-                for s in self.stretches
-                for row in step_accounts(s.phases, s.ledger.time_ns, s.accounts, self.start_ns)
-            ),
+            step_accounts=self._step_accounts(),
             observations=self._observations(),
             allocator=self._allocator(),
             device_bytes=self.device.total_bytes,
+            oom=self._out_of_memory(),
+        )
+
+    def _step_accounts(self) -> tuple[StepAccount, ...]:
+        parts = (step_accounts(s.phases, s.ledger.time_ns, s.accounts, self.start_ns) for s in self.stretches)
+        return tuple(row for part in parts for row in part)
+
+    # -- out of memory -----------------------------------------------------------------------------------------------
+
+    def _out_of_memory(self) -> OutOfMemory | None:
+        event = self.recording.oom
+        if event is None or event.device != self.device.id:
+            return None
+        there = [s for s in self.stretches if s.trace.start_ns <= event.time_ns] or [self.stretches[0]]
+        then = copy.copy(self)  # the same device, seen from the trace that saw this
+        then.recording, then.ledger, then.attribution = there[-1].recording, there[-1].ledger, there[-1].attribution
+        then._at = there[-1].at
+        return then._explained(event)
+
+    def _explained(self, event: OomEvent) -> OutOfMemory:
+        at = max(0, int(np.searchsorted(self.ledger.time_ns, event.time_ns, side="right")) - 1)
+        live = self._live(at)
+        when = instant(self.phases, event.time_ns, steps=any(p.name == "optimizer" for p in self.phases), parts=False)
+        oom = explain(event, self._at(at), live, self._asked(event), when)
+        return with_remedies(oom, self.recording, event, self._observations(), live, self._step_accounts(), self.phases)
+
+    def _asked(self, event: OomEvent) -> TensorRow:
+        """Who asked for what did not fit, in the form of a tensor's row."""
+        r = self.recording
+        frame, source, file = self._place(r.stacks[event.stack] if event.stack >= 0 else ())
+        origin = r.origins[event.origin] if event.origin >= 0 else Origin()
+        return TensorRow(
+            bytes=event.requested_bytes,
+            category="other",
+            name=origin.op.removeprefix("aten."),
+            module=module_at(r.marks, event.time_ns),
+            line=frame.line if frame else None,
+            source=source,
+            file=file,
+            shape=origin.shape,
+            dtype=origin.dtype,
         )
 
     # -- beside the account ------------------------------------------------------------------------------------------
@@ -221,25 +272,7 @@ class _Account:
         """The peak's instant in words, its phase and its step."""
         if peak.unattributed:
             return "after the traced part", "", 0
-        time_ns = int(self.ledger.time_ns[peak.instant])
-        for p in self.phases:
-            if p.begin_ns <= time_ns < max(p.end_ns, p.begin_ns + 1):
-                part = (time_ns - p.begin_ns) / max(1, p.body_end_ns - p.begin_ns)
-                where = "start of " if part < 0.1 else "end of " if part > 0.9 else ""
-                step = f"step {p.step}, " if self.recording.steps else ""
-                return f"{step}{where}{_PHASE_WORDS[p.name]}", p.name, p.step if self.recording.steps else 0
-        if not self.phases:
-            return "", "", 0
-        following = next((p for p in self.phases if p.begin_ns > time_ns), None)
-        if following is None:
-            return "after the last traced phase", "", 0
-        return (
-            f"before the {following.name} of step {following.step}"
-            if self.recording.steps
-            else f"before {following.name}",
-            "",
-            0,
-        )
+        return instant(self.phases, int(self.ledger.time_ns[peak.instant]), steps=self.recording.steps > 0)
 
     def _phase(self, p: PhaseSpan) -> Phase:
         return Phase(self._seconds(p.begin_ns), self._seconds(p.end_ns), p.name, p.step)
@@ -291,13 +324,18 @@ class _Account:
     # -- what is live at the peak ------------------------------------------------------------------------------------
 
     def _tensors(self, peak: _Peak) -> tuple[TensorRow, ...]:
-        live = self.attribution.category_at(peak.instant)
-        rows = sorted((self._tensor(row, category) for row, category in live.items()), key=lambda t: (-t.bytes, t.name))
+        rows = sorted(self._live(peak.instant), key=lambda t: (-t.bytes, t.name))
         if peak.unattributed:
             rows.insert(0, TensorRow(peak.unattributed, "other", AFTER_TRACE))
         if len(rows) > MAX_TENSORS:
             return merge_tensors(tuple(rows), MAX_TENSORS)
         return tuple(r for r in rows if r.bytes)
+
+    def _live(self, instant: int) -> tuple[TensorRow, ...]:
+        """What is live at an instant, in the order in which it was allocated."""
+        live = self.attribution.category_at(instant)
+        rows = sorted(live, key=lambda row: (int(self.ledger.born[row]), row))
+        return tuple(self._tensor(row, live[row]) for row in rows)
 
     def _lifetimes(self) -> tuple[Lifetime, ...]:
         """What was live at any moment, for pointing at one in the timeline."""
@@ -347,9 +385,6 @@ class _Account:
         if not stack:
             return None, "", ""
         return stack[0], "", stack[0].file.replace("\\", "/").rsplit("/", 1)[-1]
-
-
-_PHASE_WORDS = {"forward": "forward", "backward": "backward", "optimizer": "optimizer step"}
 
 
 def _whole(value: float) -> int | None:

@@ -14,7 +14,7 @@ Rules, in order (the first that applies wins; `docs/architecture.md` gives the r
    optimizer step: *optimizer state*. Born in a recomputed module and alive when that ends: *activation*;
 7. held by a variable: data (*input*) when it was there before the first forward, else a result (*output*); made outside
    any phase and still there when a model runs: the batch (*input*);
-8. freed within the step it was born in: *temporary*;
+8. freed within the step it was born in, or born in the backward or optimizer phase that an error cut short: *temporary*;
 9. anything else: *other*. Nothing is spread.
 """
 
@@ -108,9 +108,10 @@ class _Attributor:
         self.ledger = ledger
         self.count = len(ledger.born)
         self.phases = phase_spans(recording.marks, recording.stop_ns)
+        self.cut_short = self.phases[-1] if self.phases and recording.error is not None else None
         self.starts = [p.begin_ns for p in self.phases]
         self.born_ns = ledger.time_ns[np.minimum(ledger.born, ledger.instants - 1)]
-        last = ledger.time_ns[-1] + 1
+        last = max(int(ledger.time_ns[-1]), recording.stop_ns) + 1  # later than any phase, not only than any event
         self.died_ns = np.where(
             ledger.died < ledger.instants, ledger.time_ns[np.minimum(ledger.died, ledger.instants - 1)], last
         )
@@ -172,6 +173,7 @@ class _Attributor:
             named=named,
             loaded=self.loaded[self.ledger.origin],
             phases=self.phases,
+            cut_short=self.cut_short,
             borders=self.steps,
             roots=self.roots,
             modules=self.modules,

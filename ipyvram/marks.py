@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from ipyvram.recording import Mark
@@ -97,6 +98,13 @@ def step_ends(phases: tuple[PhaseSpan, ...]) -> list[int]:
         if after.step != before.step:
             borders.append(before.end_ns)
     return borders
+
+
+def module_at(marks: tuple[Mark, ...], time_ns: int) -> str:
+    """Path of the module that was running at a time; empty outside."""
+    track = module_track(marks)
+    place = bisect_right(track.times, time_ns) - 1
+    return track.paths[place] if place >= 0 else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,9 @@ class Options:
         Run the cell with this as torch's default and current device; None to leave both alone.
     estimate : bool
         Predict instead of measuring.
+    budget_bytes : int or None
+        Bytes of tensors that the CPU may hold: the allocation beyond raises `torch.OutOfMemoryError`. Keeps the trace on
+        to the end of the cell.
     """
 
     label: str | None = None
@@ -48,6 +51,7 @@ class Options:
     trace_steps: int = 3
     device: str | None = None
     estimate: bool = False
+    budget_bytes: int | None = None
 
     @property
     def card_bytes(self) -> int | None:
@@ -98,6 +102,13 @@ def _limit(value: str) -> tuple[float | None, int | None]:
         return None, parse_bytes(value)
     except ValueError:
         raise ValueError(right) from None
+
+
+def _budget(value: str) -> int:
+    try:
+        return parse_bytes(value)
+    except ValueError:
+        raise ValueError("write the bytes that tensors may take, such as 512MiB") from None
 
 
 def _milliseconds(value: str) -> float:
@@ -164,6 +175,11 @@ OPTIONS = (
         "--estimate", "", "estimate",
         "predict what the cell would take, on --card or a card of 24 GiB, without running it on a GPU",
         _switch, takes_cell=True,
+    ),
+    Option(
+        "--budget", "SIZE", "budget_bytes",
+        "run out of memory on the CPU beyond this many bytes of tensors, as a card of that size would (slower: traced to the end)",
+        _budget, ("64MiB", "512MiB", "2GiB"),
     ),
 )  # fmt: skip
 

@@ -151,7 +151,7 @@ class Remedy:
     kind: str
     text: str
     saves_bytes: int
-    enough: bool  #: whether it alone would have made this allocation fit
+    enough: bool | None  #: whether it alone would have made this allocation fit; None where that is not known
 
 
 @dataclass(frozen=True, slots=True)

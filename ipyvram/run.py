@@ -17,15 +17,16 @@ from torch.utils import _python_dispatch as dispatch_modes
 
 from ipyvram.devices import check_device, cuda_possible, describe, environment, use_device
 from ipyvram.options import Options
-from ipyvram.probes import counters
+from ipyvram.probes import counters, ending
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.history import HistoryTrace
 from ipyvram.probes.nvml import Cards, open_cards
+from ipyvram.probes.oom import OomWatch
 from ipyvram.probes.owners import Owners
 from ipyvram.probes.phases import Phases
 from ipyvram.probes.stacks import Interner, StackReader
 from ipyvram.probes.storages import StorageTrace
-from ipyvram.recording import Cell, Device, ErrorInfo, Origin, Recording, Samples, Stack, Trace
+from ipyvram.recording import Cell, Device, ErrorInfo, OomEvent, Origin, Recording, Samples, Stack, Trace
 from ipyvram.sampler import Sampler, combined_reader
 from ipyvram.watch import Watch
 
@@ -60,11 +61,15 @@ class Run:
         budget: Mapping[str, int] | None = None,
     ) -> None:
         self.options, self.cell, self._budget = options, cell or Cell(), budget
+        if options.budget_bytes is not None:
+            self._budget = {"cpu": options.budget_bytes} | dict(budget or {})
         self.notes: list[str] = []
         self._clock = Clock()
         self._stacks: Interner[Stack] = Interner()
         self._origins: Interner[Origin] = Interner()
+        self._namespace = namespace
         self._owners = Owners(self._clock, self._identify, namespace if namespace is not None else {})
+        self._oom = OomWatch(self._clock, StackReader(self._stacks))
         self._phases = Phases(self._clock, self._owners, self._on_step, self._on_forward, self.guard)
         self._storages: StorageTrace | None = None
         self._history: HistoryTrace | None = None
@@ -110,6 +115,7 @@ class Run:
         self.guard("NVML is unavailable", self._open_cards)
         self.guard("allocator counters are unavailable", self._read_counters_start)
         self._start_tracing(before=True)
+        self.guard("an out-of-memory would not be explained", self._oom.start)
         self.guard("the sampler is unavailable", self._start_sampler)
 
     def _open_cards(self) -> None:
@@ -130,7 +136,7 @@ class Run:
         self._trace_ns = self._clock()
         if cuda_possible():
             self.guard(_NO_TRACE[0], self._start_history)
-        if self._history is None:
+        if self._history is None or self.options.budget_bytes is not None:
             self.guard(_NO_TRACE[1], self._start_storages)
         self._tracing = True
         self.guard("the namespace could not be read", lambda: self._owners.namespace(before=before))
@@ -179,7 +185,8 @@ class Run:
             parameter = next(module.parameters(), None)
             if parameter is not None and self._history.identify(parameter.untyped_storage()) is None:
                 self._start_storages()
-        if self._phases.steps == self._first_traced:
+        self._oom.attach_late()
+        if self._phases.steps == self._first_traced and self.options.budget_bytes is None:
             elapsed = (self._clock() - self._trace_ns) / 1e9
             if elapsed > MAX_UNSTEPPED_S:
                 self.stop_tracing(f"{MAX_UNSTEPPED_S:.0f} s without an optimizer step")
@@ -196,7 +203,7 @@ class Run:
         traced = steps - self._first_traced
         if self._why:
             self.stop_tracing(f"step {steps} ({self._why})")
-        elif traced >= self.options.trace_steps:
+        elif traced >= self.options.trace_steps and self.options.budget_bytes is None:
             self.stop_tracing(f"{steps} steps" if steps > 1 else "1 step")
 
     def stop_tracing(self, ended_by: str) -> None:
@@ -258,6 +265,12 @@ class Run:
             return self._recording
         stop_ns = self._clock()
         samples = self._stop_sampler()
+        self._oom.stop()
+        devices_seen = dict.fromkeys(["cpu", *(s.device for s in samples)])
+        observations = ending.observe(
+            self.guard, self._namespace, error, self._phases.orphans, self._cards, devices_seen
+        )
+        oom = self._out_of_memory(error)
         if self._cards is not None:
             self.guard("NVML did not close cleanly", self._cards.close)
         self.stop_tracing("end of cell")
@@ -292,9 +305,20 @@ class Run:
             error=None if error is None else _error_info(error),
             notes=self._all_notes(),
             overhead_s=round(self._overhead, 6),
+            observations=observations,
+            oom=oom,
         )
         self._owners.claims, self._phases.marks = [], []
         return self._recording
+
+    def _out_of_memory(self, error: BaseException | None) -> OomEvent | None:
+        found: list[OomEvent | None] = [None]
+        event = self._oom.event or (self._storages.refused if self._storages is not None else None)
+        self.guard(
+            "what the error keeps alive is unknown",
+            lambda: found.append(ending.out_of_memory(error, event, self._namespace)),
+        )
+        return found[-1]
 
     def _stop_sampler(self) -> tuple[Samples, ...]:
         stopped: list[Samples] = []
@@ -328,6 +352,8 @@ class Run:
             found["optimizer"] = self._phases.optimizers[0]
         if self._phases.implementation:
             found["optimizer_implementation"] = self._phases.implementation
+        if self._phases.evaluating:
+            found["evaluating"] = self._phases.evaluating
         if cuda_possible() and not _used_cuda(traces, samples):
             found["idle_gpu"] = next(iter(self._card_names), "a GPU")
         elif self._card_names and not torch.version.cuda:

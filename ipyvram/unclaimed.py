@@ -32,6 +32,8 @@ class Unclaimed:
         Held by a variable of the notebook.
     loaded : bool
         Made by an operator that computes nothing from tensors, or by none: filled, copied to the device, stacked.
+    cut_short : PhaseSpan or None
+        The phase that an error ended.
     borders : list of int
         Times between optimizer steps.
     roots : list of (begin, end, grad)
@@ -46,6 +48,7 @@ class Unclaimed:
     named: Flags
     loaded: Flags
     phases: tuple[PhaseSpan, ...]
+    cut_short: PhaseSpan | None
     borders: list[int]
     roots: list[tuple[int, int, bool]]
     modules: ModuleTrack
@@ -101,6 +104,8 @@ class Unclaimed:
         alive = inside & (self.died_ns > end) & ~self.before
         category[alive & backward] = INDEX["gradients"]
         category[alive & ~backward & ~forward] = INDEX["optimizer_state"]
+        if self.cut_short is not None and self.cut_short.name != "forward":  # they would not have outlived it
+            category[alive & self.never & (self.born_ns >= self.cut_short.begin_ns)] = INDEX["temporaries"]
         category[alive & forward & ~grad] = INDEX["outputs"]
         trained = alive & forward & grad
         last = place == len(self.phases) - 1

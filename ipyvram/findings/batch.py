@@ -30,12 +30,14 @@ def _lever(report: Report) -> Iterator[Finding]:
     """Which quantity the batch size moves."""
     if not report.peak_bytes or not report.steps:
         return
-    moving = report.peak["activations"] + report.peak["inputs"]
+    moving = report.peak["activations"] + report.peak["inputs"] + report.peak["outputs"]
+    if report.peak_phase in ("forward", "backward"):
+        moving += report.peak["temporaries"]  # gradients of activations
     fixed = sum(report.peak[c] for c in ("parameters", "gradients", "optimizer_state"))
     batch = batch_size(report)
     if moving >= LEVER_SHARE * report.peak_bytes and batch:
         text = (
-            f"Activations and the batch are {format_share(moving, report.peak_bytes)} of the peak, "
+            f"Activations, the batch and what comes with them are {format_share(moving, report.peak_bytes)} of the peak, "
             f"{format_bytes(moving / batch)} for each of {batch} samples: batch size is the lever."
         )
         yield Finding("lever", text, moving)

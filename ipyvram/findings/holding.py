@@ -27,6 +27,8 @@ MIN_GRAPHS = 2
 
 def _traceback(report: Report) -> Iterator[Finding]:
     for o in observed(report, "traceback"):
+        if report.oom is not None and o.bytes <= report.oom.pinned_bytes:
+            continue  # this very error's: the out-of-memory report says so
         if worth(o.bytes, report):
             text = (
                 f"{format_bytes(o.bytes)} are held by the traceback of the last error ({o.name}): "

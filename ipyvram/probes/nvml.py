@@ -77,6 +77,14 @@ class Cards:
             found |= self._ask(device, figure, query, handle)
         return found
 
+    def processes(self, device: str) -> dict[int, int]:
+        """PID → bytes of the card behind a torch device; empty where the driver does not tell."""
+        handle = self._handle(device) if device.startswith("cuda") else None
+        try:
+            return {} if handle is None else {pid: used for pid, used in _used_by(handle).items() if used is not None}
+        except pynvml.NVMLError:
+            return {}
+
     def close(self) -> None:
         """Let go of the driver; others who use NVML in this process keep it."""
         self._handles.clear()
@@ -103,9 +111,7 @@ class Cards:
 
     def _processes(self, handle: Any) -> dict[str, float] | str:
         """This process and all others; a container's PIDs are not the driver's, and WDDM gives no figures."""
-        used: dict[int, int | None] = {}
-        for process in [*_running(handle, _COMPUTE), *_running(handle, _GRAPHICS, optional=True)]:
-            used[process.pid] = process.usedGpuMemory  # a process that computes and draws is listed twice
+        used = _used_by(handle)
         if any(amount is None for amount in used.values()):
             return f"this driver has no figure per process (Windows, WSL){_ONE_FIGURE}"
         mine = used.pop(os.getpid(), None)
@@ -205,6 +211,14 @@ def _memory(handle: Any) -> dict[str, float] | str:
 def _utilization(handle: Any) -> dict[str, float] | str:
     rates = pynvml.nvmlDeviceGetUtilizationRates(handle)
     return {"gpu_utilization_percent": float(rates.gpu), "memory_utilization_percent": float(rates.memory)}
+
+
+def _used_by(handle: Any) -> dict[int, int | None]:
+    """PID → bytes, None where the driver has no figure."""
+    used: dict[int, int | None] = {}
+    for process in [*_running(handle, _COMPUTE), *_running(handle, _GRAPHICS, optional=True)]:
+        used[process.pid] = process.usedGpuMemory  # a process that computes and draws is listed twice
+    return used
 
 
 def _running(handle: Any, queries: tuple[str, ...], optional: bool = False) -> list[Any]:

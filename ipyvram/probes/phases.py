@@ -19,6 +19,7 @@ from torch.nn.modules import module as global_hooks
 from torch.optim import optimizer as optimizer_hooks
 
 from ipyvram.probes.clock import Clock
+from ipyvram.probes.orphans import Orphans
 from ipyvram.probes.owners import Owners
 from ipyvram.probes.tensors import tensors_in
 from ipyvram.recording import Mark
@@ -53,10 +54,13 @@ class Phases:
             guard,
         )
         self.marks: list[Mark] = []
+        self.orphans = Orphans()
+        self.evaluating = ""  #: the root module of the last forward, when it was in eval mode and autograd recorded
         self.steps = 0
         self.optimizers: list[str] = []
         self.implementation = ""  #: of the first optimizer: ``foreach``, ``fused`` or ``for-loop``
         self._leader: weakref.ref[torch.optim.Optimizer] | None = None
+        self._stepping: weakref.ref[torch.optim.Optimizer] | None = None
         self._depth = threading.local()
         self._in_backward = 0
         self._since = 0  # sequence number of the autograd graph when the root module was called
@@ -82,6 +86,10 @@ class Phases:
 
     def stop_tracing(self) -> None:
         """Take every hook away but one: the counter of steps, on the optimizer that counts them."""
+        stepping = None if self._stepping is None else self._stepping()
+        self._stepping = None
+        if stepping is not None:  # an error cut its step short: what state it has made is there
+            self._guard("optimizer", lambda: self._owners.optimizer(stepping))
         for handle in self._handles:
             handle.remove()
             # torch forgets this table of its own when a global hook is removed
@@ -140,6 +148,7 @@ class Phases:
                 self._paths[id(module)] = label
             self._owners.module(module, label)
             self._owners.inputs(module, args, {})
+            self.evaluating = label if torch.is_grad_enabled() and not module.training else ""
             self._since = _sequence_number()
         self._mark("forward", True, label)
 
@@ -172,6 +181,7 @@ class Phases:
             self._owners.namespace(deep=False)
             self._owners.outputs([r for r in roots if isinstance(r, Tensor)], "loss")
             leaves.extend(self._owners.graph(roots, backward=True))
+            self.orphans.backward(leaves)
 
         self._in_backward += 1
         self._guard("backward", begin)
@@ -236,6 +246,9 @@ class Phases:
             return
 
         def claims() -> None:
+            self._stepping = weakref.ref(optimizer)
+            self.implementation = self.implementation or _implementation(optimizer)
+            self.orphans.stepped(optimizer)
             self._owners.optimizer(optimizer)
             self._owners.gradients(p for group in optimizer.param_groups for p in group["params"])
 
@@ -248,10 +261,10 @@ class Phases:
         self._optimizers[id(optimizer)] = weakref.ref(optimizer), handle
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._stepping = None
         if self._leader is None:
             self._leader = weakref.ref(optimizer)  # with several optimizers, the first one counts the steps
             self.optimizers.append(type(optimizer).__name__)
-            self.implementation = _implementation(optimizer)
             if not self.tracing:
                 self._drop_first_step()
         if self.tracing:

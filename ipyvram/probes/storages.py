@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.stacks import Interner
 from ipyvram.probes.tensors import dtype_name, plain_tensors, storage_of
-from ipyvram.recording import Action, Block, Events, Origin, Trace
+from ipyvram.recording import Action, Block, Events, OomEvent, Origin, Trace
 
 #: Events after which the trace ends by itself: a million rows are about 200 MB of Python objects.
 MAX_EVENTS = 1_000_000
@@ -58,6 +58,8 @@ class StorageTrace:
     ----------
     notes : list of str
         What the trace could not see, one line each.
+    refused : OomEvent or None
+        The last allocation that the budget refused.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class StorageTrace:
         skip: frozenset[str] = frozenset(),
     ) -> None:
         self.notes: list[str] = []
+        self.refused: OomEvent | None = None
         self._clock, self._stacks, self._origins = clock, stacks, origins
         self._budget, self._names, self._skip = dict(budget or {}), dict(device_names or {}), skip
         self._live: dict[int, _Live] = {}
@@ -273,7 +276,7 @@ class StorageTrace:
         if log is None or not size:
             return
         if log.budget is not None and log.bytes + size > log.budget:
-            raise torch.OutOfMemoryError(_out_of_memory(log, size))
+            self._refuse(log, size, self._origin(func, tensor))
         live = self._watch(storage, log)
         self._flush()
         row = (_ALLOC, live.serial, size, 0, self._clock(), self._stacks(), self._origin(func, tensor))
@@ -287,12 +290,28 @@ class StorageTrace:
     def _resized(self, live: _Live, storage: torch.UntypedStorage, origin: int) -> None:
         size = storage.nbytes()
         if live.log.budget is not None and live.log.bytes + size - live.size > live.log.budget:
-            raise torch.OutOfMemoryError(_out_of_memory(live.log, size))
+            self._refuse(live.log, size, origin)
         self._flush()
         live.log.rows.append((_FREE, live.serial, live.size, 0, self._clock(), -1, -1))
         live.log.bytes += size - live.size
         live.size = size
         live.log.rows.append((_ALLOC, live.serial, size, 0, self._clock(), self._stacks(), origin))
+
+    def _refuse(self, log: _Log, size: int, origin: int) -> NoReturn:
+        """An allocation does not fit the budget: note the instant and raise what the CUDA allocator would."""
+        self._flush()
+        self.refused = OomEvent(
+            time_ns=self._clock(),
+            device=log.name,
+            requested_bytes=size,
+            limit_bytes=log.budget,
+            allocated_bytes=log.bytes,
+            free_bytes=max(0, (log.budget or 0) - log.bytes),
+            budget=True,
+            stack=self._stacks(),
+            origin=origin,
+        )
+        raise torch.OutOfMemoryError(_out_of_memory(log, size))
 
     # -- sums made by autograd -----------------------------------------------------------------------------------------
 

@@ -20,18 +20,22 @@ _SPARSE_PARTS = {
 
 def tensors_in(value: Any, limit: int = 1000) -> Iterator[Tensor]:
     """Tensors in nested lists, tuples, dicts and simple objects (dataclasses, model outputs), at most ``limit``."""
-    stack, seen = [value], 0
+    stack, seen, entered = [value], 0, set[int]()
     while stack and seen < limit:
         item = stack.pop()
         if isinstance(item, Tensor):
             seen += 1
             yield item
-        elif isinstance(item, Mapping):
+            continue
+        if id(item) in entered:
+            continue  # what holds itself, or stands there twice
+        entered.add(id(item))
+        if isinstance(item, Mapping):
             stack.extend(reversed(list(item.values())))
         elif isinstance(item, (list, tuple)):
             if not plain_data(item):
                 stack.extend(reversed(item))
-        elif hasattr(item, "__dataclass_fields__"):
+        elif hasattr(type(item), "__dataclass_fields__"):
             stack.extend(vars(item).values() if hasattr(item, "__dict__") else ())
 
 

@@ -26,6 +26,7 @@ from ipyvram.render.markup import (
     swatch,
     table,
 )  # fmt: skip
+from ipyvram.render.oom import oom_html
 from ipyvram.render.palette import ALL_COLOURS, CATEGORIES, COLOURS
 from ipyvram.render.scene import HEIGHT, WIDTH
 from ipyvram.render.summary import Line, Summary, summarise, tensor_words
@@ -92,6 +93,7 @@ def _account(report: Report) -> str:
     parts = [
         _head(s, report),
         _trouble(s),
+        "" if report.oom is None else oom_html(report.oom),
         _bar(s),
         _table(s),
         _picture(report),

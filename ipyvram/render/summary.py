@@ -234,6 +234,8 @@ def _sources(report: Report) -> str:
 def _trouble(report: Report) -> str:
     if not report.error:
         return ""
+    if report.oom is not None:  # told in full right below
+        return "The cell ran out of memory – the figures are those of the part that ran."
     kind, _, message = report.error.partition(": ")
     if kind == "KeyboardInterrupt":
         return "Interrupted: the figures are those of the part that ran."

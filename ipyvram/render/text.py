@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ipyvram.render.markup import clean
+from ipyvram.render.oom import oom_text
 from ipyvram.render.palette import CARD_LETTERS, CARD_LETTERS_ASCII, COLOURS, LETTERS, STACK
 from ipyvram.render.scene import columns
 from ipyvram.render.summary import Line, Summary, group_words, summarise, tensor_words
@@ -92,6 +93,7 @@ class Pen:
 def _account(report: Report, pen: Pen) -> list[str]:
     s = summarise(report)
     lines = [*_head(s, report, pen), ""]
+    lines += oom_text(report.oom, pen) if report.oom is not None else []
     lines += [*_bar(s, pen), *pen.wrap(s.sums), "", *_table(s, pen)]
     if s.zeros:
         lines += pen.wrap("Nothing in: " + ", ".join(s.zeros) + ".", "  ")

@@ -1,0 +1,99 @@
+"""An out-of-memory explained: the event, the ledger and its categories come in, an `OutOfMemory` goes out. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ipyvram.marks import PhaseSpan
+from ipyvram.recording import Observation, OomEvent, Recording
+from ipyvram.remedies import Situation, remedies
+from ipyvram.report import OutOfMemory, StepAccount, TensorRow
+
+#: Holders told; the rest is in the account.
+HOLDERS = 12
+
+
+def explain(
+    event: OomEvent,
+    account: dict[str, int],
+    live: tuple[TensorRow, ...],
+    asked: TensorRow,
+    when: tuple[str, str, int],
+) -> OutOfMemory:
+    """Put the event and the account of its instant together.
+
+    Parameters
+    ----------
+    account : dict
+        Category → bytes that the ledger has at that instant; what the allocator counts beyond goes to ``other``.
+    live : tuple of TensorRow
+        What those bytes are, in the order in which they were allocated.
+    asked : TensorRow
+        Who asked: line, module, operator, shape.
+    when : tuple
+        The instant in words, its phase and its step.
+    """
+    known = sum(account.values())
+    allocated = max(known, event.allocated_bytes or 0)
+    account = account | {"other": account["other"] + allocated - known}
+    words, phase, step = when
+    return OutOfMemory(
+        requested_bytes=event.requested_bytes,
+        allocated_bytes=allocated,
+        account=account,
+        limit_bytes=event.limit_bytes,
+        free_bytes=event.free_bytes,
+        reserved_bytes=event.reserved_bytes,
+        largest_free_bytes=event.largest_free_bytes,
+        budget=event.budget,
+        when=words,
+        phase=phase,
+        step=step,
+        line=asked.line,
+        source=asked.source,
+        file=asked.file,
+        module=asked.module,
+        op=asked.name,
+        shape=asked.shape,
+        dtype=asked.dtype,
+        holders=tuple(sorted(live, key=lambda t: (-t.bytes, t.name))[:HOLDERS]),
+        pinned_bytes=event.pinned_bytes,
+    )
+
+
+def with_remedies(
+    oom: OutOfMemory,
+    recording: Recording,
+    event: OomEvent,
+    observations: tuple[Observation, ...],
+    live: tuple[TensorRow, ...],
+    steps: tuple[StepAccount, ...],
+    phases: tuple[PhaseSpan, ...],
+) -> OutOfMemory:
+    """The same with the ways out of it."""
+    before = [p for p in phases if p.begin_ns <= event.time_ns]
+    last_step = max((p.end_ns for p in before if p.name == "optimizer"), default=0)
+    situation = Situation(
+        oom=oom,
+        live=live,
+        steps=tuple(s for s in steps if s.step < oom.step or not oom.step),
+        observations=observations,
+        batch=_batch(live),
+        device=event.device,
+        implementation=recording.environment.get("optimizer_implementation", _default(event.device)),
+        trains=any(p.name in ("backward", "optimizer") for p in before),
+        evaluating=recording.environment.get("evaluating", ""),
+        backward_since_step=any(p.name == "backward" and p.begin_ns > last_step for p in before),
+    )
+    return replace(oom, remedies=remedies(situation))
+
+
+def _default(device: str) -> str:
+    return "foreach" if device.startswith("cuda") else "for-loop"
+
+
+def _batch(live: tuple[TensorRow, ...]) -> int | None:
+    """Samples in the batch: dimension 0 of the largest input."""
+    inputs = [t for t in live if t.category == "inputs" and t.shape and len(t.shape) > 1]
+    largest = max(inputs, key=lambda t: t.bytes, default=None)
+    return largest.shape[0] if largest is not None and largest.shape and largest.shape[0] > 1 else None

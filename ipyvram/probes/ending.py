@@ -1,0 +1,68 @@
+"""What is observed once, when a cell has ended: the probes of the run come in, `Observation`s and the out-of-memory go out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ipyvram.probes import around, keeping
+from ipyvram.probes.nvml import Cards
+from ipyvram.probes.orphans import Orphans
+from ipyvram.recording import Observation, OomEvent
+
+Guard = Callable[[str, Callable[[], None]], None]
+
+
+def observe(
+    guard: Guard,
+    namespace: Mapping[str, Any] | None,
+    error: BaseException | None,
+    orphans: Orphans,
+    cards: Cards | None,
+    devices: Iterable[str],
+) -> tuple[Observation, ...]:
+    """Every observation that could be made; a look that fails costs only what it would have seen.
+
+    Parameters
+    ----------
+    namespace : mapping or None
+        The notebook's variables. Without them nobody can say what is kept by accident, and nothing is.
+    """
+    found: list[Observation] = []
+    if namespace is not None:
+        guard("what keeps memory alive is unknown", lambda: found.extend(keeping.observe(namespace, error)))
+    guard("optimizers were not checked", lambda: found.extend(orphans.observations(namespace or {})))
+    guard("pinned memory is unknown", lambda: found.extend(around.pinned_host()))
+    if cards is not None:
+        for device in devices:
+            guard("other processes are unknown", lambda d=device: _processes(found, cards, d))  # type: ignore[misc]
+    return tuple(found)
+
+
+def _processes(found: list[Observation], cards: Cards, device: str) -> None:
+    found.extend(around.processes(cards.processes(device), device))
+
+
+def out_of_memory(
+    error: BaseException | None, event: OomEvent | None, namespace: Mapping[str, Any] | None
+) -> OomEvent | None:
+    """The event that ended the cell, with what its traceback keeps alive; None when the cell ended otherwise."""
+    if event is None or not _is_out_of_memory(error):
+        return None
+    if error is None or namespace is None:
+        return event
+    return replace(event, pinned_bytes=keeping.pinned_by(error, namespace, event.device))
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Also when the program raised another error from it."""
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,52 @@
+"""Optimizers that train nothing: their steps and the leaves of every backward come in, `Observation`s go out."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ipyvram.probes.reach import storage_of
+from ipyvram.probes.tensors import tensors_in
+from ipyvram.recording import Observation
+
+
+class Orphans:
+    """An optimizer is an orphan when it stepped, backwards ran, and none of them reached one of its parameters."""
+
+    def __init__(self) -> None:
+        self._leaves: set[int] = set()  # ids of tensors; the optimizers below keep theirs alive
+        self._optimizers: dict[int, weakref.ref[torch.optim.Optimizer]] = {}
+
+    def backward(self, leaves: Iterable[Tensor]) -> None:
+        """A backward is about to reach these leaves."""
+        self._leaves.update(id(leaf) for leaf in leaves)
+
+    def stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer makes a step."""
+        self._optimizers.setdefault(id(optimizer), weakref.ref(optimizer))
+
+    def observations(self, namespace: Mapping[str, Any]) -> list[Observation]:
+        """The orphans among the optimizers that stepped."""
+        found: list[Observation] = []
+        for ref in self._optimizers.values():
+            optimizer = ref()
+            if optimizer is None or not self._leaves:
+                continue
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            if parameters and not any(id(p) in self._leaves for p in parameters):
+                found.append(_observation(optimizer, parameters, namespace))
+        return found
+
+
+def _observation(
+    optimizer: torch.optim.Optimizer, parameters: list[Tensor], namespace: Mapping[str, Any]
+) -> Observation:
+    held = [*parameters, *(t for state in optimizer.state.values() for t in tensors_in(state))]
+    storages = {s for s in map(storage_of, held) if s is not None}
+    name = next((n for n, v in list(namespace.items()) if v is optimizer), type(optimizer).__name__)
+    count = sum(s.nbytes for s in storages)
+    return Observation("orphan_optimizer", count, name, count=len(parameters), device=str(parameters[0].device))

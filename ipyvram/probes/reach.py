@@ -1,0 +1,241 @@
+"""What Python objects reach: roots with their names come in, the tensors below them with their paths go out.
+
+Nothing is called and no property is read: only containers, instance dictionaries, closures and frames are looked into. Modules,
+classes and the notebook's own machinery are borders, so that a variable does not reach everything there is.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import types
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+#: Objects looked into at most: a notebook that holds more plain Python data than this is told so by `Walk.complete`.
+MAX_OBJECTS = 400_000
+#: Items of one list of plain data looked at before it is taken for plain data throughout.
+PLAIN = 64
+
+_ATOMS = (
+    int, float, complex, str, bytes, bytearray, bool, type(None), range, slice, type(Ellipsis), type(NotImplemented),
+    torch.dtype, torch.device, torch.Size, torch.Generator, torch.UntypedStorage, torch.Stream,
+    type, types.ModuleType, types.CodeType, types.BuiltinFunctionType, types.GetSetDescriptorType, property,
+)  # fmt: skip
+_BORDERS = (
+    "IPython", "ipykernel", "ipyvram", "traitlets", "zmq", "tornado", "asyncio", "logging", "threading", "weakref",
+    "importlib", "_frozen_importlib", "concurrent", "jupyter_client", "comm",
+)  # fmt: skip
+
+
+class Storage(NamedTuple):
+    """A storage by its identity; several tensors may share it."""
+
+    key: int
+    device: str
+    nbytes: int
+
+
+def storage_of(tensor: Tensor) -> Storage | None:
+    """The storage of a tensor; None where it has none or takes no memory (meta, sparse, not materialised)."""
+    try:
+        storage = tensor.untyped_storage()
+        if storage.device.type == "meta" or not storage.nbytes():
+            return None
+        return Storage(storage._cdata, str(storage.device), storage.nbytes())
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+class Walk:
+    """A walk over roots one after another; what an earlier root reached, a later one does not reach again.
+
+    Parameters
+    ----------
+    borders : iterable of objects
+        Dictionaries not to be entered: the notebook's namespace, `sys.modules`.
+
+    Attributes
+    ----------
+    storages : dict of Storage to str
+        Every storage reached, and the path by which it was reached first.
+    modules : dict of int to str
+        id of every `nn.Module` reached, and the path.
+    complete : bool
+        False when the walk ended at `MAX_OBJECTS`.
+    """
+
+    def __init__(self, borders: Iterable[object] = ()) -> None:
+        self.storages: dict[Storage, str] = {}
+        self.modules: dict[int, str] = {}
+        self.graphs: list[tuple[str, Tensor]] = []  #: tensors with a history, and their paths
+        self.complete = True
+        self._seen = {id(b) for b in borders}
+        self._left = MAX_OBJECTS
+
+    def root(self, value: Any, path: str) -> list[Storage]:
+        """Walk from one object; the storages that only now were reached."""
+        fresh: list[Storage] = []
+        todo = [(value, path)]
+        while todo:
+            item, path = todo.pop()
+            kind = type(item)
+            if issubclass(kind, _ATOMS) or id(item) in self._seen:
+                continue
+            self._left -= 1
+            if self._left < 0:
+                self.complete = False
+                break
+            self._seen.add(id(item))
+            if issubclass(kind, Tensor):
+                fresh += self._tensor(item, path)
+            elif issubclass(kind, nn.Module):
+                self.modules[id(item)] = path
+            todo.extend(_children(item, kind, path))
+        return fresh
+
+    def _tensor(self, tensor: Tensor, path: str) -> list[Storage]:
+        if tensor.grad_fn is not None:
+            self.graphs.append((path, tensor))
+        storage = storage_of(tensor)
+        if storage is None or storage in self.storages:
+            return []
+        self.storages[storage] = path
+        return [storage]
+
+
+def _children(item: Any, kind: type, path: str) -> Iterable[tuple[Any, str]]:
+    """What an object holds, with paths as one would write them."""
+    for base, look in _LOOKS.items():
+        if issubclass(kind, base):
+            return cast(Iterable[tuple[Any, str]], look(item, path))
+    if str(kind.__module__).partition(".")[0] in _BORDERS:
+        return ()
+    return _attributes(item, path)
+
+
+def _attributes(item: Any, path: str) -> Iterator[tuple[Any, str]]:
+    try:
+        found = object.__getattribute__(item, "__dict__")
+    except AttributeError:
+        found = None
+    if isinstance(found, dict):
+        for name, value in list(found.items()):
+            yield value, f"{path}.{name}"
+    elif gc.is_tracked(item):
+        for value in gc.get_referents(item):
+            yield value, path
+
+
+def _tensor_parts(tensor: Tensor, path: str) -> Iterator[tuple[Any, str]]:
+    if tensor.is_leaf and tensor.grad is not None:
+        yield tensor.grad, path + ".grad"
+    for name, value in list(getattr(tensor, "__dict__", {}).items()):
+        yield value, f"{path}.{name}"
+
+
+def _module_parts(module: nn.Module, path: str) -> Iterator[tuple[Any, str]]:
+    for name, value in list(vars(module).items()):
+        if name in ("_parameters", "_buffers", "_modules") and isinstance(value, dict):
+            for key, member in list(value.items()):
+                yield member, f"{path}.{key}"
+        else:
+            yield value, f"{path}.{name}"
+
+
+def _dict_parts(found: Mapping[Any, Any], path: str) -> Iterator[tuple[Any, str]]:
+    for key, value in list(found.items()):
+        yield value, f"{path}[{key!r}]" if isinstance(key, (str, int)) else path
+        if not isinstance(key, _ATOMS):
+            yield key, path
+
+
+def _items(found: Iterable[Any], path: str) -> Iterator[tuple[Any, str]]:
+    values = list(found)
+    if len(values) > PLAIN and all(isinstance(v, _ATOMS) for v in values[:PLAIN]) and isinstance(values[-1], _ATOMS):
+        return
+    for i, value in enumerate(values):
+        yield value, f"{path}[{i}]"
+
+
+def _function_parts(function: types.FunctionType, path: str) -> Iterator[tuple[Any, str]]:
+    names = function.__code__.co_freevars
+    for name, cell in zip(names, function.__closure__ or (), strict=False):
+        try:
+            yield cell.cell_contents, f"{name} in {path}()"
+        except ValueError:  # not assigned yet
+            continue
+    yield function.__defaults__, path
+    yield function.__kwdefaults__, path
+
+
+def _method_parts(method: types.MethodType, path: str) -> Iterator[tuple[Any, str]]:
+    yield method.__self__, path
+    yield method.__func__, path
+
+
+def _partial_parts(found: functools.partial[Any], path: str) -> Iterator[tuple[Any, str]]:
+    yield found.func, path
+    yield found.args, path
+    yield found.keywords, path
+
+
+def _generator_parts(found: Any, path: str) -> Iterator[tuple[Any, str]]:
+    for value in gc.get_referents(found):  # reading `f_locals` of a frame that goes on would pin what it holds now
+        yield value, path
+
+
+def _frame_parts(frame: types.FrameType, path: str) -> Iterator[tuple[Any, str]]:
+    if frame.f_locals is not frame.f_globals:
+        for name, value in list(frame.f_locals.items()):
+            yield value, f"{name} in {frame.f_code.co_name}()"
+
+
+def _traceback_parts(traceback: types.TracebackType, path: str) -> Iterator[tuple[Any, str]]:
+    step: types.TracebackType | None = traceback
+    while step is not None:
+        yield step.tb_frame, path
+        step = step.tb_next
+
+
+def _exception_parts(error: BaseException, path: str) -> Iterator[tuple[Any, str]]:
+    for value in (
+        error.__traceback__,
+        error.__cause__,
+        error.__context__,
+        error.args,
+        getattr(error, "__dict__", None),
+    ):
+        yield value, path
+
+
+def _none(item: Any, path: str) -> Iterable[tuple[Any, str]]:
+    return ()
+
+
+#: How to look into a kind of object; the first that fits.
+_LOOKS: dict[type, Any] = {
+    Tensor: _tensor_parts,
+    nn.Module: _module_parts,
+    dict: _dict_parts,
+    list: _items,
+    tuple: _items,
+    set: _items,
+    frozenset: _items,
+    deque: _items,
+    types.FunctionType: _function_parts,
+    types.MethodType: _method_parts,
+    functools.partial: _partial_parts,
+    types.GeneratorType: _generator_parts,
+    types.CoroutineType: _generator_parts,
+    types.AsyncGeneratorType: _generator_parts,
+    types.FrameType: _frame_parts,
+    types.TracebackType: _traceback_parts,
+    BaseException: _exception_parts,
+    weakref.ReferenceType: _none,
+}

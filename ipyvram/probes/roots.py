@@ -1,0 +1,120 @@
+"""Where a notebook keeps things alive: its namespace comes in; variables, ``Out`` and the last errors come out, with names.
+
+Works without IPython: `sys.last_value` and what the namespace's own ``get_ipython`` gives are read, nothing is imported.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+#: Names that IPython puts into the namespace itself.
+_NOT_THE_USERS = re.compile(r"_+|_i+|_i?\d+|_oh|_ih|_dh|_exit_code|__\w+__|In|Out|exit|quit|get_ipython|open")
+
+
+def variables(namespace: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The user's own names."""
+    for name, value in list(namespace.items()):
+        if not _NOT_THE_USERS.fullmatch(name):
+            yield name, value
+
+
+def outputs(namespace: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What IPython's output cache holds: ``Out[3]`` and what ``_``, ``__``, ``___`` hold beside it."""
+    cache = namespace.get("_oh")
+    if isinstance(cache, dict):
+        for number, value in list(cache.items()):
+            yield f"Out[{number}]", value
+    for name in ("_", "__", "___"):
+        if name in namespace and isinstance(cache, dict):  # outside IPython `_` is a name like any other
+            yield name, namespace[name]
+
+
+def out_names(namespace: Mapping[str, Any], number: str, value: Any) -> str:
+    """``Out[3], _3, _``: every name under which the output cache holds one value."""
+    index = number.removeprefix("Out[").removesuffix("]")
+    names = [number] + ([f"_{index}"] if namespace.get(f"_{index}") is value else [])
+    return ", ".join(dict.fromkeys(names + [n for n in ("_", "__", "___") if namespace.get(n) is value]))
+
+
+def errors(namespace: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Exceptions and tracebacks that are kept for ``%debug``, with the exception's type; each once."""
+    shell = _shell(namespace)
+    last = getattr(shell, "last_execution_result", None)
+    kept = [
+        getattr(sys, "last_exc", None),
+        getattr(sys, "last_value", None),
+        getattr(last, "error_in_exec", None),
+        getattr(last, "error_before_exec", None),
+        getattr(sys, "last_traceback", None),
+        getattr(getattr(shell, "InteractiveTB", None), "tb", None),
+    ]
+    found: dict[int, tuple[str, Any]] = {}
+    for item in kept:
+        if isinstance(item, BaseException):
+            found.setdefault(id(item), (type(item).__name__, item))
+        elif isinstance(item, TracebackType):
+            found.setdefault(id(item), ("", item))
+    return list(found.values())
+
+
+def forget_errors(namespace: Mapping[str, Any]) -> None:
+    """Cut the kept exceptions loose from their frames: what only those held is freed, and ``%debug`` ends."""
+    shell = _shell(namespace)
+    for _, item in errors(namespace):
+        for error in _chain(item) if isinstance(item, BaseException) else ():
+            if error.__traceback__ is not None:
+                error.__traceback__.tb_next = None
+                error.__traceback__ = None
+        if isinstance(item, TracebackType):
+            item.tb_next = None
+    for name in ("last_exc", "last_value", "last_traceback", "last_type"):
+        if hasattr(sys, name):
+            delattr(sys, name)
+    formatter: Any = getattr(shell, "InteractiveTB", None)
+    if formatter is not None and getattr(formatter, "tb", None) is not None:
+        formatter.tb = None
+
+
+def forget_outputs(namespace: Any) -> list[str]:
+    """Empty the output cache and the names that go with it; the names that were dropped."""
+    cache = namespace.get("_oh")
+    if not isinstance(cache, dict):
+        return []
+    dropped = [f"Out[{number}]" for number in cache]
+    values = list(cache.values())
+    shell = _shell(namespace)
+    for number in list(cache):
+        if namespace.get(f"_{number}") is cache[number]:
+            namespace.pop(f"_{number}", None)
+    cache.clear()
+    for name in ("_", "__", "___"):
+        if any(namespace.get(name) is value for value in values):
+            namespace[name] = ""
+    hook = getattr(shell, "displayhook", None)
+    for name in ("_", "__", "___"):
+        if hasattr(hook, name):
+            setattr(hook, name, "")
+    return dropped
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and every ``__cause__`` and ``__context__`` below it."""
+    todo, seen = [error], set[int]()
+    while todo:
+        one = todo.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            todo += [e for e in (one.__cause__, one.__context__) if e is not None]
+
+
+def _shell(namespace: Mapping[str, Any]) -> Any:
+    get = namespace.get("get_ipython")
+    try:
+        return get() if callable(get) and type(get).__module__ != "torch" else None
+    except Exception:
+        return None

@@ -1,0 +1,206 @@
+"""Ways out of an out-of-memory, each with the bytes it would have saved in this cell: its own account comes in. Pure.
+
+A remedy is listed only where the account says that it saves something: never a general list. The order is what it costs
+the user: first what costs nothing, then a changed setting, then a changed program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ipyvram.recording import Observation
+from ipyvram.report import OutOfMemory, Remedy, StepAccount, TensorRow
+from ipyvram.units import format_bytes
+
+#: Smallest saving worth a line: this share of what may be held in all.
+MIN_SHARE = 0.01
+#: Room that a smaller batch leaves below the limit: the allocator rounds, and no two steps are quite alike.
+MARGIN = 0.05
+#: More blocks than this are layers: nobody wraps each.
+MAX_BLOCKS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the rules know.
+
+    Attributes
+    ----------
+    oom : OutOfMemory
+        Without remedies so far.
+    live : tuple of TensorRow
+        Everything that was live at that instant, in the order in which it was allocated.
+    steps : tuple of StepAccount
+        Steps that had finished.
+    batch : int or None
+        Samples in the batch.
+    implementation : str
+        Of the optimizer: ``foreach``, ``fused``, ``for-loop``.
+    trains, backward_since_step : bool
+        Whether the cell has run a backward or a step at all; whether a backward has run since the last step.
+    evaluating : str
+        The root module, when it was in eval mode though autograd recorded.
+    """
+
+    oom: OutOfMemory
+    live: tuple[TensorRow, ...]
+    steps: tuple[StepAccount, ...]
+    observations: tuple[Observation, ...]
+    batch: int | None
+    device: str
+    implementation: str
+    trains: bool
+    backward_since_step: bool
+    evaluating: str = ""
+
+    @property
+    def missing_bytes(self) -> int:
+        """What had to be saved for this allocation to fit."""
+        oom = self.oom
+        if oom.budget or oom.free_bytes is None:
+            return max(1, oom.allocated_bytes + oom.requested_bytes - (oom.limit_bytes or 0))
+        return max(1, oom.requested_bytes - oom.free_bytes)
+
+
+def remedies(s: Situation) -> tuple[Remedy, ...]:
+    """The ways out of one out-of-memory, cheapest first."""
+    least = MIN_SHARE * (s.oom.limit_bytes or s.oom.allocated_bytes)
+    return tuple(r for rule in _RULES for r in rule(s) if r.saves_bytes >= least or r.enough)
+
+
+def _remedy(s: Situation, kind: str, text: str, saves: float) -> Remedy:
+    return Remedy(kind, text, round(saves), saves >= s.missing_bytes)
+
+
+# -- costs nothing -------------------------------------------------------------------------------------------------------
+
+_RELEASE = {
+    "traceback": "%vram free --traceback: an earlier error ({name}) still holds tensors",
+    "out": "%vram free --out: {name} hold tensors that no variable does",
+    "old_model": "del {holder}: it holds the previous `{name}`",
+    "graphs": "`{name}` keeps {count} autograd graphs: append loss.item() instead of loss",
+}
+
+
+def _release(s: Situation) -> Iterator[Remedy]:
+    for o in s.observations:
+        if o.kind in _RELEASE and o.device in ("", s.device) and (o.kind != "old_model" or o.holder):
+            own = o.kind == "traceback" and o.bytes <= s.oom.pinned_bytes  # this very error's
+            if not own:
+                text = _RELEASE[o.kind].format(name=o.name, holder=o.holder, count=o.count)
+                yield _remedy(s, o.kind, text, o.bytes)
+
+
+def _no_grad(s: Situation) -> Iterator[Remedy]:
+    """An evaluation keeps what only a backward would need: all but the input and the output of the layer that runs."""
+    saved = [t.bytes for t in s.live if t.category == "activations"]
+    unused = not s.trains and any(o.kind == "unused_graph" for o in s.observations)
+    if s.oom.phase == "forward" and saved and (s.evaluating or unused):
+        why = f"{s.evaluating} is in eval mode" if s.evaluating else "no backward follows these forwards"
+        text = f"with torch.no_grad(): {why}, its activations need not be kept"
+        yield _remedy(s, "no_grad", text, sum(saved) - 2 * max(saved))
+
+
+def _stale_gradients(s: Situation) -> Iterator[Remedy]:
+    held = s.oom.account["gradients"]
+    if s.oom.phase in ("forward", "") and held and not s.backward_since_step:
+        text = "optimizer.zero_grad(set_to_none=True) right after the step: gradients of the last step are still held"
+        yield _remedy(s, "set_to_none", text, held)
+
+
+# -- a setting -----------------------------------------------------------------------------------------------------------
+
+
+def _foreach(s: Situation) -> Iterator[Remedy]:
+    if s.oom.phase == "optimizer" and s.implementation == "foreach":
+        held = s.oom.account["temporaries"] + s.oom.requested_bytes
+        yield _remedy(
+            s, "foreach", "foreach=False or fused=True in the optimizer: no temporaries of all parameters", held
+        )
+
+
+def _expandable(s: Situation) -> Iterator[Remedy]:
+    """Enough is free in the cache, but in no piece that is large enough."""
+    oom = s.oom
+    cached = (oom.reserved_bytes or 0) - oom.allocated_bytes
+    if oom.budget or oom.largest_free_bytes is None or oom.largest_free_bytes >= oom.requested_bytes:
+        return
+    text = (
+        f"PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: {format_bytes(cached)} are cached in pieces of at most "
+        f"{format_bytes(oom.largest_free_bytes)}"
+    )
+    yield _remedy(s, "expandable_segments", text, cached)
+
+
+def _autocast(s: Situation) -> Iterator[Remedy]:
+    """Half-precision activations, less the half-precision copies of the parameters that autocast keeps meanwhile."""
+    full = sum(t.bytes for t in s.live if t.category == "activations" and t.dtype == "float32")
+    copies = sum(t.bytes for t in s.live if t.category == "parameters" and t.dtype == "float32")
+    saves = (full - copies) / 2
+    if saves > 0 and s.oom.phase in ("forward", "backward"):
+        text = "torch.autocast(..., dtype=torch.bfloat16): activations in half the bytes"
+        yield _remedy(s, "autocast", text, saves)
+
+
+def _smaller_batch(s: Situation) -> Iterator[Remedy]:
+    """The largest batch whose share of the moving bytes fits; the fixed bytes are those of the fullest step so far."""
+    moving, fixed = _moving_and_fixed(s)
+    limit = s.oom.limit_bytes
+    if not s.batch or s.batch < 2 or not limit or moving <= 0:
+        return
+    fits = int(s.batch * (limit * (1 - MARGIN) - fixed) / moving)
+    fits = min(fits, s.batch - 1)
+    if fits < 1:
+        return
+    fits = next((fits // m * m for m in (32, 8, 4, 2) if fits >= 2 * m), fits)
+    most = "" if s.steps else "at most "
+    why = "" if s.steps else " (no step has finished, so its peak is not known)"
+    text = f"batch {most}{fits} instead of {s.batch}{why}; gradient accumulation keeps the effective batch"
+    found = _remedy(s, "smaller_batch", text, moving * (1 - fits / s.batch))
+    yield found if s.steps else replace(found, enough=None)
+
+
+def _moving_and_fixed(s: Situation) -> tuple[int, int]:
+    """Bytes that grow with the batch and bytes that do not, at the fuller of this instant and the fullest step."""
+    account, more = s.oom.account, s.oom.requested_bytes
+    moving = account["activations"] + account["inputs"] + account["outputs"]
+    moving += account["temporaries"] + more if s.oom.phase in ("forward", "backward") else 0
+    fixed = s.oom.allocated_bytes + more - moving
+    for step in s.steps:
+        in_step = sum(step.peak.get(c, 0) for c in ("activations", "inputs", "outputs"))
+        batch = step.peak.get("inputs", 0)  # steps may have had smaller batches
+        moving = max(moving, in_step * account["inputs"] // batch if batch else in_step)
+        if step.peak_phase in ("forward", "backward"):
+            fixed = max(fixed, step.peak_bytes - in_step)
+    return moving, fixed
+
+
+# -- the program ---------------------------------------------------------------------------------------------------------
+
+
+def _checkpointing(s: Situation) -> Iterator[Remedy]:
+    """At the depth of module paths where it saves most."""
+    rows = [t for t in s.live if t.category == "activations" and t.module]
+    best, names = 0, list[str]()
+    for depth in (1, 2, 3):
+        blocks: dict[str, list[TensorRow]] = {}
+        for row in rows:
+            blocks.setdefault(".".join(row.module.split(".")[:depth]), []).append(row)
+        if 2 <= len(blocks) <= MAX_BLOCKS and (saves := _saved_by_checkpoints(blocks)) > best:
+            best, names = saves, list(blocks)
+    if names:
+        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        text = f"torch.utils.checkpoint around {len(names)} blocks ({shown}): about a third more computing"
+        yield _remedy(s, "checkpointing", text, best)
+
+
+def _saved_by_checkpoints(blocks: dict[str, list[TensorRow]]) -> int:
+    """A block keeps its output, the next one's input; the inside of one block at a time, the largest, is there again."""
+    sizes = [sum(t.bytes for t in members) for members in blocks.values()]
+    return sum(sizes) - sum(members[-1].bytes for members in blocks.values()) - max(sizes)
+
+
+_RULES = (
+    _release, _no_grad, _stale_gradients, _foreach, _expandable, _autocast, _smaller_batch, _checkpointing,
+)  # fmt: skip

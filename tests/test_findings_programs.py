@@ -1,0 +1,328 @@
+"""Programs that make a finding appear, and near misses that look alike and must not: measured for real, on the CPU."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from ipyvram.analysis import analyse
+from ipyvram.options import Options
+from ipyvram.probes import keeping
+from ipyvram.recording import Cell
+from ipyvram.run import Run
+
+MODEL = """
+import torch
+from torch import nn
+def new_model(width=256):
+    return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 8))
+model = new_model()
+optimizer = torch.optim.Adam(model.parameters())
+x = torch.randn(64, 64)
+def train(steps=3, batch=64):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = model(torch.randn(batch, 64)).square().mean()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+class Notebook:
+    """Cells that share a namespace, as IPython keeps it; ``%%vram`` is `measure`."""
+
+    def __init__(self) -> None:
+        self.names: dict = {"__name__": "__main__", "_oh": {}}
+        self.count = 0
+
+    def run(self, source: str) -> None:
+        self.count += 1
+        exec(compile(source, f"<ipython-input-{self.count}>", "exec"), self.names)
+
+    def display(self, expression: str) -> None:
+        """An expression at the end of a cell: its value goes to ``Out[n]``, ``_n`` and ``_``."""
+        self.count += 1
+        value = eval(expression, self.names)
+        self.names["_oh"][self.count] = self.names[f"_{self.count}"] = self.names["_"] = value
+
+    def fail(self, source: str) -> None:
+        """A cell that raises: IPython keeps its exception for ``%debug``."""
+        try:
+            self.run(source)
+        except Exception as error:
+            sys.last_value, sys.last_type, sys.last_traceback = error, type(error), error.__traceback__
+            return
+        raise AssertionError("it did not raise")
+
+    def measure(self, source: str, **options):
+        """The report of one measured cell."""
+        run = Run(Options(**options), Cell(source, f"<ipython-input-{self.count + 1}>"), self.names)
+        run.start()
+        error = None
+        try:
+            self.run(source)
+        except Exception as raised:
+            error = raised
+        report = analyse(run.stop(error))
+        assert report.measurement.notes == ()
+        return report
+
+
+@pytest.fixture
+def notebook():
+    keeping._models.clear()
+    made = Notebook()
+    made.run(MODEL)
+    yield made
+    for name in ("last_value", "last_type", "last_traceback"):
+        if hasattr(sys, name):
+            delattr(sys, name)
+
+
+def found(report, kind: str) -> list[str]:
+    return [f.text for f in report.findings if f.kind == kind]
+
+
+def bytes_of(report, kind: str) -> int:
+    return next((f.bytes for f in report.findings if f.kind == kind), 0)
+
+
+# -- what lives on -----------------------------------------------------------------------------------------------------
+
+BROKEN = "def f():\n    big = torch.zeros(1_000_000)\n    raise KeyError('x')\nf()"
+
+
+def test_traceback(notebook):
+    notebook.fail(BROKEN)
+    report = notebook.measure("train()")
+    assert bytes_of(report, "traceback") == 4_000_000
+    assert "KeyError" in found(report, "traceback")[0]
+
+
+def test_traceback_of_what_a_variable_holds_as_well(notebook):
+    notebook.run("big = torch.zeros(1_000_000)")
+    notebook.fail("def f(tensor):\n    raise KeyError('x')\nf(big)")
+    assert not found(notebook.measure("train()"), "traceback")
+
+
+def test_the_error_of_the_measured_cell_itself(notebook):
+    assert bytes_of(notebook.measure(BROKEN), "traceback") == 4_000_000
+
+
+def test_out(notebook):
+    notebook.run("kept = torch.zeros(1_000_000)")
+    notebook.display("kept")
+    notebook.run("del kept")
+    report = notebook.measure("train()")
+    assert bytes_of(report, "out") == 4_000_000
+    assert "`Out[3]`, `_3`, `_` hold 3.81 MiB" in found(report, "out")[0]
+
+
+def test_out_of_a_variable_that_lives(notebook):
+    notebook.run("kept = torch.zeros(1_000_000)")
+    notebook.display("kept")
+    assert not found(notebook.measure("train()"), "out")
+
+
+def test_old_model_held_by_its_optimizer(notebook):
+    notebook.measure("train()")
+    notebook.run("model = new_model()")
+    report = notebook.measure("model(x)")
+    assert "previous `model`" in found(report, "old_model")[0]
+    assert "held by `optimizer`" in found(report, "old_model")[0]
+    size = sum(p.nbytes for p in notebook.names["model"].parameters())
+    assert bytes_of(report, "old_model") == 2 * size  # and its gradients
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        "model = new_model(); optimizer = torch.optim.Adam(model.parameters())",
+        "teacher = model; model = new_model(); optimizer = torch.optim.Adam(model.parameters())",
+        "models = [model]; model = new_model(); optimizer = torch.optim.Adam(model.parameters())",
+        "model = nn.Sequential(model, nn.ReLU())",  # wrapped: the old one is a part of the new one
+    ],
+    ids=["both-anew", "kept-as-teacher", "kept-in-a-list", "wrapped"],
+)
+def test_a_model_made_anew_in_order(notebook, again):
+    notebook.measure("train()")
+    notebook.run(again)
+    assert not found(notebook.measure("train()"), "old_model")
+
+
+def test_orphan_optimizer(notebook):
+    notebook.run("model = new_model()")
+    report = notebook.measure("train()")
+    assert "`optimizer` updates 6 parameters" in found(report, "orphan_optimizer")[0]
+
+
+FUNCTIONAL = """
+weights = [torch.randn(64, 8, requires_grad=True)]
+optimizer = torch.optim.SGD(weights, lr=0.1)
+for _ in range(3):
+    (x @ weights[0]).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+TWO = """
+other = new_model()
+other_optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+for _ in range(3):
+    model(x).mean().backward()
+    optimizer.step()
+    other(x).mean().backward()
+    other_optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("cell", ["train()", FUNCTIONAL, TWO], ids=["module", "raw-tensors", "two-models"])
+def test_an_optimizer_that_trains_is_no_orphan(notebook, cell):
+    assert not found(notebook.measure(cell), "orphan_optimizer")
+
+
+def test_graphs_of_kept_losses(notebook):
+    report = notebook.measure("losses = []\nfor _ in range(5):\n    losses.append(model(x).square().mean())")
+    assert "`losses` keeps 5 autograd graphs" in found(report, "graphs")[0]
+    saved = 64 * 256 * 4 * 2 + 64 * 8 * 4  # two outputs of ReLU and what square saves; x and the weights live anyway
+    assert bytes_of(report, "graphs") == 5 * saved
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "losses = []\nfor _ in range(5):\n    loss = model(x).square().mean()\n    losses.append(loss.item())",
+        "losses = []\nfor _ in range(5):\n    loss = model(x).square().mean()\n    losses.append(loss.detach())",
+        "losses = []\nfor _ in range(5):\n    loss = model(x).square().mean(); loss.backward(); losses.append(loss)",
+        "loss = model(x).square().mean()",
+    ],
+    ids=["item", "detach", "after-backward", "one-loss"],
+)
+def test_losses_that_keep_nothing(notebook, cell):
+    assert not found(notebook.measure(cell), "graphs")
+
+
+# -- steps -------------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_without_no_grad(notebook):
+    report = notebook.measure("right = 0\nfor _ in range(4):\n    right += model(torch.randn(512, 64)).argmax(1).sum()")
+    assert "4 forwards recorded a graph" in found(report, "unused_graph")[0]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "with torch.no_grad():\n    for _ in range(4):\n        model(torch.randn(512, 64))",
+        "train(batch=512)",
+        "outs = [model(torch.randn(512, 64)) for _ in range(4)]\nsum(o.mean() for o in outs).backward()",
+        "for _ in range(2):\n    for _ in range(4):\n        model(torch.randn(512, 64)).mean().backward()\n    optimizer.step()",
+        "out = model(torch.randn(512, 64))",  # its backward may be in the next cell
+    ],
+    ids=["no-grad", "training", "one-backward-for-all", "accumulation", "one-forward"],
+)
+def test_forwards_whose_graph_is_used(notebook, cell):
+    assert not found(notebook.measure(cell), "unused_graph")
+
+
+def test_second_step_above_the_first(notebook):
+    report = notebook.measure("optimizer = torch.optim.Adam(model.parameters())\ntrain(batch=512)")
+    state = 2 * sum(p.nbytes for p in notebook.names["model"].parameters())
+    assert abs(bytes_of(report, "second_step") - state) <= state // 10
+
+
+@pytest.mark.parametrize("optimizer", ["SGD(model.parameters(), lr=0.1)", "Adam(model.parameters())"])
+def test_steps_that_peak_alike(notebook, optimizer):
+    """Without state, or with state from an earlier cell."""
+    notebook.run(f"optimizer = torch.optim.{optimizer}\ntrain(1)")
+    assert not found(notebook.measure("train(batch=512)"), "second_step")
+
+
+def test_first_step_needs_the_flag(notebook):
+    cell = "for b in (4096, 64, 64):\n    model(torch.randn(b, 64)).mean().backward()\n    optimizer.step()\n    optimizer.zero_grad()"
+    notebook.run("train(1)")
+    assert not found(notebook.measure(cell), "first_step")
+    torch.backends.cudnn.benchmark = True
+    try:
+        assert found(notebook.measure(cell), "first_step")
+    finally:
+        torch.backends.cudnn.benchmark = False
+
+
+def test_growth(notebook):
+    cell = (
+        "kept = []\nfor _ in range(3):\n    optimizer.zero_grad()\n    out = model(torch.randn(512, 64))\n"
+        "    out.mean().backward()\n    optimizer.step()\n    kept.append(torch.zeros(100_000))"
+    )
+    assert not found(notebook.measure("train(3, batch=512)"), "growth")
+    notebook.run("train(1)")
+    report = notebook.measure(cell.replace("    optimizer.step()\n    kept.append(torch.zeros(100_000))", "    kept.append(torch.zeros(100_000))\n    optimizer.step()"))  # fmt: skip
+    assert bytes_of(report, "growth") == 400_000
+
+
+def test_one_larger_batch_is_no_growth(notebook):
+    cell = "for b in (64, 64, 2048):\n    optimizer.zero_grad()\n    inputs = torch.randn(b, 64)\n    model(inputs).mean().backward()\n    optimizer.step()"
+    notebook.run("train(1)")
+    assert not found(notebook.measure(cell), "growth")
+
+
+# -- the account -------------------------------------------------------------------------------------------------------
+
+
+def test_lever_is_the_batch_or_the_model(notebook):
+    assert "batch size is the lever" in found(notebook.measure("train(batch=2048)"), "lever")[0]
+    assert "a smaller batch will hardly help" in found(notebook.measure("train(batch=2)"), "lever")[0]
+
+
+def test_optimizer_temporaries(notebook):
+    notebook.run("optimizer = torch.optim.Adam(model.parameters(), foreach=True)")
+    assert found(notebook.measure("train(batch=2)"), "optimizer_temporaries")
+    notebook.run("optimizer = torch.optim.Adam(model.parameters(), foreach=False)")
+    assert not found(notebook.measure("train(batch=2)"), "optimizer_temporaries")
+
+
+def test_nothing_is_run_or_changed_by_looking(notebook):
+    """Objects with properties, broken dictionaries and generators are passed by."""
+
+    class Odd:
+        @property
+        def trap(self):
+            raise AssertionError("a property was read")
+
+        def __getattr__(self, name):
+            raise AssertionError(f"{name} was asked for")
+
+        def __iter__(self):
+            raise AssertionError("it was iterated over")
+
+    def endless():
+        tensor = torch.zeros(1000)
+        while True:
+            yield tensor
+
+    generator = endless()
+    next(generator)
+    notebook.names |= {"odd": Odd(), "generator": generator, "module": types, "itself": notebook.names}
+    notebook.fail(BROKEN)
+    assert bytes_of(notebook.measure("train()"), "traceback") == 4_000_000
+
+
+def test_a_parametrized_module_is_not_parametrized_again(notebook):
+    """Reading a parametrised weight computes it; looking must not."""
+    calls = []
+
+    class Counted(nn.Module):
+        def forward(self, weight):
+            calls.append(1)
+            return weight * 2
+
+    layer = nn.Linear(64, 64)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Counted())
+    notebook.names["layer"] = layer
+    notebook.fail(BROKEN)
+    calls.clear()
+    notebook.measure("train()")
+    assert calls == []

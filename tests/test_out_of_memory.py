@@ -1,0 +1,285 @@
+"""Out of memory for real, under a byte budget on the CPU: what is told is true, and each way out that is called enough is."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+
+from ipyvram.probes import oom as probe
+from ipyvram.probes.clock import Clock
+from ipyvram.render.html import html
+from ipyvram.render.text import text
+from ipyvram.report import Report
+from tests.test_findings_programs import Notebook, notebook  # noqa: F401
+
+MIB = 2**20
+SETUP = """
+import torch
+from torch import nn
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside = nn.Sequential(nn.Linear(128, 512), nn.GELU(), nn.Linear(512, 128))
+    def forward(self, x):
+        return x + self.inside(x)
+model = nn.Sequential(*[Block() for _ in range(6)])
+optimizer = torch.optim.Adam(model.parameters(){})
+def train(batch=512, steps=3, cast=False):
+    for _ in range(steps):
+        x = torch.randn(batch, 128)
+        optimizer.zero_grad()
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=cast):
+            loss = model(x).float().square().mean()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def start(notebook, options: str = "") -> None:  # noqa: F811
+    notebook.run(SETUP.format(options))
+
+
+def peak(notebook, cell: str = "train()") -> int:  # noqa: F811
+    report = notebook.measure(cell, budget_bytes=2**40)
+    notebook.run("optimizer.zero_grad()")
+    return report.peak_bytes
+
+
+def remedy(report, kind: str):
+    return next((r for r in report.oom.remedies if r.kind == kind), None)
+
+
+def test_the_account_at_that_instant_closes_and_names_who_asked(notebook):  # noqa: F811
+    start(notebook)
+    report = notebook.measure("train()", budget_bytes=20 * MIB)
+    oom = report.oom
+    assert report.error.startswith("OutOfMemoryError")
+    assert sum(oom.account.values()) == oom.allocated_bytes
+    assert oom.allocated_bytes <= oom.limit_bytes == 20 * MIB < oom.allocated_bytes + oom.requested_bytes
+    assert (oom.phase, oom.line, oom.source) == ("forward", 1, "train()")
+    assert oom.module.startswith(tuple("012345"))
+    assert oom.account["activations"] >= oom.limit_bytes / 2
+    assert oom.account["other"] == 0
+    assert sum(t.bytes for t in oom.holders) <= oom.allocated_bytes
+    assert [t.bytes for t in oom.holders] == sorted((t.bytes for t in oom.holders), reverse=True)
+
+
+def test_what_the_traceback_pins_is_what_cutting_it_frees(notebook):  # noqa: F811
+    start(notebook)
+    report = notebook.measure("train()", budget_bytes=20 * MIB)
+    assert report.oom.pinned_bytes > 10 * MIB
+    assert "traceback" not in [f.kind for f in report.findings]  # told once
+
+
+@pytest.mark.parametrize("caught", ["RuntimeError('x') from error", "ValueError"])
+def test_an_error_raised_from_it_counts(notebook, caught):  # noqa: F811
+    start(notebook)
+    cell = f"try:\n    train()\nexcept torch.OutOfMemoryError as error:\n    raise {caught}"
+    assert notebook.measure(cell, budget_bytes=20 * MIB).oom is not None
+
+
+def test_one_that_the_cell_survived_is_not_reported(notebook):  # noqa: F811
+    start(notebook)
+    cell = "try:\n    train()\nexcept torch.OutOfMemoryError:\n    pass\ntrain(batch=16)"
+    assert notebook.measure(cell, budget_bytes=20 * MIB).oom is None
+
+
+def test_another_error_is_no_out_of_memory(notebook):  # noqa: F811
+    start(notebook)
+    assert notebook.measure("raise RuntimeError('CUDA out of patience')", budget_bytes=20 * MIB).oom is None
+
+
+def test_the_smaller_batch_fits(notebook):  # noqa: F811
+    start(notebook)
+    notebook.run("train(steps=1, batch=8)")
+    budget = round(peak(notebook) * 0.7)
+    report = notebook.measure("train(batch=128)\ntrain(batch=512)", budget_bytes=budget)
+    way = remedy(report, "smaller_batch")
+    assert way.enough
+    batch = int(way.text.split()[1])
+    del report
+    notebook.run("optimizer.zero_grad(set_to_none=True)")
+    again = notebook.measure(f"train(batch={batch})", budget_bytes=budget)
+    assert again.error is None
+    assert again.peak_bytes > 0.8 * budget  # and it is not a timid guess
+
+
+def test_before_a_step_has_finished_a_batch_is_a_bound(notebook):  # noqa: F811
+    start(notebook)
+    way = remedy(notebook.measure("train()", budget_bytes=20 * MIB), "smaller_batch")
+    if way is not None:
+        assert (way.enough is None) == ("at most" in way.text)
+
+
+def test_autocast_saves_what_it_says(notebook):  # noqa: F811
+    start(notebook)
+    whole = peak(notebook)
+    report = notebook.measure("train()", budget_bytes=round(whole * 0.9))
+    way = remedy(report, "autocast")
+    assert way.enough
+    notebook.run("optimizer.zero_grad(set_to_none=True)")
+    cast = peak(notebook, "train(cast=True)")
+    assert cast <= whole * 0.9
+    assert abs((whole - cast) - way.saves_bytes) < 0.35 * way.saves_bytes
+
+
+def test_checkpointing_saves_what_it_says(notebook):  # noqa: F811
+    start(notebook)
+    whole = peak(notebook)
+    report = notebook.measure("train()", budget_bytes=round(whole * 0.85))
+    way = remedy(report, "checkpointing")
+    assert way.enough
+    assert " blocks (0, 1, 2" in way.text
+    notebook.run(
+        "optimizer.zero_grad(set_to_none=True)\n"
+        "from torch.utils.checkpoint import checkpoint_sequential\n"
+        "inner = model\n"
+        "class Checkpointed(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.inner = inner\n"
+        "    def forward(self, x):\n        return checkpoint_sequential(self.inner, 6, x, use_reentrant=False)\n"
+        "model = Checkpointed()"
+    )
+    assert notebook.measure("train()", budget_bytes=round(whole * 0.85)).error is None
+
+
+def test_foreach_saves_what_it_says(notebook):  # noqa: F811
+    start(notebook, ", foreach=True")
+    notebook.run("train(batch=2, steps=1)\noptimizer.zero_grad(set_to_none=True)")
+    whole = peak(notebook, "train(batch=2)")
+    report = notebook.measure("train(batch=2)", budget_bytes=whole - MIB)
+    assert report.oom.phase == "optimizer"
+    way = remedy(report, "foreach")
+    assert way.enough
+    notebook.run("for group in optimizer.param_groups:\n    group['foreach'] = False\noptimizer.zero_grad()")
+    assert notebook.measure("train(batch=2)", budget_bytes=whole - MIB).error is None
+
+
+def test_foreach_is_no_way_out_of_a_loop(notebook):  # noqa: F811
+    start(notebook, ", foreach=False")
+    notebook.run("train(batch=2, steps=1)\noptimizer.zero_grad(set_to_none=True)")
+    report = notebook.measure("train(batch=2)", budget_bytes=peak(notebook, "train(batch=2)") - 1024)
+    assert report.oom is not None
+    assert remedy(report, "foreach") is None
+
+
+def test_no_grad_is_the_way_out_of_an_evaluation(notebook):  # noqa: F811
+    start(notebook)
+    cell = "model.eval()\nfor _ in range(2):\n    out = model(torch.randn(512, 128))"
+    report = notebook.measure(cell, budget_bytes=20 * MIB)
+    assert remedy(report, "no_grad").enough
+    assert report.oom.remedies[0].kind == "no_grad"
+    with torch.no_grad():
+        assert notebook.measure(cell, budget_bytes=20 * MIB).error is None
+
+
+def test_no_grad_is_no_way_out_of_training(notebook):  # noqa: F811
+    start(notebook)
+    assert remedy(notebook.measure("train()", budget_bytes=20 * MIB), "no_grad") is None
+
+
+LATE = """
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(3):
+    out = model(torch.randn(512, 128))
+    optimizer.zero_grad()
+    out.square().mean().backward()
+    optimizer.step()
+    del out
+"""
+
+
+def test_stale_gradients(notebook):  # noqa: F811
+    """The second forward runs while the first step's gradients are still held."""
+    start(notebook)
+    budget = peak(notebook, LATE) - MIB
+    report = notebook.measure(LATE, budget_bytes=budget)
+    assert (report.oom.phase, report.oom.step) == ("forward", 2)
+    way = remedy(report, "set_to_none")
+    assert way.enough
+    assert way.saves_bytes == sum(p.nbytes for p in notebook.names["model"].parameters())
+    notebook.run("optimizer.zero_grad()")
+    early = LATE.replace("    optimizer.zero_grad()\n", "").replace("step()", "step(); optimizer.zero_grad()")
+    assert notebook.measure(early, budget_bytes=budget).error is None
+
+
+def test_gradients_that_are_being_accumulated_are_not_stale(notebook):  # noqa: F811
+    start(notebook)
+    cell = "for b in (64, 1024):\n    model(torch.randn(b, 128)).square().mean().backward()"
+    report = notebook.measure(cell, budget_bytes=20 * MIB)
+    assert report.oom.account["gradients"] > 0
+    assert remedy(report, "set_to_none") is None
+
+
+def test_what_an_earlier_error_holds_is_the_first_way_out(notebook):  # noqa: F811
+    start(notebook)
+    notebook.fail("def f():\n    big = torch.zeros(4, 1024, 1024)\n    raise KeyError('x')\nf()")
+    report = notebook.measure("train()", budget_bytes=20 * MIB)
+    assert report.oom.remedies[0].kind == "traceback"
+    assert report.oom.remedies[0].saves_bytes >= 16 * MIB
+
+
+# -- shown -------------------------------------------------------------------------------------------------------------
+
+
+def test_text_and_html_tell_the_same(notebook):  # noqa: F811
+    start(notebook)
+    report = notebook.measure("train()", budget_bytes=20 * MIB)
+    shown, markup = " ".join(text(report).split()), html(report)
+    for way in report.oom.remedies:
+        assert way.text in shown
+    for part in ("Out of memory: ", "--budget", "Ways out, cheapest first", "%vram free --traceback"):
+        assert part in shown
+        assert part in markup
+    assert max(map(len, text(report, width=60).splitlines())) <= 60
+    assert Report.from_json(report.to_json()) == report
+
+
+# -- CUDA --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_observer_is_attached_once_and_idle_between_cells(monkeypatch):
+    attached = []
+    monkeypatch.setattr(torch._C, "_cuda_attach_out_of_memory_observer", attached.append, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda include_traces=True: SEGMENTS)
+    monkeypatch.setattr(probe.counters, "read", lambda device: {"allocated": 70, "reserved": 90})
+    monkeypatch.setattr(probe, "_attached", False)
+    first, second = probe.OomWatch(Clock(), lambda: 5), probe.OomWatch(Clock(), lambda: 6)
+    first.start()
+    attached[0](1, 40, 100, 10)
+    first.stop()
+    attached[0](1, 41, 100, 10)  # between cells
+    second.start()
+    attached[0](1, 42, 100, 10)
+    second.stop()
+    assert len(attached) == 1
+    assert (first.event.requested_bytes, second.event.requested_bytes) == (40, 42)
+    event = first.event
+    assert (event.device, event.limit_bytes, event.free_bytes, event.stack) == ("cuda:1", 100, 10, 5)
+    assert (event.allocated_bytes, event.reserved_bytes, event.largest_free_bytes) == (70, 90, 15)
+
+
+SEGMENTS = [
+    {"device": 1, "blocks": [{"size": 15, "state": "inactive"}, {"size": 70, "state": "active_allocated"}]},
+    {"device": 1, "blocks": [{"size": 5, "state": "inactive"}]},
+    {"device": 0, "blocks": [{"size": 99, "state": "inactive"}]},
+]
+
+
+def test_a_fault_in_the_observer_is_not_the_users(monkeypatch):
+    def broken(*args):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(probe, "_listener", broken)
+    probe._observe(0, 1, 2, 3)
+
+
+def test_without_cuda_there_is_nothing_to_attach():
+    watch = probe.OomWatch(Clock(), lambda: -1)
+    watch.start()
+    watch.stop()
+    assert watch.event is None
+    gc.collect()
