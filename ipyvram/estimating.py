@@ -64,14 +64,16 @@ def estimate(
     else:
         space = sys._getframe(1).f_globals if namespace is None else namespace
         filename = f"<ipython-input-estimate-{next(_numbers)}>"
-        report = run(compiled(target, space, filename), options, chosen, space, Cell(target, filename))
+        code = compiled(target, filename)
+        report = run(lambda: exec(code, space), options, chosen, space, Cell(target, filename), code=code)
     journal.add(report)
     return report
 
 
 def estimate_cell(code: CodeType, options: Options, namespace: dict[str, Any], cell: Cell) -> Report:
     """Estimate a compiled cell in a notebook's namespace, for ``options.card``."""
-    report = run(lambda: exec(code, namespace), options, options.card or cards.find(None), namespace, cell)
+    card = options.card or cards.find(None)
+    report = run(lambda: exec(code, namespace), options, card, namespace, cell, code=code)
     journal.add(report)
     return report
 
@@ -83,6 +85,7 @@ def run(
     namespace: dict[str, Any],
     cell: Cell | None = None,
     extra: tuple[Any, ...] = (),
+    code: CodeType | None = None,
 ) -> Report:
     """Estimate ``body`` and explain what it would do; the journal is not told, so a sweep can call it for each trial.
 
@@ -99,6 +102,9 @@ def run(
     extra : tuple
         Objects besides the namespace that the code may change.
 
+    code : code object, optional
+        What ``body`` executes, where it is not a plain function.
+
     Raises
     ------
     CannotEstimate
@@ -109,11 +115,11 @@ def run(
     from ipyvram.analysis import analyse
     from ipyvram.simulated.estimation import Estimation
 
-    return analyse(Estimation(options, card, namespace, cell).run(body, extra))
+    return analyse(Estimation(options, card, namespace, cell).run(body, extra, code))
 
 
-def compiled(source: str, namespace: dict[str, Any], filename: str) -> Callable[[], Any]:
-    """Source text as something to call; its lines show in tracebacks.
+def compiled(source: str, filename: str) -> CodeType:
+    """Source text as code whose lines show in tracebacks.
 
     Raises
     ------
@@ -122,7 +128,6 @@ def compiled(source: str, namespace: dict[str, Any], filename: str) -> Callable[
     """
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     try:
-        code = compile(ast.parse(source, filename), filename, "exec")
+        return compile(ast.parse(source, filename), filename, "exec")
     except SyntaxError as error:
         raise ValueError(f"this is not Python: {error}") from error
-    return lambda: exec(code, namespace)

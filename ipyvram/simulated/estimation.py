@@ -12,6 +12,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterable
+from types import CodeType
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from ipyvram.simulated.memory import DEVICE, DeviceMemory
 from ipyvram.simulated.patches import Patches
 from ipyvram.simulated.recorded import predicted
 from ipyvram.simulated.refusal import CannotEstimate
-from ipyvram.simulated.state import State
+from ipyvram.simulated.state import State, names_used, refuse_begun_generators
 from ipyvram.simulated.swap import Found, Swap
 from ipyvram.simulated.ways import Ways
 
@@ -75,14 +76,17 @@ class Estimation:
         self.ways = Ways(card, self.memory)
         self._owners = Owners(self._clock, self._identify, namespace)
         self._phases = Phases(self._clock, self._owners, self._on_step, self._on_forward, self._guard)
+        self.shape: tuple[int, ...] = ()  # of the largest batch that a root module was given
         self._forwards = self._graded = 0
         self._begin_s = 0.0
 
-    def run(self, body: Callable[[], Any], extra: Iterable[Any] = ()) -> Recording:
+    def run(self, body: Callable[[], Any], extra: Iterable[Any] = (), code: CodeType | None = None) -> Recording:
         """Run ``body`` until it ends or has done enough steps.
 
         Parameters
         ----------
+        code : code object, optional
+            What ``body`` executes, to see which variables it uses.
         extra : iterable
             Objects besides the namespace that the code may change.
 
@@ -96,6 +100,7 @@ class Estimation:
         if not _running.acquire(blocking=False):
             raise CannotEstimate("an estimate cannot run inside another one")
         undo: list[Callable[[], None]] = [_running.release]
+        self._names = names_used(code or getattr(body, "__code__", None))
         start_ns = self._clock()
         try:
             self._prepare(undo, extra)
@@ -121,7 +126,8 @@ class Estimation:
         undo.append(self._host.restore)
         state = State(self.namespace, self._note)
         undo.append(state.restore)
-        state.save(found, extra)
+        state.save(extra)
+        refuse_begun_generators(self.namespace, self._names)
         patches = Patches()
         undo.append(patches.undo)
         swap = Swap(self.memory.expect, self._note)
@@ -147,7 +153,7 @@ class Estimation:
     def _identify(self, storage: torch.UntypedStorage, before: bool) -> tuple[str, int] | None:
         if storage.device.type != "meta" or not storage.nbytes():
             return None
-        serial = self.memory.identify(storage, before)
+        serial = self.memory.identify(storage)
         return (DEVICE, serial) if serial else None
 
     def _guard(self, what: str, action: Callable[[], None]) -> None:
@@ -166,6 +172,9 @@ class Estimation:
             self._end(f"{steps} steps" if steps > 1 else "1 step")
 
     def _on_forward(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        batch = next((a for a in args if isinstance(a, torch.Tensor) and a.dim()), None)
+        if batch is not None and (not self.shape or batch.shape[0] > self.shape[0]):
+            self.shape = tuple(batch.shape)
         if self._phases.steps or self._phases._in_backward:
             return
         self._forwards += 1

@@ -56,14 +56,16 @@ class DeviceMemory:
         self.allocated = self.peak = 0  # bytes asked for, as far as known while the program runs
         self._serials: dict[int, int] = {}  # storage → serial, while it lives
         self._references: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        self._waiting: dict[int, int] = {}  # storages of earlier cells that the cell has not touched yet → bytes
+        self._waiting: dict[int, int] = {}  # storages of earlier cells that the cell has not touched yet → serial
         self._next = 1
 
     # -- storages ----------------------------------------------------------------------------------------------------
 
-    def expect(self, storage: torch.UntypedStorage) -> None:
-        """A storage of an earlier cell: it counts from the beginning if the cell ever touches it."""
-        self._waiting[storage._cdata] = storage.nbytes()
+    def expect(self, storage: torch.UntypedStorage, resident: bool) -> None:
+        """A storage of an earlier cell; if it was ``resident`` on a GPU it counts, else when the cell touches it."""
+        self._waiting[storage._cdata] = self._number()
+        if resident:
+            self._begin_before(storage)
 
     def see(self, storage: torch.UntypedStorage, op: str, tensor: torch.Tensor) -> int:
         """Serial of a storage that an operator used or made; a new one is an allocation now."""
@@ -77,20 +79,17 @@ class DeviceMemory:
             self._follow(storage, serial)
         return serial
 
-    def identify(self, storage: torch.UntypedStorage, before: bool) -> int:
+    def identify(self, storage: torch.UntypedStorage) -> int:
         """Serial of a storage that somebody claims, 0 where it is unknown."""
         key = storage._cdata
-        if key not in self._serials and key in self._waiting and not before:
-            self._begin_before(storage)
-        return self._serials.get(key, 0)
+        return self._serials.get(key) or self._waiting.get(key, 0)
 
     def is_newest(self, storage: torch.UntypedStorage) -> bool:
         """Whether the last thing that happened was the allocation of this storage."""
         return bool(self.rows) and self.rows[-1].alloc and self._serials.get(storage._cdata) == self.rows[-1].serial
 
     def _begin_before(self, storage: torch.UntypedStorage) -> int:
-        self._waiting.pop(storage._cdata)
-        serial, size = self._number(), storage.nbytes()
+        serial, size = self._waiting.pop(storage._cdata), storage.nbytes()
         if size:
             self.before[serial] = size
             self._count(size)

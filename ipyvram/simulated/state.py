@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ipyvram.simulated.swap import Found
+from ipyvram.simulated.refusal import CannotEstimate
 
 MAX_OBJECTS = 200_000
 MAX_ARRAY_BYTES = 256 << 20  # NumPy arrays set aside; larger ones are data and taken to be read only
@@ -35,9 +35,9 @@ class State:
         self._kept: list[Any] = []  # keeps what was set aside alive, so that no address is used twice
         self._array_bytes = 0
 
-    def save(self, found: Found, extra: Iterable[Any] = ()) -> None:
+    def save(self, extra: Iterable[Any] = ()) -> None:
         """Set aside everything that hangs on the namespace and on ``extra``."""
-        self._undo.append(_generators(found))
+        self._undo.append(_generators())
         self._undo.append(_switches())
         self._namespace_undo()
         queue = collections.deque([*(v for k, v in self._namespace.items() if k != "__builtins__"), *extra])
@@ -84,6 +84,11 @@ class State:
             return item if len(item) < _LONG else ()
         if isinstance(item, np.ndarray):
             self._array(item)
+            return ()
+        if isinstance(item, torch.Generator):
+            if item.device.type == "cpu":
+                state = item.get_state()
+                self._undo.append(lambda: item.set_state(state) and None)
             return ()
         if isinstance(item, types.FunctionType):
             return _captured(item)
@@ -180,6 +185,30 @@ def _captured(function: types.FunctionType) -> Iterator[Any]:
         yield function.__globals__
 
 
+def names_used(code: types.CodeType | None) -> frozenset[str]:
+    """Global names in code and in the functions it defines."""
+    if code is None:
+        return frozenset()
+    inside = (names_used(c) for c in code.co_consts if isinstance(c, types.CodeType))
+    return frozenset(code.co_names).union(*inside)
+
+
+def refuse_begun_generators(namespace: dict[str, Any], names: frozenset[str]) -> None:
+    """Refuse code that uses a generator of an earlier cell.
+
+    Raises
+    ------
+    CannotEstimate
+        Names the variable.
+    """
+    for name in sorted(names & namespace.keys()):
+        if isinstance(namespace[name], types.GeneratorType):
+            raise CannotEstimate(
+                f"{name} is a generator that was made in an earlier cell: running this cell would advance it, and it cannot "
+                "be put back; make it in this cell"
+            )
+
+
 def _set_undo(item: set[Any], before: set[Any]) -> Undo:
     def undo() -> None:
         if item != before:
@@ -189,14 +218,11 @@ def _set_undo(item: set[Any], before: set[Any]) -> Undo:
     return undo
 
 
-def _generators(found: Found) -> Undo:
-    """The states of every random number generator: torch's, NumPy's and Python's."""
+def _generators() -> Undo:
+    """The states of the global random number generators: torch's, NumPy's and Python's."""
     default, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    others = [(g, g.get_state()) for g in found.generators if g.device.type == "cpu"]
 
     def undo() -> None:
-        for generator, state in others:
-            generator.set_state(state)
         torch.set_rng_state(default)
         np.random.set_state(numpy_state)
         random.setstate(python_state)

@@ -28,13 +28,11 @@ class Found:
         self.modules: list[nn.Module] = []
         self.optimizers: list[torch.optim.Optimizer] = []
         self.scalers: list[Any] = []
-        self.generators: list[torch.Generator] = []
         kinds = {
             Tensor: self.tensors,
             nn.Module: self.modules,
             torch.optim.Optimizer: self.optimizers,
             torch.amp.GradScaler: self.scalers,
-            torch.Generator: self.generators,
         }
         lists: dict[type, Any] = {}
         for item in gc.get_objects():
@@ -51,12 +49,12 @@ class Swap:
     Parameters
     ----------
     expect : callable
-        Told the storage of each tensor on the card.
+        Told each storage on the card, and whether it was on a GPU all along.
     note : callable
         Takes one line for the report.
     """
 
-    def __init__(self, expect: Callable[[torch.UntypedStorage], None], note: Callable[[str], None]) -> None:
+    def __init__(self, expect: Callable[[torch.UntypedStorage, bool], None], note: Callable[[str], None]) -> None:
         self._expect, self._note = expect, note
         self._swapped: list[tuple[Tensor, Tensor, dict[str, Any]]] = []
         self._storages: dict[int, torch.UntypedStorage] = {}
@@ -101,7 +99,7 @@ class Swap:
         there = self._storages.get(storage._cdata)
         if there is None:
             there = self._storages[storage._cdata] = torch.UntypedStorage(storage.nbytes(), device="meta")
-            self._expect(there)
+            self._expect(there, tensor.device.type != "cpu")
         shadow = torch.empty(0, dtype=tensor.dtype, device="meta")
         shadow.set_(there, tensor.storage_offset(), tensor.shape, tensor.stride())
         return shadow.requires_grad_() if tensor.requires_grad and tensor.is_leaf else shadow

@@ -1,0 +1,59 @@
+"""Trials that run nothing on a card: a size comes in, what it would need on a named card comes out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from ipyvram.analysis import analyse
+from ipyvram.cards import Card
+from ipyvram.options import Options
+from ipyvram.simulated.estimation import Estimation
+from ipyvram.simulated.refusal import CannotEstimate
+from ipyvram.sweep.failures import one_line
+from ipyvram.sweep.trial import Body, ProgramFailed, Trial, with_figures
+
+#: Optimizer steps of a trial: the first makes optimizer state and workspaces, the second is the first steady one.
+STEPS = 2
+
+
+class EstimatedTrials:
+    """A `Runner`: estimates leave everything as it was, so trials cannot disturb each other.
+
+    Parameters
+    ----------
+    body : Body
+    card : Card
+    quiet : callable
+        A context manager in which what the code prints and displays is not shown.
+    """
+
+    def __init__(
+        self,
+        body: Body,
+        card: Card,
+        quiet: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        self._body, self._card, self._quiet = body, card, quiet
+
+    def __call__(self, size: int, steps: int) -> Trial:
+        """One estimate; ``steps`` are not timed, as nothing is computed.
+
+        Raises
+        ------
+        CannotEstimate
+            The code does something that has no estimate.
+        ProgramFailed
+            The code raised something.
+        """
+        estimation = Estimation(Options(trace_steps=STEPS), self._card, self._body.namespace, self._body.cell)
+        try:
+            with self._quiet():
+                recording = estimation.run(lambda: self._body.run(size), extra=(self._body,))
+        except CannotEstimate:
+            raise
+        except Exception as error:
+            raise ProgramFailed(one_line(error)) from error
+        trial = Trial(size=size, shape=estimation.shape, steps=estimation.steps)
+        return with_figures(trial, analyse(recording))

@@ -1,0 +1,56 @@
+"""Trials of a sweep that are estimates."""
+
+import torch
+from torch import nn
+
+from ipyvram import cards
+from ipyvram.comparison import Comparison
+from ipyvram.sweep.bodies import FunctionBody
+from ipyvram.sweep.engine import Question, Sweep
+from ipyvram.sweep.estimated import EstimatedTrials
+
+CARD = cards.find("T4")
+
+
+def make(width=512):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def train(batch_size):
+        model.to("cuda")
+        for _ in range(5):
+            x = torch.randn(batch_size, 256, device="cuda")
+            model(x).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return model, train
+
+
+def ask(train, **question) -> Comparison:
+    body = FunctionBody(train)
+    return Sweep(
+        Question("batch_size", estimated=True, card_bytes=CARD.total_bytes, **question), EstimatedTrials(body, CARD)
+    ).run()
+
+
+def test_a_table_of_sizes_without_a_run():
+    model, train = make()
+    before = [p.clone() for p in model.parameters()]
+    found = ask(train, sizes=(1024, 2048, 4096), limit_bytes=CARD.total_bytes // 2)
+    peaks = [row.peak_bytes for row in found.rows]
+    assert found.kind == "estimated"
+    assert [row.batch for row in found.rows] == [1024, 2048, 4096]
+    assert peaks == sorted(peaks)
+    assert len(set(peaks)) == 3
+    assert all(torch.equal(a, b) and b.device.type == "cpu" for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_the_largest_size_stays_within_the_limit_and_the_next_does_not():
+    limit = 2 << 30
+    _, train = make()
+    trials = EstimatedTrials(FunctionBody(train), CARD)
+    found = ask(train, rule="largest", limit_bytes=limit, multiple=256)
+    assert found.largest is not None
+    assert trials(found.largest.batch, 1).needed_bytes <= limit < trials(found.largest.batch + 512, 1).needed_bytes
