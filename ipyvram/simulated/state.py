@@ -7,6 +7,7 @@ generator that was begun earlier) is refused before the cell runs.
 from __future__ import annotations
 
 import collections
+import functools
 import random
 import sys
 import types
@@ -87,8 +88,7 @@ class State:
             return ()
         if isinstance(item, torch.Generator):
             if item.device.type == "cpu":
-                state = item.get_state()
-                self._undo.append(lambda: item.set_state(state) and None)
+                self._undo.append(functools.partial(_set_generator, item, item.get_state()))
             return ()
         if isinstance(item, types.FunctionType):
             return _captured(item)
@@ -183,6 +183,10 @@ def _captured(function: types.FunctionType) -> Iterator[Any]:
     yield from function.__defaults__ or ()
     if function.__globals__.get("__name__") == "__main__":
         yield function.__globals__
+
+
+def _set_generator(generator: torch.Generator, state: torch.Tensor) -> None:
+    generator.set_state(state)
 
 
 def names_used(code: types.CodeType | None) -> frozenset[str]:
