@@ -22,6 +22,9 @@ from ipyvram.recording import Action, Block, Events, Segment, Trace
 
 Ints = NDArray[np.int64]
 
+_ALLOC, _FREE = int(Action.ALLOC), int(Action.FREE_REQUESTED)
+_GIVE_UP = 10_000  # mismatches after which blocks are no longer searched for: the trace is of another allocator
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TraceReplay:
@@ -112,14 +115,8 @@ class _Follower:
         self._private = {s.address: s.private_pool for s in segments_end if s.private_pool != SHARED}
         self._fresh: tuple[int, int] | None = None  # the free block that a new segment has just made
         self._lost: dict[int, int] = {}  # blocks that could not be placed → their size
-
-    def follow(self) -> tuple[Ints, Ints]:
-        """Block size, and reserved bytes afterwards, for every event."""
-        events, blocks = self.events, self.blocks
-        sizes: list[int] = events.size.tolist()
-        reserved: list[int] = []
-        handlers: dict[int, Callable[[int, int, int, int], int]] = {
-            Action.ALLOC: self._alloc,
+        self._reserved_start = start.blocks.reserved
+        self._rare: dict[int, Callable[[int, int, int, int], int]] = {
             Action.FREE_REQUESTED: self._request_free,
             Action.FREE_COMPLETED: self._complete_free,
             Action.SEGMENT_ALLOC: self._segment_alloc,
@@ -127,13 +124,37 @@ class _Follower:
             Action.SEGMENT_MAP: self._segment_map,
             Action.SEGMENT_UNMAP: self._segment_unmap,
         }
-        columns = zip(events.action.tolist(), events.address.tolist(), events.stream.tolist(), strict=True)
-        for i, (action, address, stream) in enumerate(columns):
-            handler = handlers.get(action)
-            if handler is not None:
-                sizes[i] = handler(i, address, stream, sizes[i])
-            reserved.append(blocks.reserved)
-        return np.array(sizes, np.int64), np.array(reserved, np.int64)
+
+    def follow(self) -> tuple[Ints, Ints]:
+        """Block size, and reserved bytes afterwards, for every event."""
+        events, live = self.events, self.blocks.live
+        sizes: list[int] = events.size.tolist()
+        actions, addresses, streams = events.action.tolist(), events.address.tolist(), events.stream.tolist()
+        pairs = self._pairs()
+        skip = -1
+        for i, action in enumerate(actions):
+            if action == _ALLOC:
+                sizes[i] = self._alloc(i, addresses[i], streams[i], sizes[i])
+            elif i == skip:  # done together with the event before it
+                continue
+            elif action == _FREE and pairs[i] and addresses[i] in live:
+                sizes[i] = sizes[i + 1] = self.blocks.free(addresses[i])
+                skip = i + 1
+            elif action in self._rare:
+                sizes[i] = self._rare[action](i, addresses[i], streams[i], sizes[i])
+        return np.array(sizes, np.int64), self._reserved()
+
+    def _pairs(self) -> list[bool]:
+        """Whether an event is a free that is completed by the next: nearly all are."""
+        action, address = self.events.action, self.events.address
+        followed = (action[:-1] == _FREE) & (action[1:] == Action.FREE_COMPLETED) & (address[:-1] == address[1:])
+        return [*followed.tolist(), False]
+
+    def _reserved(self) -> Ints:
+        action, size = self.events.action, self.events.size
+        more = (action == Action.SEGMENT_ALLOC) | (action == Action.SEGMENT_MAP)
+        less = (action == Action.SEGMENT_FREE) | (action == Action.SEGMENT_UNMAP)
+        return self._reserved_start + np.cumsum(np.where(more, size, np.where(less, -size, 0)))
 
     def _pool(self, rounded: int, stream: int, address: int) -> Pool:
         if not self._private:
@@ -158,7 +179,7 @@ class _Follower:
     def _force(self, address: int, rounded: int, requested: int) -> int:
         """Put a block where the trace has it although the model disagrees."""
         blocks = self.blocks
-        around = blocks.free_around(address, rounded)
+        around = blocks.free_around(address, rounded) if self.address_mismatches < _GIVE_UP else None
         if around is None:
             self._lost[address] = rounded
             return rounded
