@@ -57,7 +57,7 @@ def load(folder: Path, *flags: str):
         pytest.skip("no C compiler here to build the stub of NVML")
     path = folder / "libnvidia-ml.so.1"
     subprocess.run(
-        [compiler, "-shared", "-fPIC", *flags, f"-Wl,-soname,{path.name}", "-o", str(path), str(SOURCE)], check=True
+        [compiler, "-shared", "-fPIC", "-Wl,-Bsymbolic", *flags, f"-Wl,-soname,{path.name}", "-o", str(path), str(SOURCE)], check=True
     )
     _forget()
     library = ctypes.CDLL(str(path))  # once it is loaded, loading its soname finds it
