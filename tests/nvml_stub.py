@@ -56,9 +56,8 @@ def load(folder: Path, *flags: str):
     if compiler is None:
         pytest.skip("no C compiler here to build the stub of NVML")
     path = folder / "libnvidia-ml.so.1"
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-Wl,-Bsymbolic", *flags, f"-Wl,-soname,{path.name}", "-o", str(path), str(SOURCE)], check=True
-    )
+    name = f"-Wl,-Bsymbolic,-soname,{path.name}"
+    subprocess.run([compiler, "-shared", "-fPIC", name, *flags, "-o", str(path), str(SOURCE)], check=True)
     _forget()
     library = ctypes.CDLL(str(path))  # once it is loaded, loading its soname finds it
     yield Stub(library)
