@@ -13,20 +13,24 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ipyvram.analysis import analyse
+    from ipyvram.comparison import Comparison
     from ipyvram.estimating import estimate
     from ipyvram.measuring import measure, retrace
     from ipyvram.notebooks import read_notebook, read_notebooks
     from ipyvram.report import Report
     from ipyvram.snapshot import read_snapshot
+    from ipyvram.sweep.comparing import compare_batches
 
     last: Report | None
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "Report",
     "__version__",
     "analyse",
+    "compare_batches",
     "estimate",
     "history",
     "last",
@@ -40,8 +44,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Comparison": "comparison",
     "Report": "report",
     "analyse": "analysis",
+    "compare_batches": "sweep.comparing",
     "estimate": "estimating",
     "measure": "measuring",
     "read_notebook": "notebooks",

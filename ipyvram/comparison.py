@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +188,12 @@ class Comparison:
         frame = pd.DataFrame(rows, columns=names, index=index)
         return frame.astype(kinds)
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """What a notebook shows of it."""
+        from ipyvram.render.comparison import bundle
+
+        return bundle(self)
+
     # -- JSON --------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
@@ -254,6 +261,4 @@ def describe_fit(fit: Fit) -> str:
 
 def _percent(share: float) -> str:
     """Rounded up, since it is said to be at most that."""
-    import math
-
-    return f"{math.ceil(share * 1000) / 10:.1f} %"
+    return f"{math.ceil(share * 1000 - 1e-9) / 10:.1f} %"

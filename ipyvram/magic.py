@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import sys
 import threading
 from collections.abc import Callable
 from types import CodeType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.error import UsageError
 from IPython.core.inputtransformer2 import cell_magic
 from IPython.core.magic import MAGIC_NO_VAR_EXPAND_ATTR
 from IPython.display import publish_display_data
+from IPython.utils.capture import capture_output
 
 from ipyvram import directive
 from ipyvram.measuring import Measurement, fault
@@ -31,6 +33,9 @@ from ipyvram.options import Options, complete, help_text, parse, wants_help
 from ipyvram.recording import Cell
 from ipyvram.report import Report
 from ipyvram.subcommands import SUBCOMMANDS, run_subcommand
+
+if TYPE_CHECKING:
+    from ipyvram.comparison import Comparison
 
 #: An ``InteractiveShell``. Its annotations differ from one IPython to the next, so they are not relied on.
 Shell = Any
@@ -198,6 +203,8 @@ class Session:
             print(_help())
             return None
         options = _options(line)
+        if options.batch is not None or options.max_batch is not None:
+            return self._compare(options, cell)
         if options.estimate:
             return self._estimate(options, cell)
         code = _compile(self.ip, cell)
@@ -219,17 +226,42 @@ class Session:
         from ipyvram.estimating import estimate_cell
         from ipyvram.simulated.refusal import CannotEstimate
 
-        info = self._current()
-        found = directive.find(info.raw_cell.splitlines(keepends=True)) if info is not None else None
-        above = "\n" * (0 if found is None else found[0] + 1)  # line numbers are those of the cell as it stands
-        source = above + self.ip.transform_cell(text)
-        name = self.ip.compile.cache(source, raw_code=above + text)
+        source, text, name = self._python(text)
         code = self.ip.compile(self.ip.compile.ast_parse(source, filename=name), name, "exec")
         try:
-            report = estimate_cell(code, options, self.ip.user_ns, Cell(above + text, name))
+            report = estimate_cell(code, options, self.ip.user_ns, Cell(text, name))
         except CannotEstimate as error:
             raise UsageError(str(error)) from None
         _show(report)
+
+    def _compare(self, options: Options, text: str) -> None:
+        """``%%vram --batch`` and ``--max-batch``: run the cell at several sizes and show what they take."""
+        from ipyvram.sweep.comparing import compare_cell
+        from ipyvram.sweep.progress import ProgressLine
+
+        source, _, name = self._python(text)
+        compile_ = functools.partial(self.ip.compile, filename=name, symbol="exec")
+        progress = ProgressLine(_publish if hasattr(self.ip, "kernel") else None)
+        try:
+            comparison, error = compare_cell(
+                options, Cell(source, name), self.ip.user_ns, compile_, progress, capture_output
+            )
+        except ValueError as refusal:
+            raise UsageError(str(refusal)) from None
+        _show_comparison(comparison)
+        if error is not None:  # the cell's own, or the user's Ctrl-C: Run All stops
+            raise error
+
+    def _python(self, text: str) -> tuple[str, str, str]:
+        """A cell that was handed over as text: as Python, as written, and the file name for its frames.
+
+        Lines are numbered as in the cell as it stands, with our own line above.
+        """
+        info = self._current()
+        found = directive.find(info.raw_cell.splitlines(keepends=True)) if info is not None else None
+        above = "\n" * (0 if found is None else found[0] + 1)
+        source = above + self.ip.transform_cell(text)
+        return source, above + text, self.ip.compile.cache(source, raw_code=above + text)
 
 
 def _finish(measurement: Measurement, error: BaseException | None) -> None:
@@ -290,8 +322,17 @@ def _show(report: Report) -> None:
     _publish(bundle(report))
 
 
-def _publish(data: dict[str, Any]) -> None:
-    publish_display_data(data)  # type: ignore[no-untyped-call, unused-ignore]
+def _show_comparison(comparison: Comparison) -> None:
+    from ipyvram.render.comparison import bundle
+
+    try:
+        _publish(bundle(comparison))
+    except Exception as failure:
+        _say([fault("compared the sizes but could not show that", failure)])
+
+
+def _publish(data: dict[str, Any], **more: Any) -> None:
+    publish_display_data(data, **more)  # type: ignore[no-untyped-call, unused-ignore]
 
 
 def _say(notes: list[str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ipyvram import cards
 from ipyvram.cards import Card
+from ipyvram.sweep.ranges import parse_batch, parse_name
 from ipyvram.units import MIB, parse_bytes
 
 
@@ -41,6 +42,13 @@ class Options:
     budget_bytes : int or None
         Bytes of tensors that the CPU may hold: the allocation beyond raises `torch.OutOfMemoryError`. Keeps the trace on
         to the end of the cell.
+    batch : tuple of (str, tuple of int) or None
+        A variable and the batch sizes to compare.
+    max_batch : str or None
+        The variable of which the largest size that fits is searched.
+    multiple, effective, steps, rule
+        Of such a comparison: sizes are multiples of the first; samples per optimizer step to make up by accumulating;
+        timed steps of each trial; ``"fit"`` or ``"tutorial"``.
     """
 
     label: str | None = None
@@ -52,6 +60,12 @@ class Options:
     device: str | None = None
     estimate: bool = False
     budget_bytes: int | None = None
+    batch: tuple[str, tuple[int, ...]] | None = None
+    max_batch: str | None = None
+    multiple: int = 1
+    effective: int | None = None
+    steps: int = 3
+    rule: str = "fit"
 
     @property
     def card_bytes(self) -> int | None:
@@ -128,6 +142,20 @@ def _steps(value: str) -> int:
     return int(value)
 
 
+def _whole(value: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", value.strip()) or int(value) < 1:
+        raise ValueError("write a whole number, 1 or more")
+    return int(value)
+
+
+def _rule(value: str) -> str:
+    if value not in ("fit", "tutorial"):
+        raise ValueError(
+            "write fit (predict, run, correct) or tutorial (start at 16, add 16 until the limit is crossed)"
+        )
+    return value
+
+
 def _switch(value: str) -> bool:
     if value != "True":
         raise ValueError("it is given without a value")
@@ -181,10 +209,50 @@ OPTIONS = (
         "run out of memory on the CPU beyond this many bytes of tensors, as a card of that size would (slower: traced to the end)",
         _budget, ("64MiB", "512MiB", "2GiB"),
     ),
+    Option(
+        "--batch", "NAME=SIZES", "batch",
+        "run the cell at these batch sizes (8,16,32 or 8..128 or 8:128:*2 or 8:128:+8) and compare them; NAME is the cell's"
+        " variable, and all variables are afterwards as before",
+        parse_batch, ("batch_size=8,16,32", "batch_size=8..128"), words=True, takes_cell=True,
+    ),
+    Option(
+        "--max-batch", "NAME", "max_batch",
+        "find the largest batch size that stays within --limit",
+        parse_name, ("batch_size",), takes_cell=True,
+    ),
+    Option(
+        "--multiple", "N", "multiple",
+        "with --batch or --max-batch: answers are multiples of N (1)",
+        _whole, ("8", "16", "32"),
+    ),
+    Option(
+        "--effective", "N", "effective",
+        "with --batch or --max-batch: say how to make up N samples per optimizer step by accumulating gradients",
+        _whole, ("256", "512"),
+    ),
+    Option(
+        "--steps", "N", "steps",
+        "with --batch or --max-batch: optimizer steps to time in each trial, after 2 to warm up (3)",
+        _steps, ("3", "5", "10"),
+    ),
+    Option(
+        "--rule", "RULE", "rule",
+        "with --max-batch: fit (predict, run, correct) or tutorial (start at 16, add 16 until the limit is crossed)",
+        _rule, ("fit", "tutorial"),
+    ),
 )  # fmt: skip
+
+#: What only means something beside one of the options on the right.
+_COMPANIONS = {
+    "--multiple": ("batch", "max_batch"),
+    "--effective": ("batch", "max_batch"),
+    "--steps": ("batch", "max_batch"),
+    "--rule": ("max_batch",),
+}
 
 _BY_FLAG = {option.flag: option for option in OPTIONS}
 _BY_KEYWORD = {option.keyword: option for option in OPTIONS}
+_KEYWORDS = [o.keyword for o in OPTIONS if not o.takes_cell and o.flag not in _COMPANIONS]
 HELP_FLAGS = ("-h", "--help")
 
 
@@ -263,7 +331,16 @@ def parse(line: str) -> Options:
             raise ValueError(f"{extra!r} after {option.flag} {words[0]}: the label goes before the first option")
         values[option.field] = _parse_value(option, " ".join(words))
         position = end
+    _check_together(values)
     return Options(**values)
+
+
+def _check_together(values: dict[str, Any]) -> None:
+    if "batch" in values and "max_batch" in values:
+        raise ValueError("--batch compares the sizes it is given and --max-batch searches for one: take either")
+    for flag, fields in _COMPANIONS.items():
+        if _BY_FLAG[flag].field in values and not any(field in values for field in fields):
+            raise ValueError(f"{flag} goes with {' or '.join('--' + field.replace('_', '-') for field in fields)}")
 
 
 def _is_value_end(option: Option, token: _Token) -> bool:
@@ -284,8 +361,8 @@ def from_keywords(label: str | None = None, **values: Any) -> Options:
     fields: dict[str, Any] = {}
     for keyword, value in values.items():
         option = _BY_KEYWORD.get(keyword)
-        if option is None:
-            raise TypeError(f"{keyword!r} is not an option{_guess(keyword, list(_BY_KEYWORD))}")
+        if option is None or option.takes_cell or option.flag in _COMPANIONS:
+            raise TypeError(f"{keyword!r} is not an option{_guess(keyword, _KEYWORDS)}")
         if value is not None:
             fields[option.field] = _parse_value(option, str(value))
     return Options(label=None if label is None else str(label), **fields)

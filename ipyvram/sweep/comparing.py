@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
-import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from types import CodeType
+from typing import Any
 
 import torch
 
-from ipyvram import measuring
+from ipyvram import cards, measuring
 from ipyvram.comparison import Comparison
-from ipyvram.options import from_keywords
-from ipyvram.sweep.bodies import FunctionBody
+from ipyvram.options import Options, from_keywords
+from ipyvram.recording import Cell
+from ipyvram.sweep.bodies import CellBody, FunctionBody
 from ipyvram.sweep.engine import Question, Sweep
+from ipyvram.sweep.progress import ProgressLine
 from ipyvram.sweep.ranges import check_sizes, parse_sizes
-from ipyvram.sweep.trial import TIMED_STEPS, Body, MeasuredTrials
-
-if TYPE_CHECKING:
-    pass
+from ipyvram.sweep.trial import TIMED_STEPS, MeasuredTrials, Runner
 
 Quiet = Callable[[], contextlib.AbstractContextManager[Any]]
 Progress = Callable[[str], None]
@@ -36,6 +36,7 @@ def compare_batches(
     multiple: int = 1,
     effective: int | None = None,
     rule: str | None = None,
+    estimate: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
     """Run ``fn`` at several batch sizes; say what each needs, how fast it is, which is the largest that fits and which suffices.
@@ -64,6 +65,8 @@ def compare_batches(
         Say how to make up so many samples by accumulating gradients.
     rule : {"fit", "tutorial"}, optional
         How to search: predict, run and correct; or start at 16 and add 16 until the limit is crossed.
+    estimate : bool
+        Predict what ``card`` would need, as `estimate` does, instead of running ``fn`` there; nothing is timed.
     progress : callable, optional
         Given one line of text at each trial; None for a line on ``sys.stderr`` where that is a terminal.
 
@@ -87,7 +90,8 @@ def compare_batches(
         raise ValueError(f"rule={rule!r}: write 'fit' or 'tutorial'")
     if sizes and rule is not None:
         raise ValueError(f"rule={rule!r} is how to search: leave batch_sizes out")
-    card_bytes = options.card_bytes or own_card_bytes()
+    chosen = options.card or (cards.find(None) if estimate else None)
+    card_bytes = chosen.total_bytes if chosen is not None else own_card_bytes()
     question = Question(
         name="batch_size",
         sizes=sizes,
@@ -98,18 +102,56 @@ def compare_batches(
         effective=effective,
         steps=steps,
         label=options.label,
+        estimated=estimate,
     )
-    comparison, error = run_sweep(question, FunctionBody(fn), progress or _terminal_progress, _silence)
+    comparison, error = run_sweep(question, FunctionBody(fn), progress or ProgressLine(), _silence, chosen)
     if error is not None:
         error.comparison = comparison  # type: ignore[attr-defined]
         raise error
     return comparison
 
 
-def run_sweep(
-    question: Question, body: Body, progress: Progress, quiet: Quiet
+def compare_cell(
+    options: Options,
+    cell: Cell,
+    namespace: dict[str, Any],
+    compile_: Callable[[ast.Module], CodeType],
+    progress: Progress,
+    quiet: Quiet,
 ) -> tuple[Comparison, BaseException | None]:
-    """Trials that run the code.
+    """``%%vram --batch`` and ``--max-batch``: as `run_sweep`, for a cell whose ``source`` is plain Python."""
+    name, sizes = options.batch or (options.max_batch or "", ())
+    card = options.card or (cards.find(None) if options.estimate else None)
+    card_bytes = card.total_bytes if card is not None else own_card_bytes()
+    question = Question(
+        name=name,
+        sizes=sizes,
+        rule="sizes" if sizes else "tutorial" if options.rule == "tutorial" else "largest",
+        limit_bytes=limit_bytes(options.limit, card_bytes),
+        card_bytes=card_bytes,
+        multiple=options.multiple,
+        effective=options.effective,
+        steps=options.steps,
+        label=options.label,
+        note=options.note,
+        estimated=options.estimate,
+    )
+    return run_sweep(question, CellBody(name, cell, namespace, compile_), progress, quiet, card)
+
+
+def run_sweep(
+    question: Question, body: CellBody | FunctionBody, progress: Progress, quiet: Quiet, card: cards.Card | None = None
+) -> tuple[Comparison, BaseException | None]:
+    """Answer a question about the batch sizes of some code.
+
+    Parameters
+    ----------
+    progress : callable
+        Given one line of text at each trial, and an empty one at the end.
+    quiet : callable
+        A context manager in which what the code prints is not shown.
+    card : Card, optional
+        What an estimate is for.
 
     Returns
     -------
@@ -121,24 +163,31 @@ def run_sweep(
     ValueError
         It could not begin, or the batch does not follow the size.
     """
-    if measuring.is_busy():
-        raise ValueError("batch sizes cannot be compared inside a measured cell: give them a cell of their own")
-    if question.rule != "sizes" and question.limit_bytes is None:
-        raise ValueError("there is no card to fill: say how much memory there is, with --card 24GiB or --limit 8GiB")
-    if (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    ):
-        raise ValueError("several processes train together, and a trial in one of them would wait for the others")
-    # Given sizes may show what lies between the limit and the end of the card; a search stays within the limit.
-    most = question.card_bytes or question.limit_bytes if question.rule == "sizes" else question.limit_bytes
-    trials = MeasuredTrials(body, most, quiet)
-    sweep = Sweep(question, trials, body.loader_with, progress)
+    _check_that_it_can_begin(question)
+    runner: Runner
+    if question.estimated:
+        from ipyvram.sweep.estimated import EstimatedTrials
+
+        runner = EstimatedTrials(body, card or cards.find(None), quiet)
+    else:
+        # Given sizes may show what lies between the limit and the end of the card; a search stays within the limit.
+        most = question.card_bytes or question.limit_bytes if question.rule == "sizes" else question.limit_bytes
+        runner = MeasuredTrials(body, most, quiet)
+    sweep = Sweep(question, runner, body.loader_with, progress)
     try:
         return sweep.run(), sweep.error
     finally:
         progress("")
+
+
+def _check_that_it_can_begin(question: Question) -> None:
+    if measuring.is_busy():
+        raise ValueError("batch sizes cannot be compared inside a measured cell: give them a cell of their own")
+    if question.rule != "sizes" and question.limit_bytes is None:
+        raise ValueError("there is no card to fill: say how much memory there is, with --card 24GiB or --limit 8GiB")
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if distributed and torch.distributed.get_world_size() > 1:
+        raise ValueError("several processes train together, and a trial in one of them would wait for the others")
 
 
 def own_card_bytes() -> int | None:
@@ -165,12 +214,6 @@ def _sizes(sizes: Iterable[int] | str | None) -> tuple[int, ...]:
     if not all(isinstance(size, int) and not isinstance(size, bool) for size in found):
         raise ValueError(f"batch_sizes={found!r}: write whole numbers, such as [8, 16, 32]")
     return check_sizes(set(found))
-
-
-def _terminal_progress(text: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K" + text)
-        sys.stderr.flush()
 
 
 @contextlib.contextmanager

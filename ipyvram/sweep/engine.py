@@ -84,6 +84,7 @@ class Sweep:
         self._expected = len(question.sizes) or MAX_TRIALS + 1
         self._skipped: tuple[int, ...] = ()
         self._ended = ""
+        self._notes: list[str] = []
 
     def run(self) -> Comparison:
         """Run the trials.
@@ -153,7 +154,9 @@ class Sweep:
         aim = answers.predicted_largest(rows, answers.fit_rows(rows), limit, self.question.multiple)
         if aim is not None and ran is not None and aim.batch > ran.batch and not self._clipped(self.trials[-1]):
             self._expected += 1
-            self._confirm(aim.batch)
+            confirmed, line = self._confirm(aim.batch), answers.fit_rows(rows)
+            if confirmed and line is not None and aim.batch >= line.reach - self.question.multiple:
+                self._notes.append(wording.room_beyond(self.question.name, aim.batch))
         elif ran is not None:
             self._expected += 1
             self._confirm(ran.batch)
@@ -218,7 +221,7 @@ class Sweep:
             duration_s=duration_s,
             started_at=started,
             ended=self._ended,
-            notes=tuple(wording.notes(self.trials, rows, line, self._skipped)),
+            notes=(*self._notes, *wording.notes(self.trials, rows, line, self._skipped, question.estimated)),
         )
 
     def _largest(self, rows: Sequence[Row]) -> Answer | None:

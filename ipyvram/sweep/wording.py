@@ -38,14 +38,27 @@ def did_not_change(name: str, sizes: Sequence[int], batch: int, loader: str) -> 
     return f"{name} was {tried}, but the model was given {batch} samples each time: {what if loader else other}"
 
 
-def notes(trials: Sequence[Trial], rows: Sequence[Row], line: Fit | None, skipped: Sequence[int]) -> Iterator[str]:
+def room_beyond(name: str, largest: int) -> str:
+    """What is said where the limit leaves more room than a line may be used for."""
+    return f"there is room beyond {largest}, twice the largest size compared: --max-batch {name} finds out how much"
+
+
+def notes(
+    trials: Sequence[Trial], rows: Sequence[Row], line: Fit | None, skipped: Sequence[int], estimated: bool
+) -> Iterator[str]:
     """What is to be said of the whole."""
     ran = [t for t in trials if not t.out_of_memory]
+    if ran and not any(t.peak_bytes for t in ran):
+        yield "nothing was on the device: the code computes elsewhere" + (
+            " (.to('cuda') is missing)" if estimated else ""
+        )
     yield from _about_batches(ran, rows, skipped)
     if any(r.contaminated for r in rows):
         first = next(t for t in trials if t.leftover)
         yield f"memory was not back at its baseline from {first.size} on, so those rows are too high: {first.leftover}"
-    if ran and all(t.steps == 0 for t in ran):
+    if estimated:
+        pass  # nothing was timed
+    elif ran and all(t.steps == 0 for t in ran):
         yield "there is no optimizer step: each trial was the whole cell, and its speed includes the tracing"
     elif any(0 < t.timed_steps < 3 for t in ran) or any(t.steps and not t.timed_steps for t in ran):
         few = [str(t.size) for t in ran if t.steps and t.timed_steps < 3]

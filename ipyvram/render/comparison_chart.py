@@ -1,0 +1,178 @@
+"""Two panels as one SVG: a `Comparison` comes in; memory by category against the batch, and speed with its knee, go out.
+
+An image without script, ids or ``defs``: text and axes in a grey that reads on white and on near-black.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from ipyvram.comparison import Comparison, Row
+from ipyvram.render.axes import byte_ticks
+from ipyvram.render.comparison_words import speed
+from ipyvram.render.palette import COLOURS, STACK
+from ipyvram.units import format_bytes
+
+WIDTH, HEIGHT = 860, 270
+TOP, BOTTOM = 30, 232
+#: Left and right edge of each panel's plot.
+MEMORY, SPEED = (64, 500), (590, 840)
+GREY, LIMIT_COLOUR, KNEE_COLOUR = "#777", "#da3cb7", "#1797a3"
+
+Scale = Callable[[float], float]
+
+
+def chart(comparison: Comparison) -> str:
+    """The picture; empty with fewer than two sizes to draw."""
+    rows = [r for r in comparison.rows if r.peak_bytes is not None]
+    if len(rows) < 2:
+        return ""
+    parts = [*_memory(comparison, rows), *_speed(comparison)]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        f'style="color:{GREY}" fill="currentColor" font-family="system-ui,sans-serif" font-size="11">{"".join(parts)}</svg>'
+    )
+
+
+# -- memory --------------------------------------------------------------------------------------------------------------
+
+
+def _memory(c: Comparison, rows: Sequence[Row]) -> Iterable[str]:
+    left, right = MEMORY
+    last = max(r.batch for r in c.rows)
+    top_bytes = _top(c, rows, last)
+    x: Scale = lambda batch: left + (right - left) * batch / (last * 1.04)  # noqa: E731
+    y: Scale = lambda count: BOTTOM - (BOTTOM - TOP) * count / top_bytes  # noqa: E731
+    yield _words(left, TOP - 14, "peak memory by category", "start", bold=True)
+    for tick in byte_ticks(top_bytes):
+        yield _rule(left, right, y(tick))
+        yield _words(left - 6, y(tick) + 4, format_bytes(tick), "end")
+    yield from _areas(rows, x, y)
+    if c.fit is not None and c.fit.linear:
+        yield from _line(c, x, y, last)
+    if c.limit_bytes is not None and c.limit_bytes <= top_bytes:
+        yield _rule(left, right, y(c.limit_bytes), LIMIT_COLOUR, 1, "6 3")
+        yield _words(left + 4, y(c.limit_bytes) - 4, f"limit {format_bytes(c.limit_bytes)}", "start", LIMIT_COLOUR)
+    for row in c.rows:
+        yield from _mark(row, x, y, y(min(c.limit_bytes or top_bytes, top_bytes)))
+    yield from _labels(
+        [(x(r.batch), str(r.batch), r.batch == (c.largest.batch if c.largest else None)) for r in c.rows]
+    )
+
+
+def _top(c: Comparison, rows: Sequence[Row], last: int) -> float:
+    """The top of the scale: the limit belongs into the picture unless everything is far below it."""
+    highest = max(float(r.needed_bytes or r.peak_bytes or 0) for r in rows)
+    if c.fit is not None and c.fit.linear:
+        highest = max(highest, c.fit.predict(last).bytes)
+    if c.limit_bytes is not None and c.limit_bytes < 3 * highest:
+        highest = max(highest, c.limit_bytes)
+    return highest * 1.06
+
+
+def _areas(rows: Sequence[Row], x: Scale, y: Scale) -> Iterable[str]:
+    """Stacked from the ground up; each area reaches down to the ground and the next lower one covers it."""
+    drawn = [r for r in rows if r.categories and not r.contaminated]
+    if len(drawn) < 2:
+        return
+    height, paths = [0] * len(drawn), list[str]()
+    for category in STACK:
+        if not any(r.categories.get(category) for r in drawn):
+            continue
+        height = [h + r.categories.get(category, 0) for h, r in zip(height, drawn, strict=True)]
+        edge = " ".join(f"{x(r.batch):.1f},{y(h):.1f}" for h, r in zip(height, drawn, strict=True))
+        ground = f"{x(drawn[-1].batch):.1f},{BOTTOM} {x(drawn[0].batch):.1f},{BOTTOM}"
+        paths.append(f'<polygon fill="{COLOURS[category]}" points="{edge} {ground}"/>')
+    yield "".join(reversed(paths))
+
+
+def _line(c: Comparison, x: Scale, y: Scale, last: int) -> Iterable[str]:
+    assert c.fit is not None
+    end = min(last * 1.04, c.fit.reach)
+    a, b = (f"{x(batch):.1f},{y(max(0, c.fit.predict(batch).bytes)):.1f}" for batch in (0, end))
+    yield f'<path d="M{a} L{b}" stroke="currentColor" stroke-dasharray="2 3" fill="none"/>'
+
+
+def _mark(row: Row, x: Scale, y: Scale, limit_y: float) -> Iterable[str]:
+    """A dot where it was measured, a ring where it was confirmed, a circle where it is predicted, a cross for no memory."""
+    at = x(row.batch)
+    if row.peak_bytes is None:
+        yield (
+            f'<path d="M{at - 4:.1f} {limit_y - 4:.1f}l8 8m0 -8l-8 8" stroke="{LIMIT_COLOUR}" stroke-width="2"/>'
+            + _words(at, limit_y - 9, "OOM", "middle", LIMIT_COLOUR)
+        )
+        return
+    hollow = row.status in ("predicted", "verified")
+    fill, size = ("none", 4.5) if hollow else ("currentColor", 2.5)
+    yield f'<circle cx="{at:.1f}" cy="{y(row.peak_bytes):.1f}" r="{size}" fill="{fill}" stroke="currentColor" stroke-width="1.5"/>'
+    if row.status == "verified":
+        yield f'<circle cx="{at:.1f}" cy="{y(row.peak_bytes):.1f}" r="1.5"/>'
+
+
+# -- speed ---------------------------------------------------------------------------------------------------------------
+
+
+def _speed(c: Comparison) -> Iterable[str]:
+    left, right = SPEED
+    points = [(r, r.samples_per_s) for r in c.rows if r.samples_per_s is not None]
+    yield _words(left, TOP - 14, "samples/s", "start", bold=True)
+    if len(points) < 2:
+        yield _words(left, (TOP + BOTTOM) / 2, "not timed" if not points else "timed at one size only", "start")
+        return
+    first, last = points[0][0].batch, points[-1][0].batch
+    best = max(value for _, value in points)
+    # Sizes that double stand equally far apart.
+    x: Scale = lambda batch: left + (right - left) * math.log(batch / first) / math.log(last / first)  # noqa: E731
+    y: Scale = lambda value: BOTTOM - (BOTTOM - TOP) * value / (best * 1.12)  # noqa: E731
+    for tick in _round_ticks(best):
+        yield _rule(left, right, y(tick))
+        yield _words(left - 6, y(tick) + 4, speed(tick), "end")
+    yield _rule(left, right, y(0.95 * best), KNEE_COLOUR, 0.9, "2 3")
+    yield _words(right, y(0.95 * best) + 12, "95 % of the best", "end", KNEE_COLOUR)
+    path = " L".join(f"{x(r.batch):.1f} {y(value):.1f}" for r, value in points)
+    yield f'<path d="M{path}" fill="none" stroke="currentColor" stroke-width="1.5"/>'
+    for row, value in points:
+        knee = row.batch == c.knee
+        look = f'r="5" fill="none" stroke="{KNEE_COLOUR}" stroke-width="2.5"' if knee else 'r="2.5"'
+        yield f'<circle cx="{x(row.batch):.1f}" cy="{y(value):.1f}" {look}/>'
+        if knee:
+            anchor = "start" if x(row.batch) < (left + right) / 2 else "end"
+            yield _words(x(row.batch), y(value) - 10, f"knee {row.batch}", anchor, KNEE_COLOUR, bold=True)
+    yield from _labels([(x(r.batch), str(r.batch), r.batch == c.knee) for r, _ in points])
+
+
+def _round_ticks(highest: float, about: int = 4) -> list[float]:
+    power = 10.0 ** math.floor(math.log10(highest / about))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= highest / about)
+    return [i * step for i in range(int(highest / step) + 1)]
+
+
+# -- pieces --------------------------------------------------------------------------------------------------------------
+
+
+def _labels(ticks: Sequence[tuple[float, str, bool]]) -> Iterable[str]:
+    """Sizes below the axis: the important ones first, the others where there is room."""
+    taken: list[tuple[float, float]] = []
+    for at, label, important in sorted(ticks, key=lambda t: (not t[2], -t[0])):
+        half = 3.6 * len(label) + 3
+        if all(at + half <= a or at - half >= b for a, b in taken):
+            taken.append((at - half, at + half))
+            yield _words(at, BOTTOM + 15, label, "middle", bold=important)
+    for panel_left, panel_right in (MEMORY, SPEED):
+        if ticks and panel_left - 1 <= ticks[0][0] <= panel_right + 1:
+            yield _words((panel_left + panel_right) / 2, BOTTOM + 32, "batch size", "middle")
+
+
+def _rule(
+    left: float, right: float, y: float, colour: str = "currentColor", opacity: float = 0.2, dash: str = ""
+) -> str:
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    return f'<path d="M{left} {y:.1f}H{right}" stroke="{colour}" opacity="{opacity}"{dashes}/>'
+
+
+def _words(x: float, y: float, text: str, anchor: str, colour: str = "", bold: bool = False) -> str:
+    """``text`` is made of figures and our own words only."""
+    fill = f' fill="{colour}"' if colour else ""
+    weight = ' font-weight="600"' if bold else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}{weight}>{text}</text>'

@@ -1,0 +1,119 @@
+"""A comparison as HTML: a `Comparison` comes in; a fragment of inline styles, a table and a picture goes out.
+
+It survives JupyterLab's sanitizer as it is: no script, no style sheet, no ids.
+"""
+
+from __future__ import annotations
+
+import base64
+from itertools import compress
+
+from ipyvram.comparison import Comparison, Row
+from ipyvram.render.comparison_chart import HEIGHT, WIDTH, chart
+from ipyvram.render.comparison_words import COLUMNS, FIGURES, Words, columns_shown, put_into_words, sentence
+from ipyvram.render.markup import MUTED, Column, Part, escape, folded, stacked_bar, style, swatch, table
+from ipyvram.render.palette import COLOURS, STACK
+from ipyvram.report import LABELS
+from ipyvram.units import format_bytes
+
+_BAR_PX = 220
+
+
+def html(comparison: Comparison) -> str:
+    """The comparison as a fragment of HTML."""
+    words = put_into_words(comparison)
+    parts = [
+        _head(comparison, words),
+        _main_table(comparison, words),
+        _legend(words),
+        _picture(comparison),
+        _notes(words),
+    ]
+    parts.append(_category_table(comparison, words))
+    look = style(
+        "font:13px/1.5 system-ui,-apple-system,sans-serif", "color:inherit", f"max-width:{WIDTH}px", "padding:6px 0"
+    )
+    return f'<div class="ipyvram tex2jax_ignore mathjax_ignore"{look}>{"".join(parts)}</div>'
+
+
+def _head(c: Comparison, words: Words) -> str:
+    context = " · ".join(escape(part) for part in words.context)
+    lines = [f"<div><strong>{escape(words.title)}</strong> <span{style(MUTED)}>{context}</span></div>"]
+    if c.note:
+        lines.append(f"<div{style(MUTED)}>{escape(c.note)}</div>")
+    for i, (strong, rest) in enumerate(words.headline):
+        look = style("font-size:17px", "line-height:1.4", "margin:2px 0") if i == 0 else ""
+        lines.append(f"<div{look}><strong>{escape(strong)}</strong> <span{style(MUTED)}>{escape(rest)}</span></div>")
+    if words.trouble:
+        lines.append(_remark(words.trouble, "#d2477f"))
+    if words.fit:
+        lines.append(f"<div{style(MUTED, 'margin:0 0 8px')}>{escape(words.fit)}</div>")
+    return "".join(lines)
+
+
+def _main_table(c: Comparison, words: Words) -> str:
+    if not words.cells:
+        return ""
+    shown = columns_shown(c)
+    columns = [Column(COLUMNS[i], numeric=i in FIGURES) for i in compress(range(len(COLUMNS)), shown)]
+    columns.insert(2, Column("by category"))
+    remarked = any(words.remarks)
+    if remarked:
+        columns.append(Column("remark", muted=True, wrap=True))
+    widest = max((r.peak_bytes or 0 for r in c.rows), default=0)
+    rows = []
+    for row, cells, remark in zip(c.rows, words.cells, words.remarks, strict=True):
+        answer = c.largest is not None and row.batch == c.largest.batch
+        marked = [f"<strong>{escape(cell)}</strong>" if answer or (row.batch == c.knee and i == 0) else escape(cell) for i, cell in enumerate(cells)]  # fmt: skip
+        marked.insert(2, _bar(row, widest))
+        rows.append(marked + ([escape(remark)] if remarked else []))
+    return f'<div class="c">{table("Peak memory and speed at each batch size", columns, rows)}</div>'
+
+
+def _bar(row: Row, widest: int) -> str:
+    if not row.categories:
+        return ""
+    parts = [
+        Part(LABELS[name], COLOURS[name], row.categories[name], format_bytes(row.categories[name]))
+        for name in STACK
+        if row.categories.get(name)
+    ]
+    bar = stacked_bar(parts, sum(row.categories.values()), height_px=10)
+    width = max(1, round(_BAR_PX * (row.peak_bytes or 0) / widest)) if widest else 1
+    return f"<div{style(f'width:{width}px')}>{bar}</div>"
+
+
+def _legend(words: Words) -> str:
+    items = " &nbsp; ".join(f"{swatch(COLOURS[name])} {escape(label)}" for name, label, _ in words.categories)
+    return f"<div{style('font-size:12px', 'margin:6px 0')}>{items}</div>" if items else ""
+
+
+def _picture(c: Comparison) -> str:
+    svg = chart(c)
+    if not svg:
+        return ""
+    data = base64.b64encode(svg.encode("ascii", "xmlcharrefreplace")).decode()
+    look = style("display:block", "max-width:100%", "height:auto", "margin:6px 0 0")
+    return (
+        f'<img alt="{escape(sentence(c))}" src="data:image/svg+xml;base64,{data}" '
+        f'width="{WIDTH}" height="{HEIGHT}"{look}>'
+    )
+
+
+def _notes(words: Words) -> str:
+    return "".join(_remark(note, "#e0503f") for note in words.notes)
+
+
+def _remark(text: str, colour: str) -> str:
+    look = style(f"border-left:3px solid {colour}", "padding:1px 0 1px 10px", "margin:6px 0")
+    return f"<div{look}>{escape(text)}</div>"
+
+
+def _category_table(c: Comparison, words: Words) -> str:
+    if not words.categories:
+        return ""
+    columns = [Column("category"), *(Column(str(r.batch), numeric=True) for r in c.rows if r.categories)]
+    rows = [
+        [f"{swatch(COLOURS[name])} {escape(label)}", *map(escape, sizes)] for name, label, sizes in words.categories
+    ]
+    return folded("By category at each peak", table("Bytes by category at the peak of each batch size", columns, rows))

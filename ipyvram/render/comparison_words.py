@@ -1,0 +1,171 @@
+"""What is said of a comparison of batch sizes, in the words that text and HTML share: a `Comparison` comes in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ipyvram.comparison import Accumulation, Answer, Comparison, Row, describe_fit
+from ipyvram.report import LABELS
+from ipyvram.units import format_bytes, format_duration
+
+#: Heads of the main table, and which of its columns are figures.
+COLUMNS = ("batch", "peak", "reserved", "samples/s", "share of best", "status")
+FIGURES = (0, 1, 2, 3, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The parts of a comparison as plain text.
+
+    Attributes
+    ----------
+    title : str
+        The label; ``context`` is what was compared, where, and in how many trials.
+    headline : tuple of (str, str)
+        Answers, the most important first: what stands out, and what is said of it.
+    fit : str
+        The line through the peaks.
+    cells : tuple of tuple of str
+        The main table, one row a size, by `COLUMNS`; ``remarks`` is what is to be said of each row.
+    categories : tuple of (str, str, tuple of str)
+        Category, its label, and its bytes at each size.
+    """
+
+    title: str
+    context: tuple[str, ...]
+    headline: tuple[tuple[str, str], ...]
+    fit: str
+    cells: tuple[tuple[str, ...], ...]
+    remarks: tuple[str, ...]
+    categories: tuple[tuple[str, str, tuple[str, ...]], ...]
+    notes: tuple[str, ...]
+    trouble: str
+
+
+def put_into_words(c: Comparison) -> Words:
+    """All that is said of a comparison."""
+    shown = columns_shown(c)
+    return Words(
+        title=c.label or f"Batch sizes of {c.name}",
+        context=tuple(_context(c)),
+        headline=tuple(_headline(c)),
+        fit=describe_fit(c.fit) if c.fit is not None else "",
+        cells=tuple(tuple(cell for cell, show in zip(_cells(c, row), shown, strict=True) if show) for row in c.rows),
+        remarks=tuple(row.note for row in c.rows),
+        categories=tuple(_categories(c)),
+        notes=c.notes,
+        trouble=_trouble(c),
+    )
+
+
+def columns_shown(c: Comparison) -> tuple[bool, ...]:
+    """Which of `COLUMNS` have anything to show."""
+    reserved = any(r.reserved_bytes is not None for r in c.rows)
+    speed = c.best_samples_per_s is not None
+    return True, True, reserved, speed, speed, True
+
+
+def _context(c: Comparison) -> list[str]:
+    parts = [c.name] if c.label else []
+    device = " ".join(p for p in (c.device, c.device_name) if p and p.lower() != "cpu") or c.device
+    parts += [device] if device else []
+    if c.limit_bytes is not None:
+        card = f" of {format_bytes(c.card_bytes)}" if c.card_bytes else ""
+        parts.append(f"limit {format_bytes(c.limit_bytes)}{card}")
+    parts.append(f"{c.trials} {'estimate' if c.kind == 'estimated' else 'trial'}{'' if c.trials == 1 else 's'}")
+    parts.append(format_duration(c.duration_s))
+    return parts
+
+
+def _headline(c: Comparison) -> list[tuple[str, str]]:
+    parts = []
+    if c.limit_bytes is not None:
+        if c.largest is not None:
+            parts.append((f"Largest that fits: {c.largest.batch}", answer_words(c.largest, c.limit_bytes)))
+        elif c.rows:
+            parts.append(("No size fits", f"into {format_bytes(c.limit_bytes)}"))
+    knee = next((r for r in c.rows if r.batch == c.knee), None)
+    if knee is not None:
+        share = c.share_of_best(knee)
+        words = "the best speed" if share == 1 else f"{share or 0:.0%} of the best speed".replace("%", " %")
+        parts.append(
+            (f"Knee: {knee.batch}", words + (f" with {format_bytes(knee.peak_bytes)}" if knee.peak_bytes else ""))
+        )
+    if c.accumulation is not None:
+        parts.append((f"Effective {c.accumulation.effective}:", accumulation_words(c.accumulation)))
+    return parts
+
+
+def answer_words(answer: Answer, limit_bytes: int) -> str:
+    """``verified, 59.8 MiB of 60.0 MiB; 166 does not fit``."""
+    words = answer.status
+    if answer.needed_bytes is not None:
+        words += f", {format_bytes(answer.needed_bytes)}"
+        if answer.low_bytes is not None and answer.high_bytes is not None:
+            words += f" ({format_bytes(answer.low_bytes)} to {format_bytes(answer.high_bytes)})"
+        words += f" of {format_bytes(limit_bytes)}"
+    return words + (f"; {answer.beyond} does not fit" if answer.beyond is not None else "")
+
+
+def accumulation_words(a: Accumulation) -> str:
+    """How to make up the effective batch, and what differs from a batch of that size."""
+    if a.steps == 1:
+        return "fits as one batch, nothing to accumulate"
+    last = f", the last of {a.effective - a.batch * (a.steps - 1)}" if a.batch * a.steps != a.effective else ""
+    return (
+        f"{a.steps} batches of {a.batch}{last} before each optimizer step, each loss divided by {a.steps} "
+        f"(BatchNorm sees {a.batch} at a time; a loss averaged over tokens needs weights)"
+    )
+
+
+def _cells(c: Comparison, row: Row) -> tuple[str, ...]:
+    share = c.share_of_best(row)
+    peak = "–" if row.peak_bytes is None else format_bytes(row.peak_bytes)
+    if row.low_bytes is not None and row.high_bytes is not None:
+        peak += f" ({format_bytes(row.low_bytes)} to {format_bytes(row.high_bytes)})"
+    status = row.status + (" · contaminated" if row.contaminated else "")
+    if c.limit_bytes is not None and row.needed_bytes is not None and row.needed_bytes > c.limit_bytes:
+        status += " · over the limit"
+    return (
+        str(row.batch),
+        peak,
+        "–" if row.reserved_bytes is None else format_bytes(row.reserved_bytes),
+        "–" if row.samples_per_s is None else speed(row.samples_per_s),
+        "–" if share is None else f"{share:.0%}".replace("%", " %"),
+        status,
+    )
+
+
+def speed(samples_per_s: float) -> str:
+    """Samples a second: three significant digits below a thousand."""
+    return f"{samples_per_s:,.0f}" if samples_per_s >= 99.5 else f"{samples_per_s:.3g}"
+
+
+def _categories(c: Comparison) -> list[tuple[str, str, tuple[str, ...]]]:
+    used = [name for name in LABELS if any(r.categories.get(name) for r in c.rows)]
+    return [
+        (
+            name,
+            LABELS[name],
+            tuple(format_bytes(r.categories[name]) if r.categories.get(name) else "–" for r in c.rows if r.categories),
+        )
+        for name in used
+    ]
+
+
+def _trouble(c: Comparison) -> str:
+    if not c.ended:
+        return ""
+    done = f"{c.trials} trial{'' if c.trials == 1 else 's'} had ended"
+    return (
+        f"Interrupted: {done} by then." if c.ended == "interrupted" else f"Stopped by the cell's own error: {c.ended}"
+    )
+
+
+def sentence(c: Comparison) -> str:
+    """The pictures in words, for ``alt``."""
+    parts = [f"Peak memory and speed against {c.name}"]
+    parts += [f"{r.batch}: {format_bytes(r.peak_bytes)}" for r in c.rows if r.peak_bytes is not None]
+    parts += [f"{r.batch}: out of memory" for r in c.rows if r.status == "OOM"]
+    parts += [f"{strong} {rest}" for strong, rest in _headline(c)[:2]]
+    return "; ".join(parts) + "."
