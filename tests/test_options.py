@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ipyvram.cards import named, of_size
 from ipyvram.options import (
+    _COMPANIONS,
     OPTIONS,
     Options,
     complete,
@@ -82,7 +83,11 @@ def test_a_mistake_is_named_with_what_would_be_right(line, named):
 def test_every_option_parses_each_of_its_completions():
     for option in OPTIONS:
         for value in option.completions:
-            assert parse(f"{option.flag} {value}") == from_keywords(**{option.keyword: value})
+            beside = "" if option.flag not in _COMPANIONS else "--max-batch n "
+            parsed = parse(f"{beside}{option.flag} {value}")
+            assert getattr(parsed, option.field) == option.parse(value.strip('"'))
+            if not option.takes_cell and not beside:
+                assert parsed == from_keywords(**{option.keyword: value})
 
 
 def test_help_tells_every_option_and_subcommand():
@@ -129,3 +134,43 @@ def test_any_text_is_understood_or_refused_what_is_wrong(line):
         return
     assert options.trace_steps >= 1
     assert 0 < options.interval_s <= 60
+
+
+# -- batch sizes -----------------------------------------------------------------------------------------------------
+
+
+def test_batch_sizes_and_what_goes_with_them():
+    options = parse("sweep --batch bs=8, 16,32 --steps 5 --limit 2GiB --effective 256 --multiple 8")
+    assert options.batch == ("bs", (8, 16, 32))
+    assert (options.steps, options.effective, options.multiple, options.label) == (5, 256, 8, "sweep")
+    assert parse("--max-batch bs --rule tutorial").max_batch == "bs"
+    assert takes_cell("--batch bs=8,16")
+    assert takes_cell("--max-batch bs")
+    assert not takes_cell("--steps 5")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--batch 8,16", "--batch 8,16: write the variable and its sizes, such as batch_size=8,16,32"),
+        ("--batch bs=8", "--batch bs=8: one size cannot be compared"),
+        ("--batch bs=8,many", "'many' is not a batch size"),
+        ("--batch if=8,16", "'if' cannot be a variable"),
+        ("--max-batch 2x", "'2x' cannot be a variable"),
+        ("--max-batch bs --multiple 0", "--multiple 0: write a whole number, 1 or more"),
+        ("--max-batch bs --effective half", "--effective half: write a whole number, 1 or more"),
+        ("--max-batch bs --rule guess", "--rule guess: write fit"),
+        ("--max-batch bs --batch bs=8,16", "take either"),
+        ("--steps 5", "--steps goes with --batch or --max-batch"),
+        ("--multiple 8", "--multiple goes with --batch or --max-batch"),
+        ("--batch bs=8,16 --rule fit", "--rule goes with --max-batch"),
+    ],
+)
+def test_mistakes_in_batch_sizes_are_said(line, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        parse(line)
+
+
+def test_batch_sizes_are_not_for_measure():
+    with pytest.raises(TypeError, match="'batch' is not an option"):
+        from_keywords(batch="bs=8,16")
