@@ -151,7 +151,8 @@ class Run:
 
     def _start_storages(self) -> None:
         skip = frozenset({"cuda"} if self._history is not None else ())
-        trace = StorageTrace(self._clock, StackReader(self._stacks), self._origins, budget=self._budget, skip=skip)
+        stacks = StackReader(self._stacks)
+        trace = StorageTrace(self._clock, stacks, self._origins, budget=self._budget, skip=skip, expired=self._expired)
         self._past.append(trace)
         trace.start()
         self._storages = trace
@@ -179,19 +180,27 @@ class Run:
             return str(storage.device), self._storages.identify(storage, before=before)
         return None
 
-    def _on_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _on_forward(self, module: nn.Module | None, args: tuple[Any, ...]) -> None:
         """Notice a model on the CPU of a machine with a GPU; end the trace of a cell without steps at its bounds."""
-        if self._history is not None and self._storages is None:
+        if module is not None and self._history is not None and self._storages is None:
             parameter = next(module.parameters(), None)
             if parameter is not None and self._history.identify(parameter.untyped_storage()) is None:
                 self._start_storages()
-        self._oom.attach_late()
-        if self._phases.steps == self._first_traced and self.options.budget_bytes is None:
-            elapsed = (self._clock() - self._trace_ns) / 1e9
-            if elapsed > MAX_UNSTEPPED_S:
-                self.stop_tracing(f"{MAX_UNSTEPPED_S:.0f} s without an optimizer step")
-            elif self._storages is not None and self._storages.event_count > MAX_UNSTEPPED_EVENTS:
-                self.stop_tracing(f"{MAX_UNSTEPPED_EVENTS:,} events without an optimizer step")
+        storages = self._storages
+        ended = storages.ended_by if storages is not None and not storages.active else ""
+        reason = ended or self._expired()
+        if reason:
+            self.stop_tracing(reason)
+
+    def _expired(self) -> str:
+        """Why a trace without an optimizer step should end, an empty string while it should not."""
+        if not self._tracing or self._phases.steps != self._first_traced:
+            return ""
+        if (self._clock() - self._trace_ns) / 1e9 > MAX_UNSTEPPED_S:
+            return f"{MAX_UNSTEPPED_S:.0f} s without an optimizer step"
+        if self._storages is not None and self._storages.event_count > MAX_UNSTEPPED_EVENTS:
+            return f"{MAX_UNSTEPPED_EVENTS:,} events without an optimizer step"
+        return ""
 
     def _on_step(self, steps: int) -> None:
         if not self._tracing:

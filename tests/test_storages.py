@@ -207,6 +207,14 @@ def test_sums_of_views_take_memory_of_their_own():
     assert len(made) == 3  # two gradients and their sum
 
 
+def test_zeros_that_a_formula_fills_are_filled_in_place():
+    x = torch.rand(8, 100, requires_grad=True)
+    with tracing() as trace:
+        x.max(1).values.sum().backward()
+    made = [size for sign, size in rows(trace) if sign == "+" and size == 4 * 800]
+    assert len(made) == 1  # the gradient: zeros, and the ones scattered into them
+
+
 def test_a_sum_inside_a_formula_takes_memory_of_its_own():
     class Function(torch.autograd.Function):
         @staticmethod
@@ -317,6 +325,17 @@ def test_nothing_is_kept_after_the_end():
     del x
     gc.collect()
     assert trace.event_count == events
+
+
+def test_the_trace_ends_when_its_bound_is_reached():
+    texts = iter(["", "20 s without an optimizer step"])
+    with tracing(expired=lambda: next(texts)) as trace:
+        for _ in range(3000):
+            torch.zeros(1)
+        assert not trace.active
+    found = trace.traces()[0]
+    assert found.ended_by == "20 s without an optimizer step"
+    assert 2 * 2000 < len(found.events) < 2 * 2100
 
 
 def test_a_fault_of_ours_costs_the_trace_and_not_the_cell(monkeypatch):

@@ -35,7 +35,8 @@ class Phases:
     on_step : callable
         Called with the number of finished optimizer steps, after each.
     on_forward : callable
-        Called with each root module before its forward: the place to notice the device in use and the bounds.
+        Called with each root module before its forward, and with None before each backward: the place to notice the device
+        in use and the bounds.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Phases:
         clock: Clock,
         owners: Owners,
         on_step: Callable[[int], None],
-        on_forward: Callable[[nn.Module, tuple[Any, ...]], None],
+        on_forward: Callable[[nn.Module | None, tuple[Any, ...]], None],
         guard: Callable[[str, Callable[[], None]], None],
     ) -> None:
         self._clock, self._owners, self._on_step, self._on_forward, self._guard = (
@@ -176,6 +177,9 @@ class Phases:
 
     def _begin_backward(self, roots: Any) -> Callable[[], None]:
         leaves: list[Tensor] = []
+        self._guard("backward", lambda: self._on_forward(None, ()))
+        if not self.tracing:
+            return lambda: None
 
         def begin() -> None:
             self._owners.namespace(deep=False)

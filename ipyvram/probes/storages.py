@@ -1,8 +1,8 @@
 """Storages that are allocated, resized and freed while a cell runs come in; one `Trace` per device goes out.
 
 A dispatch mode sees the outputs of every operator, a weak reference on each storage sees its end. This is the same
-stream of events as the CUDA allocator's history, for devices that keep none. Inside a kernel nothing is seen, nor is
-what compiled code allocates for itself: neither outlives one call.
+stream of events as the CUDA allocator's history, for devices that keep none. Not seen is what a kernel takes and gives
+back within one operator, and what compiled code allocates for itself.
 """
 
 from __future__ import annotations
@@ -17,20 +17,17 @@ from torch.utils import _python_dispatch as dispatch_modes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipyvram.probes.clock import Clock
+from ipyvram.probes.engine import ADD, ADD_IN_PLACE, OUTSIDE, REUSING, accumulates, current_node, may_reuse
 from ipyvram.probes.stacks import Interner
+from ipyvram.probes.storage_log import Live, Row, StorageLog, allocated
 from ipyvram.probes.tensors import dtype_name, plain_tensors, storage_of
-from ipyvram.recording import Action, Block, Events, OomEvent, Origin, Trace
+from ipyvram.recording import Block, OomEvent, Origin, Trace
 
 #: Events after which the trace ends by itself: a million rows are about 200 MB of Python objects.
 MAX_EVENTS = 1_000_000
 
-Row = tuple[int, int, int, int, int, int, int]
-
-_ADD = torch.ops.aten.add.Tensor
-_ADD_ = torch.ops.aten.add_.Tensor
+_CHECK_EVERY = 1024  # operators between two looks at the bounds
 _DISABLED = Tensor.__torch_dispatch__
-_OUTSIDE = -1  # no node: not in the engine
-_ALLOC, _FREE = int(Action.ALLOC), int(Action.FREE_REQUESTED)
 
 
 class StorageTrace:
@@ -53,11 +50,15 @@ class StorageTrace:
         they take no memory.
     skip : collection of str
         Device types that another probe follows.
+    expired : callable, optional
+        Asked now and then; a text that is not empty ends the trace, and says why.
 
     Attributes
     ----------
     notes : list of str
         What the trace could not see, one line each.
+    event_count : int
+        Events recorded so far, on all devices.
     refused : OomEvent or None
         The last allocation that the budget refused.
     """
@@ -71,20 +72,23 @@ class StorageTrace:
         budget: Mapping[str, int] | None = None,
         device_names: Mapping[str, str] | None = None,
         skip: frozenset[str] = frozenset(),
+        expired: Callable[[], str] = str,
     ) -> None:
         self.notes: list[str] = []
+        self.event_count = 0
         self.refused: OomEvent | None = None
-        self._clock, self._stacks, self._origins = clock, stacks, origins
+        self._clock, self._stacks, self._origins, self._expired = clock, stacks, origins, expired
         self._budget, self._names, self._skip = dict(budget or {}), dict(device_names or {}), skip
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, Live] = {}
         self._held: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}  # known, not used by the cell so far
-        self._logs: dict[torch.device, _Log | None] = {}
-        self._by_name: dict[str, _Log] = {}
+        self._logs: dict[torch.device, StorageLog | None] = {}
+        self._by_name: dict[str, StorageLog] = {}
         self._origin_of: dict[Any, int] = {}
         self._serial = 0
-        self._folding: tuple[_Live, _Live, Row] | None = None
+        self._reusing: tuple[Live, Live, Row] | None = None  # operand, result, and its row if the operand survives
         self._mode: _Mode | None = None
         self._active = False
+        self._operators = 0
         self._start_ns = self._stop_ns = 0
         self._ended_by = "end of cell"
 
@@ -119,26 +123,16 @@ class StorageTrace:
         return self._active
 
     @property
-    def event_count(self) -> int:
-        """Events recorded so far, on all devices."""
-        return sum(len(log.rows) for log in self._by_name.values())
+    def ended_by(self) -> str:
+        """Why the trace stopped."""
+        return self._ended_by
 
     def traces(self) -> tuple[Trace, ...]:
         """One trace per device that the cell used; call it after `stop`."""
         self._leave()
-        return tuple(
-            Trace(
-                device=name,
-                source="storages",
-                start_ns=self._start_ns,
-                stop_ns=self._stop_ns or self._clock(),
-                events=Events.from_rows(sorted(log.rows, key=_time_of)),
-                baseline=tuple(log.baseline),
-                ended_by=self._ended_by,
-            )
-            for name, log in self._by_name.items()
-            if log.rows or log.baseline
-        )
+        stop_ns = self._stop_ns or self._clock()
+        used = [log for log in self._by_name.values() if log.rows or log.baseline]
+        return tuple(log.trace(self._start_ns, stop_ns, self._ended_by) for log in used)
 
     # -- who is who --------------------------------------------------------------------------------------------------
 
@@ -173,56 +167,58 @@ class StorageTrace:
             known = self._found(storage, log, before)
         return known.serial
 
-    def _found(
-        self, storage: torch.UntypedStorage, log: _Log, before: bool = False, tensor: Tensor | None = None
-    ) -> _Live:
+    def _found(self, storage: torch.UntypedStorage, log: StorageLog, before: bool, origin: int = -1) -> Live:
         """A storage that no operator was seen to make."""
         held = self._held.pop(storage._cdata, None)
         live = self._watch(storage, log)
         if held is not None and held[0]() is storage:
             live.serial, before = held[1], True
-        if before or (tensor is not None and tensor.requires_grad):  # data that no operator made has no such wish
+        if before:
             log.baseline.append(Block(live.serial, live.size, live.size))
         else:
-            self._flush()
-            origin = -1 if tensor is None else self._origin("", tensor)
-            log.rows.append((_ALLOC, live.serial, live.size, 0, self._clock(), self._stacks(), origin))
+            self._append(log, allocated(live, self._clock(), self._stacks(), origin))
         return live
 
-    def _watch(self, storage: torch.UntypedStorage, log: _Log) -> _Live:
-        live = _Live(storage, self._freed)
+    def _watch(self, storage: torch.UntypedStorage, log: StorageLog) -> Live:
+        live = Live(storage, self._freed)
         self._serial += 1
         live.key, live.serial, live.size = storage._cdata, self._serial, storage.nbytes()
-        live.log, live.node = log, _OUTSIDE
+        live.log, live.node = log, OUTSIDE
         self._live[live.key] = live
         log.bytes += live.size
         return live
 
-    def _freed(self, live: _Live) -> None:
+    def _freed(self, live: Live) -> None:
         if self._live.get(live.key) is not live:
             return  # the trace has stopped
         del self._live[live.key]
         live.log.bytes -= live.size
-        folding = self._folding
-        if folding is not None and folding[0] is live:
-            folding[1].serial = live.serial  # the sum lives on in the place of its first operand
-            self._folding = None
+        reusing = self._reusing
+        if reusing is not None and reusing[0] is live:
+            reusing[1].serial = live.serial  # the result lives on in the place of its operand
+            self._reusing = None
             return
         self._flush()
-        live.log.rows.append((_FREE, live.serial, live.size, 0, self._clock(), -1, -1))
+        self.event_count += 1
+        live.log.freed(live, self._clock())
 
-    def _log(self, storage: torch.UntypedStorage) -> _Log | None:
+    def _append(self, log: StorageLog, row: Row) -> None:
+        self._flush()
+        self.event_count += 1
+        log.rows.append(row)
+
+    def _log(self, storage: torch.UntypedStorage) -> StorageLog | None:
         device = storage.device
         try:
             return self._logs[device]
         except KeyError:
             name = self.device_name(device)
-            if device.type in self._skip or (device.type == "meta" and name == "meta" and "meta" not in self._names):
-                self._logs[device] = None
-            else:
+            log = None
+            if device.type not in self._skip and (name != "meta" or "meta" in self._names):
                 budget = self._budget.get(name, self._budget.get(name.partition(":")[0]))
-                self._logs[device] = self._by_name.setdefault(name, _Log(name, budget))
-            return self._logs[device]
+                log = self._by_name.setdefault(name, StorageLog(name, budget))
+            self._logs[device] = log
+            return log
 
     def _origin(self, func: Any, tensor: Tensor) -> int:
         key = (func, tensor.shape, tensor.dtype)
@@ -234,7 +230,7 @@ class StorageTrace:
 
     # -- operators ---------------------------------------------------------------------------------------------------
 
-    def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None, result: Any) -> None:
         """Write down what an operator allocated; inputs not seen before first."""
         for value in (*args, *kwargs.values()) if kwargs else args:
             if isinstance(value, Tensor):
@@ -249,8 +245,11 @@ class StorageTrace:
             for item in result:
                 if isinstance(item, Tensor):
                     self._output(func, args, item)
-        if self.event_count > MAX_EVENTS:
-            self.stop(f"{MAX_EVENTS:,} events")
+        self._operators += 1
+        if self._operators % _CHECK_EVERY == 0:
+            reason = f"{MAX_EVENTS:,} events" if self.event_count > MAX_EVENTS else self._expired()
+            if reason:
+                self.stop(reason)
 
     def _input(self, tensor: Tensor) -> None:
         storage = storage_of(tensor)
@@ -258,7 +257,8 @@ class StorageTrace:
             return
         log = self._log(storage)
         if log is not None and storage.nbytes():
-            self._found(storage, log, tensor=tensor)
+            # What wants a gradient was made by an operator, before; data that no operator made has no such wish.
+            self._found(storage, log, tensor.requires_grad, self._origin("", tensor))
 
     def _output(self, func: Any, args: tuple[Any, ...], tensor: Tensor) -> None:
         storage = storage_of(tensor)
@@ -270,75 +270,64 @@ class StorageTrace:
         known = self._live.get(storage._cdata)
         if known is not None:
             if known.size != storage.nbytes():
-                self._resized(known, storage, self._origin(func, tensor))
+                self._resized(known, storage.nbytes(), self._origin(func, tensor))
             return
         log, size = self._log(storage), storage.nbytes()
         if log is None or not size:
             return
-        if log.budget is not None and log.bytes + size > log.budget:
+        if not log.fits(size):
             self._refuse(log, size, self._origin(func, tensor))
+        operand = self._operand(args) if func in REUSING else None
+        reuses = operand is not None and operand.size == size
+        if operand is not None and reuses:
+            reuses = may_reuse(func, args[0], operand.node, newest=operand.serial == self._serial)
         live = self._watch(storage, log)
+        live.node = current_node()
         self._flush()
-        row = (_ALLOC, live.serial, size, 0, self._clock(), self._stacks(), self._origin(func, tensor))
-        live.node = _current_node()
-        operand = self._summed(args, size, live.node) if func is _ADD else None
-        if operand is None:
-            log.rows.append(row)
+        row = allocated(live, self._clock(), self._stacks(), self._origin(func, tensor))
+        if operand is not None and reuses:
+            self._reusing = operand, live, row
         else:
-            self._folding = (operand, live, row)
+            self._append(log, row)
 
-    def _resized(self, live: _Live, storage: torch.UntypedStorage, origin: int) -> None:
-        size = storage.nbytes()
-        if live.log.budget is not None and live.log.bytes + size - live.size > live.log.budget:
-            self._refuse(live.log, size, origin)
-        self._flush()
-        live.log.rows.append((_FREE, live.serial, live.size, 0, self._clock(), -1, -1))
-        live.log.bytes += size - live.size
-        live.size = size
-        live.log.rows.append((_ALLOC, live.serial, size, 0, self._clock(), self._stacks(), origin))
+    def _operand(self, args: tuple[Any, ...]) -> Live | None:
+        """The storage that the engine would write the result over, if nobody else held it.
 
-    def _refuse(self, log: _Log, size: int, origin: int) -> NoReturn:
-        """An allocation does not fit the budget: note the instant and raise what the CUDA allocator would."""
-        self._flush()
-        self.refused = OomEvent(
-            time_ns=self._clock(),
-            device=log.name,
-            requested_bytes=size,
-            limit_bytes=log.budget,
-            allocated_bytes=log.bytes,
-            free_bytes=max(0, (log.budget or 0) - log.bytes),
-            budget=True,
-            stack=self._stacks(),
-            origin=origin,
-        )
-        raise torch.OutOfMemoryError(_out_of_memory(log, size))
-
-    # -- sums made by autograd -----------------------------------------------------------------------------------------
-
-    def _summed(self, args: tuple[Any, ...], size: int, node: int) -> _Live | None:
-        """The first operand of a sum of two gradients by the engine, which without a mode it would add to in place.
-
-        Only if nobody else holds that operand: then it is freed before anything else happens, which `_freed` sees. A sum
-        inside a node's formula has an operand made by the same node, unless the node feeds one place twice (``x * x``).
+        Whether somebody does shows at once: else it is freed before anything else happens, which `_freed` sees.
         """
-        if node == _OUTSIDE or torch.is_grad_enabled() or not isinstance(args[0], Tensor) or args[0]._is_view():
-            return None  # a view keeps its base, a second holder
-        storage = storage_of(args[0])
-        operand = None if storage is None else self._live.get(storage._cdata)
-        if operand is None or operand.size != size:
+        if torch._C._current_graph_task_id() == -1 or not isinstance(args[0], Tensor):
             return None
-        if operand.node == node:
-            edges = [edge for edge in torch._C._current_autograd_node().next_functions if edge[0] is not None]
-            if len(set(edges)) == len(edges):
-                return None
-        return operand
+        storage = storage_of(args[0])
+        return None if storage is None else self._live.get(storage._cdata)
 
     def _flush(self) -> None:
         """The operand of the last sum outlived it: the sum took memory of its own after all."""
-        if self._folding is not None:
-            _, live, row = self._folding
-            self._folding = None
+        if self._reusing is not None:
+            _, live, row = self._reusing
+            self._reusing = None
+            self.event_count += 1
             live.log.rows.append(row)
+
+    def _resized(self, live: Live, size: int, origin: int) -> None:
+        if not live.log.fits(size - live.size):
+            self._refuse(live.log, size, origin)
+        self._flush()
+        self.event_count += 1
+        live.log.freed(live, self._clock())
+        live.log.bytes += size - live.size
+        live.size = size
+        self._append(live.log, allocated(live, self._clock(), self._stacks(), origin))
+
+    def _refuse(self, log: StorageLog, size: int, origin: int) -> NoReturn:
+        """An allocation does not fit the budget: note the instant and raise what the CUDA allocator would."""
+        self._flush()
+        self.refused = log.refusal(size, self._clock(), self._stacks(), origin)
+        raise torch.OutOfMemoryError(log.out_of_memory(size))
+
+    def failed(self, func: Any, error: Exception) -> None:
+        """Recording an operator went wrong: the trace ends, the program goes on."""
+        self.notes.append(f"the storage trace stopped at {func}: {type(error).__name__}: {error}"[:300])
+        self.stop("a fault of ipyvram")
 
 
 class _Mode(TorchDispatchMode):
@@ -358,21 +347,20 @@ class _Mode(TorchDispatchMode):
 
 def _dispatch(self: _Mode, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
     trace = self.trace
-    if not trace._active:
-        return func(*args, **(kwargs or {}))
     for kind in types:
         if kind.__torch_dispatch__ is not _DISABLED:
             return NotImplemented  # made of tensors: its own dispatch runs operators on its parts, seen one by one
-    if func is _ADD and _accumulates(args):
-        func = _ADD_
+    if not trace._active:
+        return func(*args, **(kwargs or {}))
+    if func is ADD and accumulates(args):
+        func = ADD_IN_PLACE
     result = func(*args, **kwargs) if kwargs else func(*args)
     try:
-        trace.record(func, args, kwargs or {}, result)
+        trace.record(func, args, kwargs, result)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        trace._active = False
-        trace.notes.append(f"the storage trace stopped at {func}: {type(error).__name__}: {error}"[:300])
+        trace.failed(func, error)
     return result
 
 
@@ -380,72 +368,7 @@ def _dispatch(self: _Mode, func: Any, types: Any, args: Any = (), kwargs: Any = 
 _Mode.__torch_dispatch__ = _dispatch  # type: ignore[method-assign,assignment]
 
 
-def _accumulates(args: tuple[Any, ...]) -> bool:
-    """Whether autograd is adding to a ``.grad``: without a mode it does that in place, so we do.
-
-    Out of place, which autograd chooses under any mode, a ``.grad`` that the program holds elsewhere (a flat buffer) would
-    miss the sum.
-    """
-    if torch._C._current_graph_task_id() == -1 or torch.is_grad_enabled():
-        return False
-    node: Any = torch._C._current_autograd_node()
-    return node is not None and type(node).__name__ == "AccumulateGrad" and node.variable.grad is args[0]
-
-
-class _Live(weakref.ref):  # type: ignore[type-arg]
-    """A live storage: the reference tells when it ends."""
-
-    __slots__ = ("key", "log", "node", "serial", "size")
-    key: int
-    node: int  # the node of the autograd graph that made it
-    serial: int
-    size: int
-    log: _Log
-
-
-class _Log:
-    """What happened on one device."""
-
-    __slots__ = ("baseline", "budget", "bytes", "name", "rows")
-
-    def __init__(self, name: str, budget: int | None) -> None:
-        self.name, self.budget, self.bytes = name, budget, 0
-        self.rows: list[Row] = []
-        self.baseline: list[Block] = []
-
-
-def _current_node() -> int:
-    """A number for the node that the autograd engine evaluates on this thread."""
-    if torch._C._current_graph_task_id() == -1:
-        return _OUTSIDE
-    node: Any = torch._C._current_autograd_node()
-    return _OUTSIDE if node is None else int(node._sequence_nr())
-
-
 def _op_name(func: Any) -> str:
     """``aten.conv2d`` of ``aten.conv2d.default``; an overload's name says nothing to the reader."""
     packet = getattr(func, "overloadpacket", None)
     return str(packet if packet is not None else func)
-
-
-def _time_of(row: Row) -> int:
-    return row[4]
-
-
-def _out_of_memory(log: _Log, size: int) -> str:
-    """In the words of the CUDA allocator, so that code which reads them (and people) need not learn others."""
-    kind, _, index = log.name.partition(":")
-    budget = log.budget or 0
-    return (
-        f"{kind.upper()} out of memory. Tried to allocate {_size(size)}. {'GPU ' + index if index else log.name} has a "
-        f"total capacity of {_size(budget)} of which {_size(max(0, budget - log.bytes))} is free. Of the allocated memory "
-        f"{_size(log.bytes)} is allocated by PyTorch."
-    )
-
-
-def _size(count: int) -> str:
-    """As c10 writes it: two digits after the point, ``bytes`` below a KiB."""
-    if count < 1024:
-        return f"{count} bytes"
-    unit, name = next((u, n) for u, n in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if count >= u)
-    return f"{count / unit:.2f} {name}"
