@@ -171,7 +171,9 @@ class Estimation:
         if steps >= self.options.trace_steps:
             self._end(f"{steps} steps" if steps > 1 else "1 step")
 
-    def _on_forward(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+    def _on_forward(self, module: torch.nn.Module | None, args: tuple[Any, ...]) -> None:
+        if module is None:  # a backward
+            return
         batch = next((a for a in args if isinstance(a, torch.Tensor) and a.dim()), None)
         if batch is not None and (not self.shape or batch.shape[0] > self.shape[0]):
             self.shape = tuple(batch.shape)
