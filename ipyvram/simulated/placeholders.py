@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ipyvram.simulated import recurrent
+from ipyvram.simulated import recurrent, shapes
 from ipyvram.simulated.refusal import CannotEstimate
 
 aten = torch.ops.aten
@@ -163,6 +163,9 @@ def _unscale(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
     """Gradients and the flag are written in place."""
 
 
+for _name, _handler in shapes.TABLE.items():
+    _for(_name)(_handler)
+_for(*shapes.IN_PLACE)(shapes.in_place)
 _for("_cudnn_rnn")(recurrent.forward)
 _for("_cudnn_rnn_backward")(recurrent.backward)
 

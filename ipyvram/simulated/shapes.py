@@ -1,0 +1,90 @@
+"""Results of frequent operators whose shapes torch works out in Python, slowly: the same shapes, at once, and as CUDA has them.
+
+Their Python definitions take one to three milliseconds each, most of the time of an estimate.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+def like_first(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Elementwise on the first argument."""
+    return torch.empty_like(args[0])
+
+
+def like_gradient(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Backward of an elementwise operator: the layout of the gradient and the input's shape, which agree."""
+    if args[0].shape != args[1].shape:
+        return NotImplemented
+    return torch.empty_like(args[1]) if args[1].is_contiguous() else torch.empty_like(args[0])
+
+
+def in_place(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Writes into its arguments and makes nothing, where all of them are on the card."""
+    lists = [a for a in (*args, *kwargs.values()) if isinstance(a, (list, tuple)) and a and isinstance(a[0], Tensor)]
+    return None if all(t.device.type == "meta" for a in lists for t in a) else NotImplemented
+
+
+def _statistics(source: Tensor, shape: Any) -> Tensor:
+    """Means and deviations are kept in float32 for half precision (`acc_type`)."""
+    half = source.dtype in (torch.float16, torch.bfloat16)
+    return torch.empty(shape, dtype=torch.float32 if half else source.dtype, device="meta")
+
+
+def batch_norm(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`native_batch_norm`: output, saved mean, saved inverse deviation (both empty when not training)."""
+    source, training = args[0], args[5]
+    channels = source.shape[1] if training else 0
+    return torch.empty_like(source), _statistics(source, channels), _statistics(source, channels)
+
+
+def batch_norm_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`native_batch_norm_backward`: gradients of input, weight and bias, as far as they are wanted."""
+    source, weight, wanted = args[1], args[2], args[-1]
+    channels = _statistics(source, source.shape[1])
+    of_weight = torch.empty_like(weight if weight is not None else channels) if wanted[1] else None
+    of_bias = torch.empty_like(weight if weight is not None else channels) if wanted[2] else None
+    return torch.empty_like(source) if wanted[0] else None, of_weight, of_bias
+
+
+def layer_norm(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`native_layer_norm`: output, mean and inverse deviation of each row."""
+    source, inner = args[0], len(args[1])
+    rows = (*source.shape[: source.dim() - inner], *([1] * inner))
+    out = torch.empty(source.shape, dtype=source.dtype, device="meta")
+    return out, _statistics(source, rows), _statistics(source, rows)
+
+
+def layer_norm_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`native_layer_norm_backward`: gradients of input, weight and bias, as far as they are wanted."""
+    source, weight, bias, wanted = args[1], args[5], args[6], args[7]
+    return (
+        torch.empty(source.shape, dtype=source.dtype, device="meta") if wanted[0] else None,
+        torch.empty_like(weight) if wanted[1] and weight is not None else None,
+        torch.empty_like(bias) if wanted[2] and bias is not None else None,
+    )
+
+
+TABLE = {
+    "native_batch_norm.default": batch_norm,
+    "native_batch_norm_backward.default": batch_norm_backward,
+    "native_layer_norm.default": layer_norm,
+    "native_layer_norm_backward.default": layer_norm_backward,
+    "gelu.default": like_first,
+    "hardswish.default": like_first,
+    "hardsigmoid.default": like_first,
+    "hardtanh.default": like_first,
+    "threshold_backward.default": like_gradient,
+    "gelu_backward.default": like_gradient,
+    "hardswish_backward.default": like_gradient,
+    "hardsigmoid_backward.default": like_gradient,
+    "silu_backward.default": like_gradient,
+    "leaky_relu_backward.default": like_gradient,
+}
+IN_PLACE = tuple(name for name in dir(torch._C._VariableFunctions) if name.startswith("_foreach_") and name.endswith("_"))
