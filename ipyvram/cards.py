@@ -163,7 +163,8 @@ def find(card: str | int | None) -> Card:
         return named(card)
     if re.fullmatch(r"\s*-?[0-9][0-9_.,]*\s*([kmgt](i?b)?|b|bytes?)?\s*", card, re.IGNORECASE):
         return of_size(_enough(card))
-    return named(card)
+    own = _own()
+    return own if own is not None and own.name.lower() == card.strip().lower() else named(card)
 
 
 def _enough(text: str) -> int:

@@ -87,4 +87,6 @@ TABLE = {
     "silu_backward.default": like_gradient,
     "leaky_relu_backward.default": like_gradient,
 }
-IN_PLACE = tuple(name for name in dir(torch._C._VariableFunctions) if name.startswith("_foreach_") and name.endswith("_"))
+IN_PLACE = tuple(
+    name for name in dir(torch._C._VariableFunctions) if name.startswith("_foreach_") and name.endswith("_")
+)
