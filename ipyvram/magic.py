@@ -36,6 +36,7 @@ from ipyvram.subcommands import SUBCOMMANDS, run_subcommand
 
 if TYPE_CHECKING:
     from ipyvram.comparison import Comparison
+    from ipyvram.render.live import LiveMeter
 
 #: An ``InteractiveShell``. Its annotations differ from one IPython to the next, so they are not relied on.
 Shell = Any
@@ -73,6 +74,7 @@ class Session:
         self._transform = directive.make_transform(cell_magic)
         self._running: list[tuple[int, Any]] = []  # (thread, ExecutionInfo), innermost last
         self._armed: tuple[Any, Measurement] | None = None
+        self._meter: LiveMeter | None = None
 
     # -- registration ------------------------------------------------------------------------------------------------
 
@@ -170,15 +172,16 @@ class Session:
         if self._armed is None:
             self._armed = (info, measurement)  # before it starts: Ctrl-C from here on is closed like any other
             measurement.start()
+            self._meter = _start_meter(self.ip, measurement)
         else:
             measurement.start()  # says that the outer cell is being measured
             _say(measurement.notes)
 
     def _close(self, error: BaseException | None) -> None:
         """Finish the armed measurement and show what it found under the cell."""
-        armed, self._armed = self._armed, None
+        (armed, self._armed), (meter, self._meter) = (self._armed, None), (self._meter, None)
         if armed is not None:
-            _finish(armed[1], error)
+            _finish(armed[1], error, meter)
 
     # -- magics ------------------------------------------------------------------------------------------------------
 
@@ -210,6 +213,7 @@ class Session:
         code = _compile(self.ip, cell)
         measurement = Measurement(options, Cell(cell, code[0].co_filename), self.ip.user_ns)
         measurement.start()
+        meter = _start_meter(self.ip, measurement)
         error: BaseException | None = None
         try:
             exec(code[0], self.ip.user_ns)
@@ -218,7 +222,7 @@ class Session:
             error = raised
             raise
         finally:
-            _finish(measurement, error)
+            _finish(measurement, error, meter)
             error = None  # else this frame and the exception keep each other alive
 
     def _estimate(self, options: Options, text: str) -> None:
@@ -264,8 +268,29 @@ class Session:
         return source, above + text, self.ip.compile.cache(source, raw_code=above + text)
 
 
-def _finish(measurement: Measurement, error: BaseException | None) -> None:
-    """Show what was measured and then the notes; never raises."""
+def _start_meter(ip: Shell, measurement: Measurement) -> LiveMeter | None:
+    """The live meter of a measurement, unless it is unwanted or there is nowhere to show it; never raises."""
+    if measurement.options.quiet:
+        return None
+    try:
+        from ipyvram.render.live import LiveMeter, screen_for
+
+        screen = screen_for(ip)
+        if screen is None:
+            return None
+        meter = LiveMeter(screen, measurement.pulse)
+        meter.start()
+    except Exception as failure:
+        measurement.notes.append(fault("could not show its live meter", failure))
+        return None
+    return meter
+
+
+def _finish(measurement: Measurement, error: BaseException | None, meter: LiveMeter | None = None) -> None:
+    """Take the meter away, show what was measured and then the notes; never raises."""
+    if meter is not None:
+        with contextlib.suppress(Exception, KeyboardInterrupt):
+            meter.stop()
     report = measurement.finish(error)
     if report is not None:
         try:

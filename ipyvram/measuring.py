@@ -18,6 +18,7 @@ from ipyvram import journal
 from ipyvram.options import Options, from_keywords
 
 if TYPE_CHECKING:
+    from ipyvram.pulse import Pulse
     from ipyvram.recording import Cell
     from ipyvram.report import Report
     from ipyvram.run import Run
@@ -92,6 +93,11 @@ class Measurement:
         except BaseException:  # the user's Ctrl-C
             self.abandon()
             raise
+
+    def pulse(self) -> Pulse | None:
+        """What the run tells of itself now; None where nothing is running."""
+        run = self._run
+        return run.pulse() if run is not None else None
 
     def finish(self, error: BaseException | None = None) -> Report | None:
         """Stop the probes and explain what they saw; None, and a note, where that fails."""

@@ -37,6 +37,8 @@ class Options:
         Optimizer steps to trace exactly.
     device : str or None
         Run the cell with this as torch's default and current device; None to leave both alone.
+    quiet : bool
+        Show no live meter.
     estimate : bool
         Predict instead of measuring.
     budget_bytes : int or None
@@ -58,6 +60,7 @@ class Options:
     interval_s: float = 0.05
     trace_steps: int = 3
     device: str | None = None
+    quiet: bool = False
     estimate: bool = False
     budget_bytes: int | None = None
     batch: tuple[str, tuple[int, ...]] | None = None
@@ -198,6 +201,11 @@ OPTIONS = (
         "--device", "DEV", "device",
         "run the cell with this as torch's default and current device",
         _device, ("cpu", "cuda", "cuda:0", "mps"),
+    ),
+    Option(
+        "--quiet", "", "quiet",
+        "show no live meter while the cell runs",
+        _switch,
     ),
     Option(
         "--estimate", "", "estimate",

@@ -26,6 +26,7 @@ from ipyvram.probes.owners import Owners
 from ipyvram.probes.phases import Phases
 from ipyvram.probes.stacks import Interner, StackReader
 from ipyvram.probes.storages import StorageTrace
+from ipyvram.pulse import Pulse, leading_device, limit_of
 from ipyvram.recording import Cell, Device, ErrorInfo, OomEvent, Origin, Recording, Samples, Stack, Trace
 from ipyvram.sampler import Sampler, combined_reader
 from ipyvram.watch import Watch
@@ -214,6 +215,16 @@ class Run:
             self.stop_tracing(f"step {steps} ({self._why})")
         elif traced >= self.options.trace_steps and self.options.budget_bytes is None:
             self.stop_tracing(f"{steps} steps" if steps > 1 else "1 step")
+
+    def pulse(self) -> Pulse:
+        """The run at this moment, for the live meter; from any thread."""
+        latest = self._sampler.latest if self._sampler is not None else {}
+        device = leading_device(latest)
+        figures = {name: float(value) for name, value in latest.get(device, {}).items() if value == value}
+        card_bytes = self.options.card_bytes or (int(figures.get("device_total", 0)) or None)
+        elapsed_s = (self._clock() - self._start_ns) / 1e9
+        limit_bytes = limit_of(self.options.limit, card_bytes)
+        return Pulse(elapsed_s, self._phases.steps, device, figures, card_bytes, limit_bytes, self.options.label)
 
     def stop_tracing(self, ended_by: str) -> None:
         """Take the probes away and keep the sampler: what is left of the cell costs nothing you notice."""

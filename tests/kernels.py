@@ -27,6 +27,7 @@ class Outcome:
 
     reply: dict[str, Any]
     messages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    meter: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  #: what the live meter shows, kept apart
 
     @property
     def status(self) -> str:
@@ -104,7 +105,8 @@ class Kernel:
                 continue
             kind, content = message["msg_type"], message["content"]
             idle = kind == "status" and content["execution_state"] == "idle"
-            outcome.messages.append((kind, content))
+            ours = str(content.get("transient", {}).get("display_id", "")).startswith("ipyvram-")
+            (outcome.meter if ours else outcome.messages).append((kind, content))
             if kind == "stream" and on_stdout is not None:
                 on_stdout(content["text"])
         while not outcome.reply:

@@ -61,7 +61,14 @@ def test_what_explains_recordings_needs_neither_torch_nor_a_notebook(name):
 @pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("render/")])
 def test_renderers_see_values_and_units_only(name):
     seen = {".".join(n.split(".")[:2]) for n in imports(MODULES[name]) if n.startswith("ipyvram.")}
-    values = {"ipyvram.report", "ipyvram.comparison", "ipyvram.difference", "ipyvram.units", "ipyvram.render"}
+    values = {
+        "ipyvram.report",
+        "ipyvram.comparison",
+        "ipyvram.difference",
+        "ipyvram.units",
+        "ipyvram.pulse",
+        "ipyvram.render",
+    }
     assert seen <= values
     assert violations(MODULES[name], ("torch", "torchvision", "pynvml", "pandas")) == []
 

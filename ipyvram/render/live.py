@@ -1,0 +1,137 @@
+"""The live meter: shows what a running cell takes, from a thread, until the report appears.
+
+In a notebook the main thread displays an empty place when the cell begins; the thread only ever updates that one place
+(by its ``display_id``), a few times a second and only when its words changed, and never displays, prints or clears:
+outputs of the cell stay in order, and a pending ``clear_output(wait=True)`` of the user is not set off. A place that the
+user cleared stays gone. In a terminal it is one line on stderr, rewritten in place. A fault ends the meter, nothing else.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import shutil
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from IPython.core.displaypub import CapturingDisplayPublisher
+
+from ipyvram.pulse import Pulse
+from ipyvram.render.meter import Meter
+from ipyvram.render.terminal import encodes
+
+FIRST_S = 1.0  # a cell that ends earlier shows no meter
+PERIOD_S = 0.35
+_JOIN_S = 1.0  # of a thread that cannot get the interpreter; it ends by itself later
+
+#: An output that is there and shows nothing: front ends draw no box for it.
+NOTHING: dict[str, Any] = {}
+
+
+class Screen(Protocol):
+    """Where a meter is shown: `show` on the meter's thread, `close` on the cell's."""
+
+    def show(self, meter: Meter) -> None:
+        """Replace what was shown."""
+
+    def close(self) -> None:
+        """Take it away."""
+
+
+class NotebookScreen:
+    """A place among the outputs of the cell, updated by its id."""
+
+    def __init__(self, publisher: Any) -> None:
+        self._publisher = publisher  # as it is now: a ``%%capture`` further down captures the cell and not the meter
+        self._id, self._shown = f"ipyvram-{uuid.uuid4().hex}", ""
+        self._publish(NOTHING, update=False)
+
+    def show(self, meter: Meter) -> None:
+        """Update the place, if there is anything new to say."""
+        html = meter.html()
+        if html != self._shown:
+            self._shown = html
+            self._publish({"text/plain": meter.text(), "text/html": html}, update=True)
+
+    def close(self) -> None:
+        """Empty the place."""
+        if self._shown:
+            self._publish(NOTHING, update=True)
+
+    def _publish(self, data: dict[str, Any], update: bool) -> None:
+        self._publisher.publish(data=data, metadata={}, transient={"display_id": self._id}, update=update)
+
+
+class TerminalScreen:
+    """One line of stderr, rewritten."""
+
+    def __init__(self) -> None:
+        self._stream, self._shown = sys.stderr, False
+        self._unicode = encodes(getattr(self._stream, "encoding", None))
+
+    def show(self, meter: Meter) -> None:
+        """Rewrite the line."""
+        width = shutil.get_terminal_size((80, 24)).columns - 1
+        self._stream.write("\r\x1b[K" + meter.line(width, self._unicode))
+        self._stream.flush()
+        self._shown = True
+
+    def close(self) -> None:
+        """Erase the line."""
+        if self._shown:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+
+def screen_for(ip: Any) -> Screen | None:
+    """Where this shell can show a meter; None where it cannot (output to a file, a pipe or a ``%%capture``)."""
+    if isinstance(ip.display_pub, CapturingDisplayPublisher):
+        return None
+    if hasattr(ip, "kernel"):
+        return NotebookScreen(ip.display_pub)
+    return TerminalScreen() if getattr(sys.stderr, "isatty", lambda: False)() else None
+
+
+class LiveMeter:
+    """Asks for a pulse and shows it, from `start` to `stop`; neither raises.
+
+    Parameters
+    ----------
+    pulse : callable
+        The running cell now, or None when there is nothing to tell yet. Called on the meter's thread.
+    """
+
+    def __init__(self, screen: Screen, pulse: Callable[[], Pulse | None], first_s: float = FIRST_S) -> None:
+        self._screen, self._pulse, self._first_s = screen, pulse, first_s
+        self._stop = threading.Event()
+        # With the cell's context: ipykernel 7.0 finds the cell that an output belongs to in a context variable.
+        work = (contextvars.copy_context().run, self._work)
+        self._thread = threading.Thread(target=work[0], args=(work[1],), name="ipyvram-meter", daemon=True)
+
+    def start(self) -> None:
+        """Begin; the first second is silent."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and take the meter away."""
+        self._stop.set()
+        self._thread.join(_JOIN_S)
+        try:
+            self._screen.close()
+        except Exception:
+            return  # the output is gone: so is the meter
+
+    def _work(self) -> None:
+        meter, wait = Meter(), self._first_s
+        while not self._stop.wait(wait):
+            wait = PERIOD_S
+            try:
+                pulse = self._pulse()
+                if pulse is not None:
+                    meter.feed(pulse)
+                    if not self._stop.is_set():
+                        self._screen.show(meter)
+            except Exception:
+                return  # a meter that cannot be shown is no reason to disturb the cell
