@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ipyvram.attribution import DATA, RELEASED
 from ipyvram.findings import find
 from ipyvram.findings.batch import AFTER_TRACE
+from ipyvram.grouping import by_line, by_module, group, holders
 from ipyvram.instants import instant
 from ipyvram.lifetimes import largest_spans
 from ipyvram.marks import PhaseSpan, module_at
+from ipyvram.naming import Names
 from ipyvram.out_of_memory import explain, with_remedies
-from ipyvram.recording import CATEGORIES, Claim, Device, Frame, Observation, OomEvent, Origin, Recording, Samples
+from ipyvram.recording import Device, Observation, OomEvent, Origin, Recording, Samples
 from ipyvram.report import (
-    GroupRow,
     Lifetime,
     Measurement,
     OutOfMemory,
@@ -32,7 +30,6 @@ from ipyvram.report import (
 from ipyvram.step_accounts import step_accounts, unused_graphs
 from ipyvram.stretches import curves, highest, stretches
 from ipyvram.thinning import pick
-from ipyvram.units import format_bytes
 
 TIMELINE_POINTS = 800  # instants kept in a report: about two for each pixel column of the picture
 MAX_TENSORS = 4000  # rows kept in a report; the smallest beyond are merged by category
@@ -84,6 +81,7 @@ class _Account:
         self.recording, self.ledger, self.attribution = main.recording, main.ledger, main.attribution
         self.phases = tuple(phase for stretch in self.stretches for phase in stretch.phases)
         self.accounts, self.total, self._at = main.accounts, main.total, main.at
+        self.names = Names(self.recording)
 
     def report(self) -> Report:
         r, peak = self.recording, self._peak()
@@ -117,13 +115,13 @@ class _Account:
             overhead_s=r.overhead_s,
             started_at=round(r.start_ns / 1e9, 3),
             provenance=self._provenance(peak),
-            holders=_holders(tensors),
+            holders=holders(tensors),
             error=None if r.error is None else f"{r.error.type}: {r.error.message}".rstrip(": "),
             timeline_data=self._timeline(),
             phases=tuple(self._phase(p) for p in self.phases),
             tensors_at_peak=tensors,
-            modules_at_peak=_group(tensors, lambda t: (t.module, "")),
-            lines_at_peak=_group(tensors, _line_key),
+            modules_at_peak=group(tensors, by_module),
+            lines_at_peak=group(tensors, by_line),
             measurement=self._measurement(),
             environment=r.environment,
             lifetimes=self._lifetimes(),
@@ -160,7 +158,7 @@ class _Account:
     def _asked(self, event: OomEvent) -> TensorRow:
         """Who asked for what did not fit, in the form of a tensor's row."""
         r = self.recording
-        frame, source, file = self._place(r.stacks[event.stack] if event.stack >= 0 else ())
+        frame, source, file = self.names.place(r.stacks[event.stack] if event.stack >= 0 else ())
         origin = r.origins[event.origin] if event.origin >= 0 else Origin()
         return TensorRow(
             bytes=event.requested_bytes,
@@ -353,111 +351,8 @@ class _Account:
         return tuple(found)
 
     def _tensor(self, row: int, category: str) -> TensorRow:
-        ledger, r = self.ledger, self.recording
-        claims = self.attribution.claims.get(row, ())
-        origin = r.origins[ledger.origin[row]] if ledger.origin[row] >= 0 else None
-        named = _best_claim(claims, category)
-        stack = r.stacks[ledger.stack[row]] if ledger.stack[row] >= 0 else ()
-        frame, source, file = self._place(stack)
-        shape = origin.shape if origin is not None and origin.shape is not None else named.shape if named else None
-        module = self.attribution.module[row]
-        return TensorRow(
-            bytes=int(ledger.bytes[row]),
-            category=category,
-            name=_name(named, claims, origin.op if origin else "", category),
-            module=module or (_module_of(named) if named else ""),
-            line=frame.line if frame else None,
-            source=source,
-            file=file,
-            shape=shape,
-            dtype=(origin.dtype if origin is not None and origin.dtype else named.dtype if named else ""),
-            phase=self.attribution.phase[row],
-        )
-
-    def _place(self, stack: tuple[Frame, ...]) -> tuple[Frame | None, str, str]:
-        """The innermost line of the measured cell; without one, the user's innermost line and its file."""
-        cell = self.recording.cell
-        mine = next((f for f in stack if cell.filename and f.file == cell.filename), None)
-        if mine is not None:
-            lines = cell.source.splitlines()
-            at = mine.line - cell.first_line
-            return mine, lines[at].strip() if 0 <= at < len(lines) else "", ""
-        if not stack:
-            return None, "", ""
-        return stack[0], "", stack[0].file.replace("\\", "/").rsplit("/", 1)[-1]
+        return self.names.tensor(self.ledger, self.attribution, row, category)
 
 
 def _whole(value: float) -> int | None:
     return None if np.isnan(value) else int(value)
-
-
-def _best_claim(claims: tuple[Claim, ...], category: str) -> Claim | None:
-    """The claim that speaks for the category; a plain name otherwise."""
-    of_category = [c for c in claims if c.category == category and c.name]
-    if category in ("inputs", "outputs"):  # the variable's name says more than the argument's
-        of_category = [c for c in claims if not c.category and c.name and c.name != "…"] + of_category
-    if of_category:
-        return of_category[0]
-    return next((c for c in claims if c.name and c.category != RELEASED), None)
-
-
-def _module_of(claim: Claim) -> str:
-    if claim.category in ("parameters", "gradients", "buffers"):
-        return claim.name.removesuffix(".grad").rpartition(".")[0]
-    if claim.category == "optimizer_state":
-        return claim.name.rpartition(".")[0].rpartition(".")[0]
-    return ""
-
-
-def _name(claim: Claim | None, claims: tuple[Claim, ...], op: str, category: str) -> str:
-    made_by = op.removeprefix("aten.")
-    if category == "activations":
-        variable = next((c.name for c in claims if not c.category and c.name), "")
-        saved = next((c.name for c in claims if c.category in ("activations", DATA)), "")
-        return variable or (f"{made_by} output" if made_by else f"saved by {saved}" if saved else "")
-    if claim is not None:
-        return claim.name
-    return made_by
-
-
-def _line_key(tensor: TensorRow) -> tuple[str, str]:
-    if tensor.line is None:
-        return "", ""
-    return (f"{tensor.file}:{tensor.line}" if tensor.file else f"line {tensor.line}"), tensor.source
-
-
-def _group(tensors: tuple[TensorRow, ...], key: Callable[[TensorRow], tuple[str, str]]) -> tuple[GroupRow, ...]:
-    totals: dict[tuple[str, str], Counter[str]] = {}
-    counts: Counter[tuple[str, str]] = Counter()
-    for tensor in tensors:
-        place = key(tensor)
-        totals.setdefault(place, Counter())[tensor.category] += tensor.bytes
-        counts[place] += tensor.count
-    rows = [
-        GroupRow(name, sum(c.values()), {k: c[k] for k in CATEGORIES if c[k]}, counts[name, source], source)
-        for (name, source), c in totals.items()
-    ]
-    return tuple(sorted(rows, key=lambda g: (-g.bytes, g.key)))
-
-
-def _holders(tensors: tuple[TensorRow, ...]) -> dict[str, str]:
-    """Category → its largest tensor in words, and how many there are."""
-    holders: dict[str, str] = {}
-    for category in CATEGORIES:
-        mine = [t for t in tensors if t.category == category]
-        if not mine:
-            continue
-        top, count = mine[0], sum(t.count for t in mine)
-        parts = [" ".join(p for p in (top.module, top.name) if p) if category in _BY_PLACE else top.name or top.module]
-        if category == "inputs" and top.shape:
-            parts.append("×".join(map(str, top.shape)) + f" {top.dtype}")
-        if category in _BY_PLACE and top.line is not None and not top.file:
-            parts.append(f"line {top.line}")
-        parts.append(format_bytes(top.bytes))
-        if count > 1:
-            parts.append(f"of {count} tensors")
-        holders[category] = " · ".join(p for p in parts if p)
-    return holders
-
-
-_BY_PLACE = ("activations", "temporaries", "other")

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ipyvram.ledger import Ints, Ledger, account
-from ipyvram.marks import PhaseSpan, module_track, phase_spans, root_forwards, step_ends
+from ipyvram.marks import PhaseSpan, models, module_track, phase_spans, root_forwards, step_ends
 from ipyvram.recording import CATEGORIES, Claim, Recording
 from ipyvram.unclaimed import INDEX, Unclaimed
 
@@ -120,7 +120,8 @@ class _Attributor:
         self.loaded = np.array(
             [not op or op.startswith(_LOADING) for op in operators] + [False]
         )  # the last: unknown, -1
-        self.modules = module_track(recording.marks)
+        found = models(recording.marks, recording.claims)
+        self.modules = module_track(recording.marks, found if len(found) > 1 else frozenset())
         self.workspace = int(recording.environment.get("cublas_workspace_bytes", "0") or 0)
         self.steps = step_ends(self.phases)
         self.roots = root_forwards(recording.marks)
@@ -224,10 +225,10 @@ class _Attributor:
             return True
         if any(c.category == DATA for c in saved):
             return not self._made_by_forward(row)
-        if len({bisect_right(self.steps, c.time_ns) for c in saved}) > 1:
-            return True
         if not all(c.name.endswith(".tensors") for c in saved):
             return False  # an operator saved its result, or something with a history
+        if len({bisect_right(self.steps, c.time_ns) for c in saved}) > 1:
+            return True
         begin = max(
             (p.begin_ns for p in self.phases if p.name == "forward" and p.begin_ns <= saved[0].time_ns), default=0
         )

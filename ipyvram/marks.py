@@ -6,7 +6,7 @@ import itertools
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from ipyvram.recording import Mark
+from ipyvram.recording import Claim, Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,15 @@ def step_ends(phases: tuple[PhaseSpan, ...]) -> list[int]:
     return borders
 
 
-def module_at(marks: tuple[Mark, ...], time_ns: int) -> str:
+def models(marks: tuple[Mark, ...], claims: tuple[Claim, ...]) -> frozenset[str]:
+    """Variables (or classes) of the root modules that ran and own parameters; a criterion owns none."""
+    roots = {mark.name for mark in marks if mark.kind == "forward"}
+    return frozenset(c.module for c in claims if c.category == "parameters" and c.module in roots)
+
+
+def module_at(marks: tuple[Mark, ...], time_ns: int, several: frozenset[str] = frozenset()) -> str:
     """Path of the module that was running at a time; empty outside."""
-    track = module_track(marks)
+    track = module_track(marks, several)
     place = bisect_right(track.times, time_ns) - 1
     return track.paths[place] if place >= 0 else ""
 
@@ -116,17 +122,27 @@ class ModuleTrack:
     ends: list[int]
 
 
-def module_track(marks: tuple[Mark, ...]) -> ModuleTrack:
-    """The innermost module at any time; a root module has the empty path."""
+def module_track(marks: tuple[Mark, ...], several: frozenset[str] = frozenset()) -> ModuleTrack:
+    """The innermost module at any time; a root module has the empty path.
+
+    Parameters
+    ----------
+    several : frozenset of str
+        Root modules whose name begins their modules' paths, where there is more than one model.
+    """
     times: list[int] = []
     paths: list[str] = []
     ends: list[int] = []
+    root = ""
     stack: list[tuple[str, list[int]]] = []  # path, and the entries of the track that wait for its end
     for mark in marks:
         if mark.kind not in ("module", "forward"):
             continue
         if mark.begin:
-            stack.append((mark.name if mark.kind == "module" else "", []))
+            if mark.kind == "forward":
+                root = mark.name if mark.name in several else ""
+            path = mark.name if mark.kind == "module" else ""
+            stack.append((f"{root}.{path}".strip("."), []))
         elif stack:
             for entry in stack.pop()[1]:
                 ends[entry] = mark.time_ns

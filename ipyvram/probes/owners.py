@@ -52,7 +52,7 @@ class Owners:
         self._clock, self._identify, self._namespace = clock, identify, namespace
         self.claims: list[Claim] = []
         self._claimed: dict[tuple[int, str], tuple[Any, tuple[str, int]]] = {}  # by id(tensor) and category
-        self._names: dict[int, tuple[Any, str]] = {}  # by id(parameter)
+        self._names: dict[int, tuple[Any, str, str]] = {}  # by id(parameter): reference, name, model
         self._paths: dict[str, tuple[int, ...]] = {}  # path of a parameter or buffer → its shape
         self._modules: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self._signatures: dict[type, tuple[str, ...]] = {}
@@ -93,15 +93,19 @@ class Owners:
         if claimed is not None:
             self._claimed[key] = (weakref.ref(tensor), claimed)
 
-    def _name_of(self, parameter: Tensor, otherwise: str = "") -> str:
+    def _name_of(self, parameter: Tensor) -> str:
         known = self._names.get(id(parameter))
-        return known[1] if known is not None and known[0]() is parameter else otherwise
+        return known[1] if known is not None and known[0]() is parameter else ""
 
-    def _give_name(self, parameter: Tensor, name: str) -> str:
+    def _model_of(self, parameter: Tensor, otherwise: str = "") -> str:
+        known = self._names.get(id(parameter))
+        return (known[2] if known is not None and known[0]() is parameter else "") or otherwise
+
+    def _give_name(self, parameter: Tensor, name: str, model: str = "") -> str:
         """The name a parameter has; ``name`` if it had none."""
         known = self._name_of(parameter)
-        if not known:
-            self._names[id(parameter)] = (weakref.ref(parameter), name)
+        if not known and name:
+            self._names[id(parameter)] = (weakref.ref(parameter), name, model)
         return known or name
 
     # -- modules and optimizers ----------------------------------------------------------------------------------------
@@ -116,7 +120,7 @@ class Owners:
                 lazy = True
                 continue
             self._paths[path] = tuple(parameter.shape)
-            name = self._give_name(parameter, path)
+            name = self._give_name(parameter, path, label)
             self._claim_once(parameter, "parameters", name, label, before)
             if parameter.grad is not None:
                 self.claim(parameter.grad, "gradients", name + ".grad", label, before)
@@ -134,12 +138,14 @@ class Owners:
             for i, parameter in enumerate(group["params"]):
                 if not is_lazy(parameter):
                     name = self._give_name(parameter, f"parameter {i}")
-                    self._claim_once(parameter, "parameters", name, kind, before)
+                    self._claim_once(parameter, "parameters", name, self._model_of(parameter, kind), before)
         for parameter, state in list(optimizer.state.items()):
-            name = self._name_of(parameter) if isinstance(parameter, Tensor) else str(parameter)
+            name, model = str(parameter), kind
+            if isinstance(parameter, Tensor):
+                name, model = self._name_of(parameter), self._model_of(parameter, kind)
             for key, value in state.items() if isinstance(state, dict) else ():
                 for tensor in tensors_in(value):
-                    self._claim_once(tensor, "optimizer_state", f"{name}.{key}".lstrip("."), kind, before)
+                    self._claim_once(tensor, "optimizer_state", f"{name}.{key}".lstrip("."), model, before)
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
@@ -155,6 +161,8 @@ class Owners:
         for tensor in tensors_in(value):
             if tensor.grad_fn is None and not is_parameter(tensor):
                 self.claim(tensor, "inputs", name)
+                if tensor.requires_grad:
+                    self._give_name(tensor, self.variable_of(tensor) or name)
 
     def outputs(self, value: Any, name: str) -> None:
         """What a root module or the user keeps as a result."""
@@ -183,9 +191,11 @@ class Owners:
         for node in nodes_below(roots, since):
             leaf = leaf_of(node)
             if leaf is not None:
-                leaves.append(leaf)
-                name = self._name_of(leaf) or self._give_name(leaf, self.variable_of(leaf))
-                self._claim_once(leaf, "parameters", name)
+                name = self._name_of(leaf) or self.variable_of(leaf)
+                if name or is_parameter(leaf) or not self._backward:  # else what a reentrant checkpoint detached
+                    leaves.append(leaf)
+                    self._give_name(leaf, name)
+                    self._claim_once(leaf, "parameters", name, self._model_of(leaf))
                 continue
             for tensor in saved_by(node):
                 category = DATA if tensor.data else "activations"
@@ -214,7 +224,8 @@ class Owners:
         """``.grad`` of leaves, after the engine or an optimizer touched them."""
         for parameter in parameters:
             if parameter.grad is not None:
-                self._claim_once(parameter.grad, "gradients", self._name_of(parameter, "parameter") + ".grad")
+                name = (self._name_of(parameter) or "parameter") + ".grad"
+                self._claim_once(parameter.grad, "gradients", name, self._model_of(parameter))
 
     # -- the namespace -----------------------------------------------------------------------------------------------
 

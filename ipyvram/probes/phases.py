@@ -183,7 +183,8 @@ class Phases:
 
         def begin() -> None:
             self._owners.namespace(deep=False)
-            self._owners.outputs([r for r in roots if isinstance(r, Tensor)], "loss")
+            if self._in_backward == 1:  # not the graph that a reentrant checkpoint recomputed
+                self._owners.outputs([r for r in roots if isinstance(r, Tensor)], "loss")
             leaves.extend(self._owners.graph(roots, backward=True))
             self.orphans.backward(leaves)
 

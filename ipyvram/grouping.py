@@ -1,0 +1,61 @@
+"""Tensors that were live at an instant come in; sums by module or line, and the largest holder of each category, go out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from ipyvram.recording import CATEGORIES
+from ipyvram.report import GroupRow, TensorRow
+from ipyvram.units import format_bytes
+
+_BY_PLACE = ("activations", "temporaries", "other")
+
+Key = Callable[[TensorRow], tuple[str, str]]
+
+
+def by_module(tensor: TensorRow) -> tuple[str, str]:
+    """Key of `group`: the module's path."""
+    return tensor.module, ""
+
+
+def by_line(tensor: TensorRow) -> tuple[str, str]:
+    """Key of `group`: where the line is, and its text."""
+    if tensor.line is None:
+        return "", ""
+    return (f"{tensor.file}:{tensor.line}" if tensor.file else f"line {tensor.line}"), tensor.source
+
+
+def group(tensors: tuple[TensorRow, ...], key: Key) -> tuple[GroupRow, ...]:
+    """Bytes per key and category, largest first."""
+    totals: dict[tuple[str, str], Counter[str]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    for tensor in tensors:
+        place = key(tensor)
+        totals.setdefault(place, Counter())[tensor.category] += tensor.bytes
+        counts[place] += tensor.count
+    rows = [
+        GroupRow(name, sum(c.values()), {k: c[k] for k in CATEGORIES if c[k]}, counts[name, source], source)
+        for (name, source), c in totals.items()
+    ]
+    return tuple(sorted(rows, key=lambda g: (-g.bytes, g.key)))
+
+
+def holders(tensors: tuple[TensorRow, ...]) -> dict[str, str]:
+    """Category → its largest tensor in words, and how many there are."""
+    found: dict[str, str] = {}
+    for category in CATEGORIES:
+        mine = [t for t in tensors if t.category == category]
+        if not mine:
+            continue
+        top, count = mine[0], sum(t.count for t in mine)
+        parts = [" ".join(p for p in (top.module, top.name) if p) if category in _BY_PLACE else top.name or top.module]
+        if category == "inputs" and top.shape:
+            parts.append("×".join(map(str, top.shape)) + f" {top.dtype}")
+        if category in _BY_PLACE and top.line is not None and not top.file:
+            parts.append(f"line {top.line}")
+        parts.append(format_bytes(top.bytes))
+        if count > 1:
+            parts.append(f"of {count} tensors")
+        found[category] = " · ".join(p for p in parts if p)
+    return found

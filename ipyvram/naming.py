@@ -1,0 +1,106 @@
+"""An allocation with its claims comes in; its row for people goes out: name, module, line, shape."""
+
+from __future__ import annotations
+
+import math
+
+from ipyvram.attribution import COPY, DATA, RELEASED, Attribution
+from ipyvram.ledger import Ledger
+from ipyvram.marks import models
+from ipyvram.recording import Claim, Frame, Origin, Recording, Stack
+from ipyvram.report import TensorRow
+
+#: Operands of formulas; what an operator was given tells more than their place in it.
+_OPERANDS = frozenset({"self", "other", "mat1", "mat2", "batch1", "batch2", "input", "tensor1", "tensor2", "tensors"})
+
+
+class Names:
+    """Gives tensors of one recording their names.
+
+    With several models in the cell, names and paths begin with the variable that holds the model: ``D.fc.weight``.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        found = models(recording.marks, recording.claims)
+        self._models = found if len(found) > 1 else frozenset()
+
+    def tensor(self, ledger: Ledger, attribution: Attribution, row: int, category: str) -> TensorRow:
+        """The row of one allocation of ``ledger`` while it is in a category."""
+        r, claims = self._recording, attribution.claims.get(row, ())
+        origin = r.origins[ledger.origin[row]] if ledger.origin[row] >= 0 else Origin()
+        claim = _best_claim(claims, category)
+        frame, source, file = self.place(r.stacks[ledger.stack[row]] if ledger.stack[row] >= 0 else ())
+        size = int(ledger.bytes[row])
+        shape, dtype = _form(claim, origin, size)
+        return TensorRow(
+            bytes=size,
+            category=category,
+            name=self._name(claim, claims, origin.op.removeprefix("aten."), category),
+            module=attribution.module[row] or (self._module(claim) if claim else ""),
+            line=frame.line if frame else None,
+            source=source,
+            file=file,
+            shape=shape,
+            dtype=dtype,
+            phase=attribution.phase[row],
+        )
+
+    def place(self, stack: Stack) -> tuple[Frame | None, str, str]:
+        """The innermost line of the measured cell; without one, the user's innermost line and its file."""
+        cell = self._recording.cell
+        mine = next((f for f in stack if cell.filename and f.file == cell.filename), None)
+        if mine is not None:
+            lines = cell.source.splitlines()
+            at = mine.line - cell.first_line
+            return mine, lines[at].strip() if 0 <= at < len(lines) else "", ""
+        if not stack:
+            return None, "", ""
+        return stack[0], "", stack[0].file.replace("\\", "/").rsplit("/", 1)[-1]
+
+    def _name(self, claim: Claim | None, claims: tuple[Claim, ...], made_by: str, category: str) -> str:
+        if category == "activations":
+            variable = next((c.name for c in claims if not c.category and c.name), "")
+            saved = next((c.name for c in claims if c.category in ("activations", DATA)), "")
+            return variable or (f"{made_by} output" if made_by else f"saved by {saved}" if saved else "")
+        if claim is None:
+            return made_by
+        if claim.category == DATA:
+            field = claim.name.rpartition(".")[2]
+            return made_by if field in _OPERANDS and made_by else field
+        return self._model_of(claim) + claim.name
+
+    def _module(self, claim: Claim) -> str:
+        """Where a parameter, or what belongs to one, lives in its model."""
+        path = ""
+        if claim.category in ("parameters", "gradients", "buffers"):
+            path = claim.name.removesuffix(".grad").rpartition(".")[0]
+        elif claim.category == "optimizer_state":
+            path = claim.name.rpartition(".")[0].rpartition(".")[0]
+        return (self._model_of(claim) + path).rstrip(".")
+
+    def _model_of(self, claim: Claim) -> str:
+        lasting = claim.category in ("parameters", "gradients", "buffers", "optimizer_state")
+        return claim.module + "." if lasting and claim.module in self._models else ""
+
+
+def _best_claim(claims: tuple[Claim, ...], category: str) -> Claim | None:
+    """The claim that speaks for the category; a plain name otherwise."""
+    of_category = [c for c in claims if c.category == category and c.name]
+    if category in ("inputs", "outputs"):  # the variable's name says more than the argument's
+        of_category = [c for c in claims if not c.category and c.name] + of_category
+    if of_category:
+        return of_category[0]
+    usable = [c for c in claims if c.name and c.category != RELEASED]
+    return next((c for c in usable if c.category in ("", COPY)), usable[0] if usable else None)
+
+
+def _form(claim: Claim | None, origin: Origin, size: int) -> tuple[tuple[int, ...] | None, str]:
+    """Shape and dtype: as the holder sees them, when the holder sees all of it (a bias's gradient is made as 1×n)."""
+    if claim is not None and claim.shape is not None and (origin.shape is None or _same_size(claim, origin)):
+        return claim.shape, claim.dtype
+    return origin.shape, origin.dtype
+
+
+def _same_size(claim: Claim, origin: Origin) -> bool:
+    return claim.dtype == origin.dtype and math.prod(claim.shape or ()) == math.prod(origin.shape or ())
