@@ -306,6 +306,18 @@ class Report:
     device_bytes: int | None = None
     oom: OutOfMemory | None = None
 
+    # -- in a notebook ------------------------------------------------------------------------------------------------
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """What stands under a cell whose last expression is a report: the same as under a measured cell.
+
+        The one arrow from here to the renderers, followed only when a front end asks: a value that shows itself is what
+        notebooks expect.
+        """
+        from ipyvram.render.bundle import bundle
+
+        return bundle(self)
+
     # -- pandas ------------------------------------------------------------------------------------------------------
 
     def to_frame(self) -> pd.DataFrame:

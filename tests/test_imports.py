@@ -22,6 +22,9 @@ PURE = (
     *(name for name in MODULES if name.startswith("findings/")),
 )  # fmt: skip
 
+#: A report at the end of a cell shows itself (`Report._repr_mimebundle_`), and then only.
+SHOWN_ON_DEMAND = ["ipyvram.render.bundle.bundle"]
+
 #: Who may import a module at the outer edge.
 EDGES = {
     "pynvml": ("probes/nvml.py",),
@@ -55,7 +58,8 @@ def violations(path: Path, forbidden: tuple[str, ...]) -> list[str]:
 @pytest.mark.parametrize("name", PURE)
 def test_what_explains_recordings_needs_neither_torch_nor_a_notebook(name):
     measuring = ("torch", "torchvision", "IPython", "pynvml", "ipyvram.probes", "ipyvram.run", "ipyvram.magic")
-    assert violations(MODULES[name], (*measuring, "ipyvram.render")) == []
+    allowed = SHOWN_ON_DEMAND if name == "report.py" else []
+    assert violations(MODULES[name], (*measuring, "ipyvram.render")) == allowed
 
 
 @pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("render/")])

@@ -20,6 +20,11 @@ def test_the_json_reads_back_with_every_sum():
     assert sum(t.bytes for t in back.tensors_at_peak) == report.peak_bytes
 
 
+def test_a_report_at_the_end_of_a_cell_shows_itself():
+    report = reports.training()
+    assert report._repr_mimebundle_() == bundle(report)
+
+
 def test_a_huge_report_is_thinned_until_it_is_small():
     rows = tuple(TensorRow(10**6 - i, "activations", f"tensor {i} " * 40, "module." * 30) for i in range(4000))
     report = reports.long(tensors_at_peak=rows)

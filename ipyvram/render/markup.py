@@ -39,19 +39,22 @@ class Part(NamedTuple):
     text: str  #: the size in words
 
 
+#: Percent of a bar that any part gets: what is there is seen, however small.
+_LEAST_WIDTH = 0.12
+
+
 def stacked_bar(parts: Sequence[Part], total: float, height_px: int = 18) -> str:
     """Parts side by side, as wide as the page lets them; ``total`` is the whole width. Each tells its size as a tooltip."""
-    spans = []
-    for part in parts:
-        if part.size <= 0 or total <= 0:
-            continue
-        width = max(100 * part.size / total, 0.12)  # what is there is seen, however small
-        spans.append(
-            f'<span title="{escape(part.label)} {escape(part.text)}"'
-            f"{style('float:left', f'height:{height_px}px', f'width:{width:.2f}%', f'background:{part.colour}')}></span>"
-        )
+    shown = [part for part in parts if part.size > 0] if total > 0 else []
+    widths = [max(100 * part.size / total, _LEAST_WIDTH) for part in shown]
+    shrink = min(1.0, 99.9 / sum(widths)) if widths else 1.0  # a float that does not fit would drop below the bar
+    spans = "".join(
+        f'<span title="{escape(part.label)} {escape(part.text)}"'
+        f"{style('float:left', f'height:{height_px}px', f'width:{shrink * width:.2f}%', f'background:{part.colour}')}></span>"
+        for part, width in zip(shown, widths, strict=True)
+    )
     box = style(f"height:{height_px}px", "overflow:hidden", "border-radius:3px", "background:rgba(128,128,128,0.14)")
-    return f"<div{box}>{''.join(spans)}</div>"
+    return f"<div{box}>{spans}</div>"
 
 
 def swatch(colour: str) -> str:

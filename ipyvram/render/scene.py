@@ -17,8 +17,9 @@ WIDTH, HEIGHT = 880, 264
 LEFT, RIGHT, TOP, BOTTOM = 66, 12, 48, 24
 PLOT_W, PLOT_H = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
-#: Where the traced part is less than this share of the cell, it gets a panel of its own, and the rest another.
-SPLIT_BELOW = 0.5
+#: Where the traced part is less than this share of the cell, it gets a panel of its own, and the rest another: the first
+#: where sampled lines go on in its scale, the second where the rest would be empty.
+SPLIT_BELOW, SPLIT_BELOW_IF_EMPTY = 0.5, 0.85
 INSTANT = 1e-6  # where a trace begins, the panel of what came before has just ended
 TRACED_SHARE, GAP_W = 0.66, 24
 
@@ -115,12 +116,13 @@ def make_scene(report: Report) -> Scene:
     length = max(report.duration_s, exact_end, samples_end) or 1e-9
     parts = _parts(data, length)
     known = sum(end - begin for begin, end, exact in parts if exact)
-    split = traced and known < SPLIT_BELOW * length and samples_end > exact_end
+    highs = {n: max((v or 0 for v in column), default=0) for n, column in data.sampled.items() if n in SAMPLED_LABELS}
+    top, drawn = _top(report, highs)
+    least = SPLIT_BELOW if drawn else SPLIT_BELOW_IF_EMPTY
+    split = traced and known < least * length and samples_end > exact_end
     panels = _panels(report, parts, split)
     axis = TimeAxis([piece for panel in panels for piece in panel.pieces])
     data = _reduced(data, axis)
-    highs = {n: max((v or 0 for v in column), default=0) for n, column in data.sampled.items() if n in SAMPLED_LABELS}
-    top, drawn = _top(report, highs)
     alone = [n for n in highs if split and n not in drawn and not set(drawn) & set(highs)][:1]
     limit = report.limit_bytes if report.limit_bytes and report.limit_bytes <= 1.5 * top else None
     untold = [f"{SAMPLED_LABELS[n]} up to {format_bytes(highs[n])}" for n in highs if n not in (*drawn, *alone)]

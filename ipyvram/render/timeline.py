@@ -86,7 +86,8 @@ def legend(scene: Scene) -> str:
         words.append(f"limit {format_bytes(scene.limit_bytes)} pink")
     if any(len(panel.pieces) > 1 for panel in scene.panels):
         words.append("time is not to one scale: the steps differ too much")
-    words += [f"above the picture: {text}" for text in scene.untold]
+    if scene.untold:
+        words.append("above the picture: " + ", ".join(scene.untold))
     return " · ".join(words)
 
 
