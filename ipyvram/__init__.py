@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ipyvram.analysis import analyse
     from ipyvram.comparison import Comparison
+    from ipyvram.difference import compare, compare_steps
     from ipyvram.estimating import estimate
     from ipyvram.measuring import measure, retrace
     from ipyvram.notebooks import read_notebook, read_notebooks
@@ -30,7 +31,9 @@ __all__ = [
     "Report",
     "__version__",
     "analyse",
+    "compare",
     "compare_batches",
+    "compare_steps",
     "estimate",
     "history",
     "last",
@@ -48,6 +51,8 @@ _HOMES = {
     "Report": "report",
     "analyse": "analysis",
     "compare_batches": "sweep.comparing",
+    "compare": "difference",
+    "compare_steps": "difference",
     "estimate": "estimating",
     "measure": "measuring",
     "read_notebook": "notebooks",

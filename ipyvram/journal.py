@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,6 +42,21 @@ def reports() -> list[Report]:
     return [report for _, report in _reports]
 
 
+def numbered() -> list[tuple[int, Report]]:
+    """All that are kept with their numbers in this session, oldest first."""
+    return list(_reports)
+
+
+def annotate(text: str) -> Report | None:
+    """Put a remark on the newest report, in place of the one it had; None before the first."""
+    with _lock:
+        if not _reports:
+            return None
+        number, report = _reports[-1]
+        _reports[-1] = (number, replace(report, note=text))
+        return _reports[-1][1]
+
+
 def clear() -> None:
     """Forget all reports; numbering starts again."""
     global _count
@@ -56,7 +72,8 @@ def history() -> pd.DataFrame:
     -------
     DataFrame
         ``label``, ``note``, ``kind``, ``device``, ``peak_bytes``, ``peak_reserved_bytes``, ``card_bytes`` (bytes),
-        ``peak_when``, ``steps``, ``duration_s`` (seconds), ``started`` (UTC) and ``error``.
+        ``growth_bytes`` (what the cell left behind), ``peak_when``, ``steps``, ``duration_s`` (seconds), ``started`` (UTC)
+        and ``error``.
     """
     import pandas as pd
 
@@ -72,5 +89,12 @@ def history() -> pd.DataFrame:
     )
     started = pd.to_datetime([report.started_at for _, report in rows], unit="s", utc=True)
     frame.insert(10, "started", started)
-    whole = {"peak_bytes": "Int64", "peak_reserved_bytes": "Int64", "card_bytes": "Int64", "steps": "Int64"}
+    frame.insert(7, "growth_bytes", [sum(r.end.values()) - sum(r.start.values()) for _, r in rows])
+    whole = {
+        "growth_bytes": "Int64",
+        "peak_bytes": "Int64",
+        "peak_reserved_bytes": "Int64",
+        "card_bytes": "Int64",
+        "steps": "Int64",
+    }
     return frame.astype(whole)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -27,12 +28,12 @@ from IPython.core.magic import MAGIC_NO_VAR_EXPAND_ATTR
 from IPython.display import publish_display_data
 from IPython.utils.capture import capture_output
 
-from ipyvram import directive
+from ipyvram import auto, directive
 from ipyvram.measuring import Measurement, fault
 from ipyvram.options import Options, complete, help_text, parse, wants_help
 from ipyvram.recording import Cell
 from ipyvram.report import Report
-from ipyvram.subcommands import SUBCOMMANDS, run_subcommand
+from ipyvram.subcommands import SUBCOMMANDS, Display, run_subcommand
 
 if TYPE_CHECKING:
     from ipyvram.comparison import Comparison
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 Shell = Any
 
 T = TypeVar("T")
+
+#: A line that only talks to us: not worth measuring by itself.
+_OURS = re.compile(r"\s*%(vram|load_ext|reload_ext|unload_ext)\b")
 
 _COMPLETE = "complete_command"
 _COMPLETED = ("%%vram", "%vram", "vram")
@@ -75,6 +79,7 @@ class Session:
         self._running: list[tuple[int, Any]] = []  # (thread, ExecutionInfo), innermost last
         self._armed: tuple[Any, Measurement] | None = None
         self._meter: LiveMeter | None = None
+        self._by_itself = False  # the armed cell is measured by `%vram auto`
 
     # -- registration ------------------------------------------------------------------------------------------------
 
@@ -122,6 +127,23 @@ class Session:
 
     def _pre_run_cell(self, info: Any) -> None:
         self._running.append((threading.get_ident(), info))
+        if auto.minimum() is not None and self._armed is None:
+            try:
+                self._arm_by_itself(info)
+            except Exception as error:
+                _say([fault("could not measure this cell by itself", error)])
+
+    def _arm_by_itself(self, info: Any) -> None:
+        """``%vram auto on``: measure a cell that does not ask for it, unless it is one of ours or has nothing to run."""
+        lines = info.raw_cell.splitlines(keepends=True)
+        code = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not code or directive.find(lines) is not None or all(_OURS.match(line) for line in code):
+            return
+        cell = Cell(directive.measured_source(info.raw_cell), _cell_filename(self.ip, info.raw_cell))
+        measurement = Measurement(Options(), cell, self.ip.user_ns)
+        self._armed, self._by_itself = (info, measurement), True
+        measurement.start()
+        self._meter = _start_meter(self.ip, measurement)
 
     def _post_run_cell(self, result: Any) -> None:
         info = self._ended(getattr(result, "info", None))
@@ -180,8 +202,9 @@ class Session:
     def _close(self, error: BaseException | None) -> None:
         """Finish the armed measurement and show what it found under the cell."""
         (armed, self._armed), (meter, self._meter) = (self._armed, None), (self._meter, None)
+        by_itself, self._by_itself = self._by_itself, False
         if armed is not None:
-            _finish(armed[1], error, meter)
+            _finish(armed[1], error, meter, _show_line if by_itself else _show)
 
     # -- magics ------------------------------------------------------------------------------------------------------
 
@@ -189,15 +212,18 @@ class Session:
         """``%vram``: the head of a cell, or a subcommand."""
         heads_cell = line.startswith(directive.MARK)
         rest = line[len(directive.MARK) :].strip() if heads_cell else line.strip()
-        if wants_help(rest) or not (rest or heads_cell):
+        if wants_help(rest):
             print(_help())
         elif heads_cell:
             self._arm(rest)
         else:
-            value = _or_usage_error(run_subcommand, rest)
-            if not isinstance(value, Report):
+            value = _or_usage_error(lambda text: run_subcommand(text, self.ip.user_ns), rest)
+            if isinstance(value, Report):
+                _show(value)
+            elif isinstance(value, Display):
+                _publish(value.data)
+            else:
                 return value
-            _show(value)
         return None
 
     def cell(self, line: str, cell: str) -> Any:
@@ -268,6 +294,14 @@ class Session:
         return source, above + text, self.ip.compile.cache(source, raw_code=above + text)
 
 
+def _show_line(report: Report) -> None:
+    """One line that unfolds, where `%vram auto` finds the cell worth it."""
+    if auto.worth_a_line(report):
+        from ipyvram.render.oneline import oneline
+
+        _publish(oneline(report, auto.line(report)))
+
+
 def _start_meter(ip: Shell, measurement: Measurement) -> LiveMeter | None:
     """The live meter of a measurement, unless it is unwanted or there is nowhere to show it; never raises."""
     if measurement.options.quiet:
@@ -286,7 +320,12 @@ def _start_meter(ip: Shell, measurement: Measurement) -> LiveMeter | None:
     return meter
 
 
-def _finish(measurement: Measurement, error: BaseException | None, meter: LiveMeter | None = None) -> None:
+def _finish(
+    measurement: Measurement,
+    error: BaseException | None,
+    meter: LiveMeter | None = None,
+    show: Callable[[Report], None] | None = None,
+) -> None:
     """Take the meter away, show what was measured and then the notes; never raises."""
     if meter is not None:
         with contextlib.suppress(Exception, KeyboardInterrupt):
@@ -294,7 +333,7 @@ def _finish(measurement: Measurement, error: BaseException | None, meter: LiveMe
     report = measurement.finish(error)
     if report is not None:
         try:
-            _show(report)
+            (show or _show)(report)
         except (Exception, KeyboardInterrupt) as failure:
             what = "measured this but could not show it (it is in ipyvram.last)"
             measurement.notes.append(fault(what, failure))
@@ -328,6 +367,14 @@ def _caller_filename(ip: Shell) -> str:
     while frame.f_back is not None and frame.f_globals is not ip.user_global_ns:
         frame = frame.f_back
     return frame.f_code.co_filename if frame.f_globals is ip.user_global_ns else ""
+
+
+def _cell_filename(ip: Shell, raw_cell: str) -> str:
+    """The file name that the frames of a cell will carry which is about to run; empty where this IPython does not tell."""
+    try:
+        return str(ip.compile.get_code_name(raw_cell, ip.transform_cell(raw_cell), ip.execution_count))
+    except Exception:
+        return ""
 
 
 def _compile(ip: Shell, cell: str) -> tuple[CodeType, CodeType | None]:

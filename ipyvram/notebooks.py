@@ -59,7 +59,11 @@ def scan(path: str | os.PathLike[str]) -> Scan:
         except (ValueError, TypeError, RecursionError) as error:
             skipped.append(f"{path.name}, cell {cell}: skipped a report: {_one_line(error)}")
             continue
-        found.append(Found(report, path.name, len(found) + 1, cell, count))
+        known = next((i for i, f in enumerate(found) if _identity(f.report) == _identity(report)), None)
+        if known is None:
+            found.append(Found(report, path.name, len(found) + 1, cell, count))
+        else:  # shown again, or with a note that came later
+            found[known] = found[known]._replace(report=report)
     return Scan(tuple(found), tuple(skipped))
 
 
@@ -153,6 +157,11 @@ def frame(found: tuple[Found, ...]) -> pd.DataFrame:
     text = ("notebook", "label", "note", "kind", "device", "device_name", "peak_when", "error")
     whole = [c for c in columns if c not in (*text, "started", "duration_s")]
     return table.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(text, "string") | {"duration_s": "float64"})
+
+
+def _identity(report: Report) -> tuple[object, ...]:
+    """What two copies of one report have in common."""
+    return report.started_at, report.duration_s, report.label, report.kind, report.device, report.peak_bytes
 
 
 def _cells(path: Path) -> list[Any]:

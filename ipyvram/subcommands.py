@@ -9,17 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ipyvram import journal
+from ipyvram import auto, journal, resident_commands
 from ipyvram.report import Report
 from ipyvram.units import format_bytes
 
 
 class Subcommand(NamedTuple):
-    """A word after ``%vram``; ``run`` takes the rest of the line."""
+    """A word after ``%vram``; ``run`` takes the rest of the line, and the namespace where it ``looks``."""
 
     usage: str
     help: str
-    run: Callable[[str], Any]
+    run: Callable[..., Any]
+    looks: bool = False
+
+
+class Display(NamedTuple):
+    """Something to show that is no report: MIME type → data."""
+
+    data: dict[str, Any]
 
 
 def _newest() -> Report:
@@ -35,8 +42,33 @@ def _last(rest: str) -> Report:
 
 
 def _history(rest: str) -> Any:
+    """The cells that took most first; the index still tells their order."""
     _no_more("history", rest)
-    return journal.history()
+    return journal.history().sort_values("peak_bytes", ascending=False, kind="stable")
+
+
+def _note(rest: str) -> Display:
+    text = rest.strip().strip("\"'")
+    if not text:
+        raise ValueError("%vram note TEXT: write the remark that the newest report is to have")
+    _newest()
+    report = journal.annotate(text)
+    assert report is not None
+    from ipyvram.render.bundle import MIME_TYPE, small_dict
+
+    told = f"note on {report.label or 'the newest report'}: {text}"
+    return Display({"text/plain": told, MIME_TYPE: small_dict(report)})  # so that the saved notebook has it as well
+
+
+def _compare(rest: str) -> Display:
+    from ipyvram.comparing import Numbered, compare_line
+    from ipyvram.render.difference import bundle
+
+    return Display(bundle(compare_line(rest, [Numbered(*pair) for pair in journal.numbered()])))
+
+
+def _auto(rest: str) -> None:
+    print(auto.switch(rest))
 
 
 def _no_more(name: str, rest: str) -> None:
@@ -67,26 +99,53 @@ def _html(report: Report) -> str:
     return page(report)
 
 
+def _who(rest: str, namespace: dict[str, Any]) -> Display:
+    return Display(resident_commands.who(rest, namespace))
+
+
 SUBCOMMANDS = {
     "last": Subcommand("%vram last", "show the newest report again", _last),
-    "history": Subcommand("%vram history", "this session's reports as a DataFrame", _history),
+    "history": Subcommand("%vram history", "this session's cells as a DataFrame, the highest peak first", _history),
     "export": Subcommand("%vram export PATH", "write the newest report to a .json or .html file", _export),
+    "compare": Subcommand(
+        "%vram compare A B [C]",
+        "what changed between reports, by label or number; A alone: its runs; A --steps 1 2: steps of one",
+        _compare,
+    ),
+    "note": Subcommand("%vram note TEXT", "a remark on the newest report", _note),
+    "auto": Subcommand(
+        "%vram auto on|off", "measure every cell, one line each; on --min 10MiB: where that much changes", _auto
+    ),
+    "who": Subcommand("%vram who", "who holds memory now, and what releases it", _who, looks=True),
+    "free": Subcommand(
+        "%vram free FLAGS",
+        "release --traceback, --out, --cycles, --cache: only what is named; prints what that freed",
+        resident_commands.free,
+        looks=True,
+    ),
 }
 
 
-def run_subcommand(line: str) -> Any:
-    """Run ``%vram WORD …``.
+def run_subcommand(line: str, namespace: dict[str, Any] | None = None) -> Any:
+    """Run ``%vram WORD …``, or ``%vram`` alone.
+
+    Parameters
+    ----------
+    namespace : dict, optional
+        The notebook's variables.
 
     Returns
     -------
-    Report, DataFrame or None
-        A report is to be shown; a DataFrame is the magic's value.
+    Report, Display, DataFrame or None
+        A report or a `Display` is to be shown; a DataFrame is the magic's value.
 
     Raises
     ------
     ValueError
         There is no such subcommand, or its arguments are wrong.
     """
+    if not line:
+        return Display(resident_commands.now("", namespace or {}))
     name, _, rest = line.partition(" ")
     subcommand = SUBCOMMANDS.get(name)
     if subcommand is None:
@@ -95,4 +154,4 @@ def run_subcommand(line: str) -> Any:
             f"%vram {name} alone in its cell is not a subcommand (there are {known}); "
             "to measure a cell, put %%vram on its first line and code below it"
         )
-    return subcommand.run(rest.strip())
+    return subcommand.run(rest.strip(), namespace or {}) if subcommand.looks else subcommand.run(rest.strip())

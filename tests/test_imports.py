@@ -69,6 +69,8 @@ def test_renderers_see_values_and_units_only(name):
         "ipyvram.report",
         "ipyvram.comparison",
         "ipyvram.difference",
+        "ipyvram.ranks",
+        "ipyvram.resident",
         "ipyvram.units",
         "ipyvram.pulse",
         "ipyvram.render",

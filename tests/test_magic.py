@@ -318,7 +318,7 @@ def payload(outcome) -> str:
     return "".join(pages) + outcome.stdout
 
 
-@pytest.mark.parametrize("question", ["%%vram?", "%vram?", "%%vram -h\nran = True", "%vram --help", "%vram"])
+@pytest.mark.parametrize("question", ["%%vram?", "%vram?", "%%vram -h\nran = True", "%vram --help"])
 def test_help(kernel, question):
     outcome = kernel.run(question)
     assert outcome.status == "ok"

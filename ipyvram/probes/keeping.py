@@ -35,7 +35,7 @@ def observe(namespace: Mapping[str, Any], error: BaseException | None = None) ->
     own = [] if error is None else [(type(error).__name__, error)]
     by_error = _reached([*own, *roots.errors(namespace)], namespace)
     by_out = _reached(roots.outputs(namespace), namespace)
-    earlier = _earlier_models(namespace)
+    earlier = earlier_models(namespace)
     if any(_large(group) for group in (by_error, by_out)) or earlier:
         found += _exclusive(namespace, by_error, by_out, earlier)
     remember(namespace)
@@ -114,7 +114,7 @@ def _out_label(namespace: Mapping[str, Any], names: Iterable[str]) -> str:
 # -- earlier models ------------------------------------------------------------------------------------------------------
 
 
-def _earlier_models(namespace: Mapping[str, Any]) -> dict[str, list[Tensor]]:
+def earlier_models(namespace: Mapping[str, Any]) -> dict[str, list[Tensor]]:
     """Variable → live parameters of models that it held before and holds no more."""
     current = {id(v) for _, v in roots.variables(namespace) if issubclass(type(v), nn.Module)}
     used = {id(p) for _, v in roots.variables(namespace) if issubclass(type(v), nn.Module) for p in v.parameters()}

@@ -64,6 +64,8 @@ class Walk:
     ----------
     storages : dict of Storage to str
         Every storage reached, and the path by which it was reached first.
+    categories : dict of Storage to str
+        What it is, as far as its place tells.
     modules : dict of int to str
         id of every `nn.Module` reached, and the path.
     complete : bool
@@ -72,6 +74,7 @@ class Walk:
 
     def __init__(self, borders: Iterable[object] = ()) -> None:
         self.storages: dict[Storage, str] = {}
+        self.categories: dict[Storage, str] = {}
         self.modules: dict[int, str] = {}
         self.graphs: list[tuple[str, Tensor]] = []  #: tensors with a history, and their paths
         self.complete = True
@@ -81,9 +84,9 @@ class Walk:
     def root(self, value: Any, path: str) -> list[Storage]:
         """Walk from one object; the storages that only now were reached."""
         fresh: list[Storage] = []
-        todo = [(value, path)]
+        todo: list[tuple[Any, str, str]] = [(value, path, "")]
         while todo:
-            item, path = todo.pop()
+            item, path, role = todo.pop()
             kind = type(item)
             if issubclass(kind, _ATOMS) or id(item) in self._seen:
                 continue
@@ -93,27 +96,32 @@ class Walk:
                 break
             self._seen.add(id(item))
             if issubclass(kind, Tensor):
-                fresh += self._tensor(item, path)
+                fresh += self._tensor(item, path, role)
             elif issubclass(kind, nn.Module):
                 self.modules[id(item)] = path
-            todo.extend(_children(item, kind, path))
+            for child, name, *given in _children(item, kind, path):
+                todo.append((child, name, given[0] if given else role))
         return fresh
 
-    def _tensor(self, tensor: Tensor, path: str) -> list[Storage]:
+    def _tensor(self, tensor: Tensor, path: str, role: str) -> list[Storage]:
         if tensor.grad_fn is not None:
             self.graphs.append((path, tensor))
         storage = storage_of(tensor)
         if storage is None or storage in self.storages:
             return []
         self.storages[storage] = path
+        leaf = tensor.is_leaf and tensor.requires_grad
+        self.categories[storage] = role or (
+            "parameters" if leaf else "outputs" if tensor.grad_fn is not None else "other"
+        )
         return [storage]
 
 
-def _children(item: Any, kind: type, path: str) -> Iterable[tuple[Any, str]]:
-    """What an object holds, with paths as one would write them."""
+def _children(item: Any, kind: type, path: str) -> Iterable[tuple[Any, ...]]:
+    """What an object holds, with paths as one would write them, and the category of its tensors where the place tells."""
     for base, look in _LOOKS.items():
         if issubclass(kind, base):
-            return cast(Iterable[tuple[Any, str]], look(item, path))
+            return cast(Iterable[tuple[Any, ...]], look(item, path))
     if str(kind.__module__).partition(".")[0] in _BORDERS:
         return ()
     return _attributes(item, path)
@@ -132,20 +140,32 @@ def _attributes(item: Any, path: str) -> Iterator[tuple[Any, str]]:
             yield value, path
 
 
-def _tensor_parts(tensor: Tensor, path: str) -> Iterator[tuple[Any, str]]:
+def _tensor_parts(tensor: Tensor, path: str) -> Iterator[tuple[Any, ...]]:
     if tensor.is_leaf and tensor.grad is not None:
-        yield tensor.grad, path + ".grad"
+        yield tensor.grad, path + ".grad", "gradients"
     for name, value in list(getattr(tensor, "__dict__", {}).items()):
         yield value, f"{path}.{name}"
 
 
-def _module_parts(module: nn.Module, path: str) -> Iterator[tuple[Any, str]]:
+_MEMBERS = {"_parameters": "parameters", "_buffers": "buffers", "_modules": ""}
+
+
+def _module_parts(module: nn.Module, path: str) -> Iterator[tuple[Any, ...]]:
     for name, value in list(vars(module).items()):
-        if name in ("_parameters", "_buffers", "_modules") and isinstance(value, dict):
+        if name in _MEMBERS and isinstance(value, dict):
             for key, member in list(value.items()):
-                yield member, f"{path}.{key}"
+                yield member, f"{path}.{key}", _MEMBERS[name]
         else:
-            yield value, f"{path}.{name}"
+            yield value, f"{path}.{name}", ""
+
+
+def _optimizer_parts(optimizer: torch.optim.Optimizer, path: str) -> Iterator[tuple[Any, ...]]:
+    for name, value in list(vars(optimizer).items()):
+        if name == "state" and isinstance(value, dict):
+            for i, state in enumerate(list(value.values())):
+                yield state, f"{path}.state[{i}]", "optimizer_state"
+        else:
+            yield value, f"{path}.{name}", ""
 
 
 def _dict_parts(found: Mapping[Any, Any], path: str) -> Iterator[tuple[Any, str]]:
@@ -222,6 +242,7 @@ def _none(item: Any, path: str) -> Iterable[tuple[Any, str]]:
 _LOOKS: dict[type, Any] = {
     Tensor: _tensor_parts,
     nn.Module: _module_parts,
+    torch.optim.Optimizer: _optimizer_parts,
     dict: _dict_parts,
     list: _items,
     tuple: _items,

@@ -14,6 +14,9 @@ from typing import Any
 #: Names that IPython puts into the namespace itself.
 _NOT_THE_USERS = re.compile(r"_+|_i+|_i?\d+|_oh|_ih|_dh|_exit_code|__\w+__|In|Out|exit|quit|get_ipython|open")
 
+#: The last three displayed values.
+_LATEST = ("_", "__", "___")
+
 
 def variables(namespace: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The user's own names."""
@@ -28,7 +31,7 @@ def outputs(namespace: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if isinstance(cache, dict):
         for number, value in list(cache.items()):
             yield f"Out[{number}]", value
-    for name in ("_", "__", "___"):
+    for name in _LATEST:
         if name in namespace and isinstance(cache, dict):  # outside IPython `_` is a name like any other
             yield name, namespace[name]
 
@@ -37,7 +40,7 @@ def out_names(namespace: Mapping[str, Any], number: str, value: Any) -> str:
     """``Out[3], _3, _``: every name under which the output cache holds one value."""
     index = number.removeprefix("Out[").removesuffix("]")
     names = [number] + ([f"_{index}"] if namespace.get(f"_{index}") is value else [])
-    return ", ".join(dict.fromkeys(names + [n for n in ("_", "__", "___") if namespace.get(n) is value]))
+    return ", ".join(dict.fromkeys(names + [n for n in _LATEST if namespace.get(n) is value]))
 
 
 def errors(namespace: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -87,16 +90,20 @@ def forget_outputs(namespace: Any) -> list[str]:
     dropped = [f"Out[{number}]" for number in cache]
     values = list(cache.values())
     shell = _shell(namespace)
-    for number in list(cache):
-        if namespace.get(f"_{number}") is cache[number]:
-            namespace.pop(f"_{number}", None)
+    names = [*_LATEST, *(f"_{number}" for number in cache)]
     cache.clear()
-    for name in ("_", "__", "___"):
-        if any(namespace.get(name) is value for value in values):
-            namespace[name] = ""
+    # What was displayed stands in the namespace, in IPython's list of names that are not the user's, and in its hook.
+    places: tuple[Any, ...] = (namespace, getattr(shell, "user_ns_hidden", None))
+    for place in places:
+        for name in names if isinstance(place, dict) else ():
+            if any(place.get(name) is value for value in values):
+                if name in _LATEST:
+                    place[name] = ""
+                else:
+                    del place[name]
     hook = getattr(shell, "displayhook", None)
-    for name in ("_", "__", "___"):
-        if hasattr(hook, name):
+    for name in _LATEST:
+        if any(getattr(hook, name, None) is value for value in values):
             setattr(hook, name, "")
     return dropped
 

@@ -1,0 +1,103 @@
+"""What is in memory now, as text, HTML and JSON: `Resident`s come in, a MIME bundle goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ipyvram.render.markup import MUTED, Column, Part, escape, meter, stacked_bar, style, swatch, table
+from ipyvram.render.palette import ALL_COLOURS, COLOURS, LETTERS
+from ipyvram.render.terminal import looks
+from ipyvram.render.text import Pen
+from ipyvram.report import LABELS
+from ipyvram.resident import RELEASES, Holding, Resident
+from ipyvram.units import format_bytes, format_share
+
+MIME_TYPE = "application/vnd.ipyvram.resident.v1+json"
+
+#: Holders shown by ``%vram``; ``%vram who`` shows all that are worth it.
+SHORT, LONG = 8, 40
+
+
+def bundle(found: Sequence[Resident], *, everyone: bool) -> dict[str, Any]:
+    """MIME type → data.
+
+    Parameters
+    ----------
+    everyone : bool
+        Every holder with what releases it (``%vram who``), or the largest (``%vram``).
+    """
+    return {
+        "text/plain": "\n\n".join(text(one, Pen(**looks()), everyone=everyone) for one in found),
+        "text/html": "".join(html(one, everyone=everyone) for one in found),
+        MIME_TYPE: {"schema": 1, "devices": [one.to_dict() for one in found]},
+    }
+
+
+def head(one: Resident) -> str:
+    """The sums in one sentence."""
+    parts = [f"{one.device} now: {format_bytes(one.bytes)} in tensors"]
+    if one.allocated_bytes is not None:
+        parts.append(f"{format_bytes(one.unseen_bytes)} more allocated (rounding, workspaces, C++)")
+        if one.reserved_bytes is not None:
+            parts.append(f"{format_bytes(one.reserved_bytes - one.allocated_bytes)} cached")
+    if one.card_bytes:
+        parts.append(f"{format_bytes(one.card_bytes)} card")
+    return " · ".join(parts)
+
+
+def _rows(one: Resident, everyone: bool) -> tuple[list[Holding], str]:
+    rows, most = one.by_holder(), LONG if everyone else SHORT
+    rest = rows[most:]
+    more = f"and {len(rest)} more holders of {format_bytes(sum(h.bytes for h in rest))}" if rest else ""
+    if more and not everyone:
+        more += ": %vram who"
+    if not one.complete:
+        more = (more + "; " if more else "") + "the namespace holds more than was looked through"
+    return list(rows[:most]), more
+
+
+def text(one: Resident, pen: Pen, *, everyone: bool) -> str:
+    """Lines of at most the pen's width."""
+    lines = [pen.bold(line) for line in pen.wrap(head(one), "  ")]
+    for category, count in one.by_category().items():
+        label = (
+            f"{LETTERS[category]} {LABELS[category]:<16} {format_bytes(count):>10}  {format_share(count, one.bytes):>5}"
+        )
+        lines.append("  " + pen.paint(pen.plain(label), category))
+    rows, more = _rows(one, everyone)
+    for row in rows:
+        where = f" · {row.example}" if row.example not in ("", row.holder) else ""
+        how = f"  [{RELEASES[row.kind]}]" if everyone and row.kind != "variable" else ""
+        several = f" · {row.count} tensors" if row.count > 1 else ""
+        told = pen.cut(f"{row.holder}{where}{several}{how}", pen.width - 14)
+        lines.append(f"  {format_bytes(row.bytes):>9} {pen.paint(LETTERS[row.category], row.category)} {told}")
+    lines += pen.wrap(f"  {more}", "  ") if more else []
+    return "\n".join(lines)
+
+
+def html(one: Resident, *, everyone: bool) -> str:
+    """A block of markup that survives the sanitizer of untrusted notebooks."""
+    sums = one.by_category()
+    parts = [Part(LABELS[c], ALL_COLOURS[c], n, format_bytes(n)) for c, n in sums.items()]
+    legend = " · ".join(f"{swatch(ALL_COLOURS[c])} {escape(LABELS[c])} {format_bytes(n)}" for c, n in sums.items())
+    columns = [Column("holder", wrap=True), Column("size", numeric=True), Column("share"), Column("mostly"), Column("for example", muted=True, wrap=True)]  # fmt: skip
+    columns += [Column("release", muted=True, wrap=True)] if everyone else []
+    rows, more = _rows(one, everyone)
+    body = table(f"Who holds memory on {one.device}", columns, [_cells(row, one.bytes, everyone) for row in rows])
+    look = style(
+        "font:13px/1.5 system-ui,-apple-system,sans-serif", "color:inherit", "max-width:860px", "padding:6px 0"
+    )
+    rest = f"<div{style(MUTED)}>{escape(more)}</div>" if more else ""
+    return (
+        f'<div class="ipyvram tex2jax_ignore mathjax_ignore"{look}><div><strong>{escape(head(one))}</strong></div>'
+        f"{stacked_bar(parts, one.bytes)}<div{style('font-size:12px', MUTED, 'margin:3px 0 8px')}>{legend}</div>{body}{rest}</div>"
+    )
+
+
+def _cells(row: Holding, total: int, everyone: bool) -> list[str]:
+    share = meter(row.bytes / total if total else 0, COLOURS[row.category]) + format_share(row.bytes, total)
+    mostly = f"{swatch(COLOURS[row.category])} {escape(LABELS[row.category])}"
+    example = escape(row.example if row.example != row.holder else "") + (f" ×{row.count}" if row.count > 1 else "")
+    cells = [escape(row.holder), format_bytes(row.bytes), share, mostly, example]
+    return [*cells, escape(RELEASES[row.kind])] if everyone else cells

@@ -1,0 +1,191 @@
+"""Who holds memory now: every storage once, by the holder one would name; `free` frees what it says and no more."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import pytest
+import torch
+
+from ipyvram.probes import freeing, residents
+from ipyvram.probes.cycles import in_cycles
+from ipyvram.render.resident import bundle
+from ipyvram.resident_commands import free
+from tests.test_findings_programs import BROKEN, Notebook, notebook  # noqa: F401
+
+CYCLE = """
+class Node:
+    pass
+node = Node()
+node.itself, node.tensor = node, torch.zeros(500_000)
+del node
+"""
+
+
+def holders(notebook: Notebook) -> dict[str, int]:  # noqa: F811
+    (cpu,) = [r for r in residents.look(notebook.names) if r.device == "cpu"]
+    assert sum(h.bytes for h in cpu.holdings) == cpu.bytes == sum(cpu.by_category().values())
+    return {row.holder: row.bytes for row in cpu.by_holder()}
+
+
+def test_a_model_and_its_optimizer(notebook):  # noqa: F811
+    notebook.run("train(1)")
+    size = sum(p.nbytes for p in notebook.names["model"].parameters())
+    (cpu,) = residents.look(notebook.names)
+    found = {(h.holder, h.category): h.bytes for h in cpu.holdings}
+    assert found["model", "parameters"] == found["model", "gradients"] == size
+    assert found["optimizer", "optimizer_state"] == 2 * size + 6 * 4  # and step counters
+    assert found["x", "other"] == 64 * 64 * 4
+
+
+def test_containers_objects_closures_and_views(notebook):  # noqa: F811
+    notebook.run(
+        "class Bag: pass\n"
+        "bag = Bag(); bag.inside = {'deep': [torch.zeros(1000)]}\n"
+        "def outer():\n    hidden = torch.zeros(2000)\n    return lambda: hidden\n"
+        "keep = outer()\n"
+        "whole = torch.zeros(3000); part = whole[:10]"
+    )
+    found = holders(notebook)
+    assert (found["bag"], found["keep"], found["whole"]) == (4000, 8000, 12000)
+    assert "part" not in found  # it takes nothing of its own
+    (cpu,) = residents.look(notebook.names)
+    assert "bag.inside['deep'][0]" in {h.example for h in cpu.holdings}
+
+
+def test_out_traceback_graphs_old_models_and_cycles(notebook):  # noqa: F811
+    notebook.measure("train(1)")
+    notebook.run("kept = torch.zeros(1_000_000)")
+    notebook.display("kept")
+    notebook.run("del kept")
+    notebook.fail(BROKEN)
+    notebook.run("losses = [model(x).mean() for _ in range(3)]\nmodel = new_model()")
+    gc.collect()
+    gc.disable()
+    try:
+        notebook.run(CYCLE)
+        found = holders(notebook)
+    finally:
+        gc.enable()
+    size = sum(p.nbytes for p in notebook.names["model"].parameters())
+    assert found["Out[4], _4, _"] == 4_000_000
+    assert found["traceback of KeyError"] == 4_000_000
+    assert found["a reference cycle"] == 2_000_000
+    assert found["previous model, held by optimizer"] == 2 * size
+    assert found["graph of losses"] == 3 * 2 * 64 * 256 * 4  # what two ReLUs keep
+
+
+def named(found):
+    """What the notebook holds; other tests leave things elsewhere."""
+    return [h for r in found for h in r.holdings if h.kind not in ("elsewhere", "cycle")]
+
+
+def test_looking_changes_nothing(notebook):  # noqa: F811
+    notebook.run("train(1)")
+    before = set(notebook.names)
+    generation = gc.get_stats()[2]["collections"]
+    assert named(residents.look(notebook.names)) == named(residents.look(notebook.names))
+    assert gc.get_stats()[2]["collections"] == generation
+    assert set(notebook.names) == before
+
+
+def test_tensors_of_a_library_are_elsewhere_and_no_cycle(notebook):  # noqa: F811
+    module = type(sys)("library")
+    module.cache = [torch.zeros(700_000)]
+    sys.modules["library_of_a_test"] = module
+    try:
+        found = holders(notebook)
+    finally:
+        del sys.modules["library_of_a_test"]
+    assert found["elsewhere"] >= 2_800_000
+
+
+def test_in_cycles_is_what_the_collector_would_free():
+    gc.disable()
+    try:
+        free_list: list = []
+        free_list += [free_list, torch.zeros(3)]
+        held = [torch.zeros(4)]
+        ids = id(free_list[1]), id(held[0])
+        tensors = [free_list[1], held[0]]
+        del free_list
+        assert in_cycles(tensors) == {ids[0]}
+    finally:
+        gc.enable()
+
+
+# -- free --------------------------------------------------------------------------------------------------------------
+
+
+def freed(notebook: Notebook, *flags: str) -> list[int]:  # noqa: F811
+    return [one.tensor_bytes for one in freeing.free(list(flags), notebook.names)]
+
+
+def test_free_frees_what_it_is_told_to_and_says_how_much(notebook):  # noqa: F811
+    notebook.run("kept = torch.zeros(1_000_000)")
+    notebook.display("kept")
+    notebook.run("del kept")
+    notebook.fail(BROKEN)
+    gc.collect()
+    gc.disable()
+    try:
+        notebook.run(CYCLE)
+        assert freed(notebook, "--out") == [4_000_000]
+        assert notebook.names["_oh"] == {}
+        assert sys.last_value is not None
+        assert freed(notebook, "--traceback") == [4_000_000]
+        assert freed(notebook, "--cycles") == [2_000_000]
+        assert freed(notebook, "--traceback", "--out", "--cycles") == [0, 0, 0]
+    finally:
+        gc.enable()
+
+
+def test_out_that_a_variable_holds_as_well_frees_nothing(notebook):  # noqa: F811
+    notebook.run("kept = torch.zeros(1_000_000)")
+    notebook.display("kept")
+    assert freed(notebook, "--out") == [0]
+    assert notebook.names["kept"].numel() == 1_000_000
+
+
+def test_a_chain_of_errors_lets_go(notebook):  # noqa: F811
+    notebook.fail(
+        "def f():\n    first = torch.zeros(1_000_000)\n    raise KeyError('x')\n"
+        "def g():\n    second = torch.zeros(1_000_000)\n    try:\n        f()\n"
+        "    except KeyError as error:\n        raise ValueError('y') from error\ng()"
+    )
+    assert freed(notebook, "--traceback") == [8_000_000]
+
+
+@pytest.mark.parametrize(
+    ("rest", "told"), [("", "only what it is told to"), ("--all", "--all: there are"), ("x", "by del")]
+)
+def test_free_wants_to_be_told_what(notebook, rest, told):  # noqa: F811
+    with pytest.raises(ValueError, match=told):
+        free(rest, notebook.names)
+
+
+def test_free_prints_what_it_freed(notebook, capsys):  # noqa: F811
+    notebook.fail(BROKEN)
+    free("--traceback", notebook.names)
+    assert capsys.readouterr().out == "the frames of the last error: freed 3.81 MiB of tensors\n"
+
+
+# -- shown -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("everyone", [True, False])
+def test_text_and_html_tell_the_same(notebook, everyone):  # noqa: F811
+    notebook.run("train(1)")
+    notebook.names["<img src=x>"] = torch.zeros(1_000_000)
+    data = bundle(residents.look(notebook.names), everyone=everyone)
+    for part in ("cpu now: ", "3.81 MiB", "Optimizer state", "optimizer", "model"):
+        assert part in data["text/plain"]
+        assert part in data["text/html"]
+    assert "<img" not in data["text/html"]
+    assert max(map(len, data["text/plain"].splitlines())) <= 80
+
+
+def test_more_holders_than_rows_are_counted(notebook):  # noqa: F811
+    notebook.run("\n".join(f"v{i} = torch.zeros({1000 + i})" for i in range(20)))
+    assert "more holders of" in bundle(residents.look(notebook.names), everyone=False)["text/plain"]
