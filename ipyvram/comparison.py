@@ -44,6 +44,8 @@ class Row:
         What counts against the limit: reserved, the context and other processes.
     samples_per_s, step_s : float or None
         Median of ``steps`` timed steps.
+    retries : int
+        How often the allocator had to give back its cache to find room.
     contaminated : bool
         An earlier trial had left something in memory: the figures are too high, and no answer uses them.
     note : str
@@ -62,6 +64,7 @@ class Row:
     samples_per_s: float | None = None
     step_s: float | None = None
     steps: int = 0
+    retries: int = 0
     contaminated: bool = False
     note: str = ""
 
@@ -155,7 +158,7 @@ class Comparison:
         -------
         DataFrame
             ``seen``, ``status``, ``peak``, ``peak_low``, ``peak_high``, ``reserved``, ``needed`` (bytes), the categories
-            (bytes), ``samples_per_s``, ``share_of_best``, ``step_s`` (seconds), ``steps``, ``contaminated``, ``note``.
+            (bytes), ``samples_per_s``, ``share_of_best``, ``step_s`` (seconds), ``steps``, ``retries``, ``contaminated``, ``note``.
         """
         import pandas as pd
 
@@ -173,6 +176,7 @@ class Comparison:
                 "share_of_best": self.share_of_best(r),
                 "step_s": r.step_s,
                 "steps": r.steps,
+                "retries": r.retries,
                 "contaminated": r.contaminated,
                 "note": r.note,
             }
@@ -183,7 +187,7 @@ class Comparison:
         kinds = dict.fromkeys(whole, "Int64") | dict.fromkeys(real, "Float64")
         index = pd.Index([r.batch for r in self.rows], name="batch", dtype="int64")
         names = [
-            *whole[:1], "status", *whole[1:], *real, "steps", "contaminated", "note",
+            *whole[:1], "status", *whole[1:], *real, "steps", "retries", "contaminated", "note",
         ]  # fmt: skip
         frame = pd.DataFrame(rows, columns=names, index=index)
         return frame.astype(kinds)
@@ -251,7 +255,7 @@ def describe_fit(fit: Fit) -> str:
     """The line in words: ``fixed 1.76 GiB + 56.6 MiB/sample, residual ≤ 0.6 %``."""
     text = f"fixed {format_bytes(fit.fixed_bytes)} + {format_bytes(fit.per_sample_bytes)}/sample"
     if len(fit.batches) > 2:
-        text += f", residual ≤ {_percent(fit.residual)}"
+        text += f", residual ≤ {_percent(fit.residual)}" if fit.residual > 1e-6 else ", no residual"
     if not fit.linear:
         return f"not linear in the batch, so nothing is extrapolated: {fit.reason}"
     if fit.dropped:

@@ -51,6 +51,10 @@ def _memory(c: Comparison, rows: Sequence[Row]) -> Iterable[str]:
     yield from _areas(rows, x, y)
     if c.fit is not None and c.fit.linear:
         yield from _line(c, x, y, last)
+    if _shows_needed(rows):
+        path = " L".join(f"{x(r.batch):.1f} {y(r.needed_bytes):.1f}" for r in rows if r.needed_bytes is not None)
+        yield f'<path d="M{path}" stroke="currentColor" stroke-dasharray="6 3" fill="none"/>'
+        yield _words(right, TOP - 14, "dashed: with cache and context", "end")
     if c.limit_bytes is not None and c.limit_bytes <= top_bytes:
         yield _rule(left, right, y(c.limit_bytes), LIMIT_COLOUR, 1, "6 3")
         yield _words(left + 4, y(c.limit_bytes) - 4, f"limit {format_bytes(c.limit_bytes)}", "start", LIMIT_COLOUR)
@@ -63,12 +67,20 @@ def _memory(c: Comparison, rows: Sequence[Row]) -> Iterable[str]:
 
 def _top(c: Comparison, rows: Sequence[Row], last: int) -> float:
     """The top of the scale: the limit belongs into the picture unless everything is far below it."""
-    highest = max(float(r.needed_bytes or r.peak_bytes or 0) for r in rows)
+    highest = max(float(r.peak_bytes or 0) for r in rows)
+    if _shows_needed(rows):
+        highest = max(float(r.needed_bytes or 0) for r in rows)
     if c.fit is not None and c.fit.linear:
         highest = max(highest, c.fit.predict(last).bytes)
     if c.limit_bytes is not None and c.limit_bytes < 3 * highest:
         highest = max(highest, c.limit_bytes)
-    return highest * 1.06
+    return max(highest, 1.0) * 1.06
+
+
+def _shows_needed(rows: Sequence[Row]) -> bool:
+    """Whether what counts against the limit is another curve, and one that leaves room for the categories."""
+    peak, needed = max(r.peak_bytes or 0 for r in rows), max(r.needed_bytes or 0 for r in rows)
+    return 1.02 * peak < needed < 3 * peak
 
 
 def _areas(rows: Sequence[Row], x: Scale, y: Scale) -> Iterable[str]:
@@ -129,7 +141,7 @@ def _speed(c: Comparison) -> Iterable[str]:
         yield _rule(left, right, y(tick))
         yield _words(left - 6, y(tick) + 4, speed(tick), "end")
     yield _rule(left, right, y(0.95 * best), KNEE_COLOUR, 0.9, "2 3")
-    yield _words(right, y(0.95 * best) + 12, "95 % of the best", "end", KNEE_COLOUR)
+    yield _words(left, y(0.95 * best) - 5, "95 % of the best", "start", KNEE_COLOUR)
     path = " L".join(f"{x(r.batch):.1f} {y(value):.1f}" for r, value in points)
     yield f'<path d="M{path}" fill="none" stroke="currentColor" stroke-width="1.5"/>'
     for row, value in points:

@@ -101,8 +101,7 @@ def answer_words(answer: Answer, limit_bytes: int) -> str:
     words = answer.status
     if answer.needed_bytes is not None:
         words += f", {format_bytes(answer.needed_bytes)}"
-        if answer.low_bytes is not None and answer.high_bytes is not None:
-            words += f" ({format_bytes(answer.low_bytes)} to {format_bytes(answer.high_bytes)})"
+        words += _range(answer.low_bytes, answer.high_bytes)
         words += f" of {format_bytes(limit_bytes)}"
     return words + (f"; {answer.beyond} does not fit" if answer.beyond is not None else "")
 
@@ -121,8 +120,7 @@ def accumulation_words(a: Accumulation) -> str:
 def _cells(c: Comparison, row: Row) -> tuple[str, ...]:
     share = c.share_of_best(row)
     peak = "–" if row.peak_bytes is None else format_bytes(row.peak_bytes)
-    if row.low_bytes is not None and row.high_bytes is not None:
-        peak += f" ({format_bytes(row.low_bytes)} to {format_bytes(row.high_bytes)})"
+    peak += _range(row.low_bytes, row.high_bytes)
     status = row.status + (" · contaminated" if row.contaminated else "")
     if c.limit_bytes is not None and row.needed_bytes is not None and row.needed_bytes > c.limit_bytes:
         status += " · over the limit"
@@ -134,6 +132,13 @@ def _cells(c: Comparison, row: Row) -> tuple[str, ...]:
         "–" if share is None else f"{share:.0%}".replace("%", " %"),
         status,
     )
+
+
+def _range(low: int | None, high: int | None) -> str:
+    """`` (59.1 MiB to 60.4 MiB)``; empty where the two read the same."""
+    if low is None or high is None or format_bytes(low) == format_bytes(high):
+        return ""
+    return f" ({format_bytes(low)} to {format_bytes(high)})"
 
 
 def speed(samples_per_s: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -46,7 +47,7 @@ def _row(trial: Trial, axis: int, status: str) -> Row:
         speed *= trial.shape[1] / trial.shape[0]
     given = seen(trial, axis)
     if trial.out_of_memory:
-        return Row(trial.size, "OOM", given, contaminated=bool(trial.leftover), note=trial.error)
+        return Row(trial.size, "OOM", given, contaminated=bool(trial.leftover), note=_out_of_memory(trial))
     return Row(
         batch=trial.size,
         status=status,
@@ -58,9 +59,16 @@ def _row(trial: Trial, axis: int, status: str) -> Row:
         samples_per_s=speed,
         step_s=trial.step_s,
         steps=trial.timed_steps,
+        retries=trial.retries,
         contaminated=bool(trial.leftover),
         note=_row_note(trial, given),
     )
+
+
+def _out_of_memory(trial: Trial) -> str:
+    """``could not allocate 8.88 MiB``: the rest of the message is in the other columns."""
+    wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \wi?B)", trial.error)
+    return f"could not allocate {wanted[1]}" if wanted else trial.error[:80]
 
 
 def _row_note(trial: Trial, given: int | None) -> str:
@@ -112,8 +120,8 @@ def fits(row: Row, limit_bytes: int) -> bool:
 
 
 def largest_that_ran(rows: Sequence[Row], limit_bytes: int) -> Answer | None:
-    """The largest clean size that stayed within the limit."""
-    good = [r for r in rows if fits(r, limit_bytes) and not r.contaminated]
+    """The largest clean size that stayed within the limit without the allocator's having to make room."""
+    good = [r for r in rows if fits(r, limit_bytes) and not r.contaminated and not r.retries]
     if not good:
         return None
     best = max(good, key=lambda r: r.batch)

@@ -21,11 +21,6 @@ from ipyvram.sweep.saved_state import SavedState
 class CellBody:
     """A notebook's cell, run in the notebook's own namespace.
 
-    Attributes
-    ----------
-    extra : tuple
-        Objects besides the namespace that the code may change.
-
     Parameters
     ----------
     name : str
@@ -47,7 +42,6 @@ class CellBody:
         self, name: str, cell: Cell, namespace: dict[str, Any], compile_: Callable[[ast.Module], CodeType]
     ) -> None:
         self.cell, self.namespace, self._compile = cell, namespace, compile_
-        self.extra: tuple[Any, ...] = ()
         self.binding: Binding = bind(name, cell.source, namespace)
 
     def run(self, size: int) -> None:
@@ -85,7 +79,7 @@ class FunctionBody:
             raise ValueError(f"compare_batches calls fn(batch_size): {error}") from None
         except ValueError:
             pass  # no signature to look at
-        self._function, self.extra = function, (function,)
+        self._function = function
         plain = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
         plain = getattr(plain, "__func__", plain)
         self.namespace: dict[str, Any] = getattr(plain, "__globals__", None) or vars(sys.modules["__main__"])

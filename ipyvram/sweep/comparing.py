@@ -136,11 +136,16 @@ def compare_cell(
         note=options.note,
         estimated=options.estimate,
     )
-    return run_sweep(question, CellBody(name, cell, namespace, compile_), progress, quiet, card)
+    return run_sweep(question, CellBody(name, cell, namespace, compile_), progress, quiet, card, options.device)
 
 
 def run_sweep(
-    question: Question, body: CellBody | FunctionBody, progress: Progress, quiet: Quiet, card: cards.Card | None = None
+    question: Question,
+    body: CellBody | FunctionBody,
+    progress: Progress,
+    quiet: Quiet,
+    card: cards.Card | None = None,
+    device: str | None = None,
 ) -> tuple[Comparison, BaseException | None]:
     """Answer a question about the batch sizes of some code.
 
@@ -152,6 +157,8 @@ def run_sweep(
         A context manager in which what the code prints is not shown.
     card : Card, optional
         What an estimate is for.
+    device : str, optional
+        Torch's default and current device during the trials.
 
     Returns
     -------
@@ -172,7 +179,7 @@ def run_sweep(
     else:
         # Given sizes may show what lies between the limit and the end of the card; a search stays within the limit.
         most = question.card_bytes or question.limit_bytes if question.rule == "sizes" else question.limit_bytes
-        runner = MeasuredTrials(body, most, quiet)
+        runner = MeasuredTrials(body, most, quiet, device)
     sweep = Sweep(question, runner, body.loader_with, progress)
     try:
         return sweep.run(), sweep.error

@@ -130,9 +130,9 @@ class Sweep:
             raise BatchDidNotChange(wording.did_not_change(self.question.name, [t.size for t in ran], batch, loader))
 
     def _clipped(self, trial: Trial) -> bool:
-        """Whether the data gave fewer samples than were asked for."""
+        """Whether the data gave fewer samples than were asked for; one trial alone does not tell data from loader."""
         given = answers.seen(trial, answers.batch_axis(self.trials))
-        return not trial.out_of_memory and given is not None and given < trial.size
+        return len(self.trials) > 1 and not trial.out_of_memory and given is not None and given < trial.size
 
     def _fits(self, trial: Trial) -> bool:
         limit, needed = self.question.limit_bytes, trial.needed_bytes
@@ -155,7 +155,7 @@ class Sweep:
         if aim is not None and ran is not None and aim.batch > ran.batch and not self._clipped(self.trials[-1]):
             self._expected += 1
             confirmed, line = self._confirm(aim.batch), answers.fit_rows(rows)
-            if confirmed and line is not None and aim.batch >= line.reach - self.question.multiple:
+            if confirmed and line is not None and aim.batch > line.reach - self.question.multiple:
                 self._notes.append(wording.room_beyond(self.question.name, aim.batch))
         elif ran is not None:
             self._expected += 1
@@ -229,7 +229,12 @@ class Sweep:
         if limit is None:
             return None
         ran = answers.largest_that_ran(rows, limit)
-        if self.question.estimated:
-            predicted = answers.predicted_largest(rows, answers.fit_rows(rows), limit, self.question.multiple)
-            return predicted if ran is None or (predicted is not None and predicted.batch > ran.batch) else ran
-        return ran
+        if not self.question.estimated:
+            return ran
+        line = answers.fit_rows(rows)
+        predicted = answers.predicted_largest(rows, line, limit, self.question.multiple)
+        if predicted is None or (ran is not None and predicted.batch <= ran.batch):
+            return ran
+        if line is not None and predicted.batch > line.reach - self.question.multiple:
+            self._notes.append(wording.room_beyond(self.question.name, predicted.batch))
+        return predicted

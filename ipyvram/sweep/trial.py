@@ -122,6 +122,8 @@ class MeasuredTrials:
         Memory that a trial may take; going beyond it is an out-of-memory inside torch.
     quiet : callable
         A context manager in which what the code prints and displays is not shown.
+    device : str, optional
+        Torch's default and current device during the trials.
 
     Raises
     ------
@@ -134,8 +136,9 @@ class MeasuredTrials:
         body: Body,
         limit_bytes: int | None = None,
         quiet: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        device: str | None = None,
     ) -> None:
-        self._body, self._limit, self._quiet = body, limit_bytes, quiet
+        self._body, self._limit, self._quiet, self._device = body, limit_bytes, quiet, device
         if limit_bytes is not None:
             guard.make_ready()
         self._fractions = guard.saved_fractions()
@@ -157,7 +160,7 @@ class MeasuredTrials:
         leftover_before = self._leftover
         watch = Watch(WARMUP_STEPS, steps)
         measurement = Measurement(
-            Options(trace_steps=WARMUP_STEPS),
+            Options(trace_steps=WARMUP_STEPS, device=self._device),
             self._body.cell,
             self._body.namespace,
             budget=guard.budget(self._limit),

@@ -34,7 +34,7 @@ def did_not_change(name: str, sizes: Sequence[int], batch: int, loader: str) -> 
     """Why a sweep stopped after its second trial."""
     tried = " and then ".join(map(str, sizes[:2]))
     what = f"{loader} was built in another cell, with a batch size of its own: move it into this one"
-    other = f"{name} does not reach what makes the batches: build the loader in this cell"
+    other = f"{name} does not reach what makes the batches (build the loader in this cell), or the data have no more"
     return f"{name} was {tried}, but the model was given {batch} samples each time: {what if loader else other}"
 
 

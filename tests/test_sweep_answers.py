@@ -1,0 +1,32 @@
+"""What is concluded from rows."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipyvram.comparison import Row
+from ipyvram.sweep.answers import KNEE_SHARE, accumulate, knee
+
+
+@given(st.integers(1, 5000), st.integers(1, 2000))
+def test_accumulation_makes_exactly_the_effective_batch_with_batches_that_fit(effective, at_most):
+    found = accumulate(effective, at_most)
+    last = effective - found.batch * (found.steps - 1)
+    assert 0 < last <= found.batch <= at_most
+    fewest = -(-effective // at_most)
+    assert fewest <= found.steps <= 2 * fewest
+    equal = [n for n in range(fewest, 2 * fewest + 1) if effective % n == 0]
+    assert (last == found.batch) == bool(equal)
+
+
+@given(st.lists(st.tuples(st.integers(1, 1000), st.floats(1, 1e6)), min_size=2, max_size=9, unique_by=lambda p: p[0]))
+def test_the_knee_is_the_smallest_size_that_is_fast_enough(points):
+    rows = [Row(batch, "measured", samples_per_s=speed) for batch, speed in points]
+    found, best = knee(rows), max(speed for _, speed in points)
+    assert dict(points)[found] >= KNEE_SHARE * best
+    assert all(speed < KNEE_SHARE * best for batch, speed in points if batch < found)
+
+
+def test_one_speed_has_no_knee():
+    assert knee([Row(8, "measured", samples_per_s=3.0), Row(16, "OOM")]) is None
