@@ -254,6 +254,23 @@ def test_a_budget_is_noticed_inside_backward():
     assert x.grad is None
 
 
+def test_gradients_summed_in_place_need_no_room_in_the_budget():
+    def program():
+        h = torch.ones(1000, requires_grad=True) * 1
+        ((h * 2).sum() + (h * 3).sum() + (h * 4).sum()).backward()
+
+    with tracing() as trace:
+        program()
+    live = peak = 0
+    for sign, size in rows(trace):
+        live += size if sign == "+" else -size
+        peak = max(peak, live)
+    with tracing(budget={"cpu": peak}):
+        program()
+    with tracing(budget={"cpu": peak - 1}), pytest.raises(torch.OutOfMemoryError):
+        program()
+
+
 def test_meta_tensors_are_presented_as_the_device_they_stand_for():
     with tracing(device_names={"meta": "cuda:0"}, budget={"cuda:0": 2**30}) as trace:
         x = torch.zeros(1000, device="meta")

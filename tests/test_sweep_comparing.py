@@ -59,12 +59,13 @@ def small_vit():
 
 
 def training(make):
-    """A training program on images, as a function of the batch size."""
+    """A training program on small images, as a function of the batch size."""
+    side = 16 if make is resnet18 else 32
 
     def train(batch_size: int) -> None:
         model, optimizer = make()
         for _ in range(30):
-            x, y = torch.randn(batch_size, 3, 32, 32), torch.randint(0, 10, (batch_size,))
+            x, y = torch.randn(batch_size, 3, side, side), torch.randint(0, 10, (batch_size,))
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()

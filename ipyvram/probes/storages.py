@@ -275,12 +275,12 @@ class StorageTrace:
         log, size = self._log(storage), storage.nbytes()
         if log is None or not size:
             return
-        if not log.fits(size):
-            self._refuse(log, size, self._origin(func, tensor))
         operand = self._operand(args) if func in REUSING else None
         reuses = operand is not None and operand.size == size
         if operand is not None and reuses:
             reuses = may_reuse(func, args[0], operand.node, newest=operand.serial == self._serial)
+        if not log.fits(0 if reuses else size):  # what is written over its operand needs no room of its own
+            self._refuse(log, size, self._origin(func, tensor))
         live = self._watch(storage, log)
         live.node = current_node()
         self._flush()
