@@ -25,7 +25,7 @@ def phase_spans(marks: tuple[Mark, ...], stop_ns: int) -> tuple[PhaseSpan, ...]:
     """Marks as stretches that do not overlap.
 
     A forward inside a backward is a recomputation and no phase of its own; forward and backward inside an optimizer step
-    are (``optimizer.step(closure)``): the step's own phase is what is left of it.
+    are (``optimizer.step(closure)``): the step's own phase is what follows the last of them.
     """
     spans: list[PhaseSpan] = []
     open_marks: list[Mark] = []
@@ -41,7 +41,7 @@ def phase_spans(marks: tuple[Mark, ...], stop_ns: int) -> tuple[PhaseSpan, ...]:
         phase = next((m for m in open_marks if m.kind != "optimizer"), open_marks[0] if open_marks else None)
         if phase is current:
             continue
-        before_closure = current is not None and current.kind == "optimizer" and begin == current.time_ns and phase
+        before_closure = current is not None and current.kind == "optimizer" and phase is not None
         if current is not None and not before_closure:
             spans.append(_span(current, begin, mark.time_ns))
         current, begin = phase, mark.time_ns

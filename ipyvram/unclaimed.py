@@ -85,13 +85,19 @@ class Unclaimed:
         category[self.named] = np.where(early[self.named], INDEX["inputs"], INDEX["outputs"])
 
     def _prepared(self, category: Ints) -> None:
-        """Rule 7 too: what the program made outside any phase and still had when a model ran is its batch."""
+        """Rule 7 too: what the program made outside any phase and still had when a model ran is its batch.
+
+        Not if a variable holds what was computed, or what outlived two steps: predictions, counts.
+        """
         outside = ~self._in_phase()[0] & ~self.before
         begins = np.array([begin for begin, _, _ in self.roots] + [np.iinfo(np.int64).max], np.int64)
         following = begins[np.searchsorted(begins[:-1], self.born_ns, side="right")]
         present = outside & (self.died_ns > following)
+        steps = np.array(self.borders, np.int64)
+        lasts = np.searchsorted(steps, self.died_ns) - np.searchsorted(steps, self.born_ns) > 1
+        result = self.named & np.where(self.ledger.origin >= 0, ~self.loaded, lasts)
         small = self.ledger.bytes <= _SCALAR_BYTES
-        category[present & ~small] = INDEX["inputs"]
+        category[present & ~small & ~result] = INDEX["inputs"]
         category[present & small & (category == INDEX["other"])] = INDEX["outputs"]
 
     def _survivors(self, category: Ints, kept: Flags) -> None:
