@@ -83,6 +83,7 @@ class Run:
         self._watch = Watch(namespace if namespace is not None else {})
         self._why = ""  # the reason of a trace after the first
         self._tracing = False
+        self._device_names: dict[torch.device, str] = {}
         self._first_traced = self._traced_steps = self._trace_ns = 0
         self._overhead, self._guards = 0.0, 0
         self._counters_start: dict[str, dict[str, int]] = {}
@@ -178,7 +179,11 @@ class Run:
         if self._history is not None and (found := self._history.identify(storage)) is not None:
             return found
         if self._storages is not None and self._storages.active:
-            return str(storage.device), self._storages.identify(storage, before=before)
+            device = storage.device
+            name = self._device_names.get(device)
+            if name is None:
+                name = self._device_names[device] = str(device)
+            return name, self._storages.identify(storage, before=before)
         return None
 
     def _on_forward(self, module: nn.Module | None, args: tuple[Any, ...]) -> None:

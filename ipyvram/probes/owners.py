@@ -51,7 +51,7 @@ class Owners:
     def __init__(self, clock: Clock, identify: Identify, namespace: Mapping[str, Any]) -> None:
         self._clock, self._identify, self._namespace = clock, identify, namespace
         self.claims: list[Claim] = []
-        self._claimed: dict[tuple[int, str], tuple[Any, tuple[str, int]]] = {}  # by id(tensor) and category
+        self._claimed: dict[tuple[int, str], tuple[Any, int]] = {}  # by id(tensor) and category → its storage
         self._names: dict[int, tuple[Any, str, str]] = {}  # by id(parameter): reference, name, model
         self._paths: dict[str, tuple[int, ...]] = {}  # path of a parameter or buffer → its shape
         self._modules: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
@@ -83,15 +83,19 @@ class Owners:
 
     def _claim_once(self, tensor: Tensor, category: str, name: str, module: str = "", before: bool = False) -> None:
         """Claim it unless the same tensor with the same storage was claimed so."""
-        storage = storage_of(tensor)
-        where = None if storage is None else self._identify(storage, before or category in _LASTING)
-        key = (id(tensor), category)
-        known = self._claimed.get(key)
-        if where is not None and known is not None and known[1] == where and known[0]() is tensor:
+        if self._is_claimed(tensor, category):
             return
-        claimed = self.claim(tensor, category, name, module, before)
-        if claimed is not None:
-            self._claimed[key] = (weakref.ref(tensor), claimed)
+        storage = storage_of(tensor)
+        if storage is not None and self.claim(tensor, category, name, module, before) is not None:
+            self._claimed[id(tensor), category] = (weakref.ref(tensor), storage._cdata)
+
+    def _is_claimed(self, tensor: Tensor, category: str) -> bool:
+        """Whether this tensor, with the storage that it has now, was claimed so: asked at every step for all of them."""
+        known = self._claimed.get((id(tensor), category))
+        if known is None or known[0]() is not tensor:
+            return False
+        storage = storage_of(tensor)
+        return storage is not None and storage._cdata == known[1]
 
     def _name_of(self, parameter: Tensor) -> str:
         known = self._names.get(id(parameter))
@@ -136,14 +140,16 @@ class Owners:
         kind = type(optimizer).__name__
         for group in optimizer.param_groups:
             for i, parameter in enumerate(group["params"]):
-                if not is_lazy(parameter):
+                if not is_lazy(parameter) and not self._is_claimed(parameter, "parameters"):
                     name = self._give_name(parameter, f"parameter {i}")
                     self._claim_once(parameter, "parameters", name, self._model_of(parameter, kind), before)
         for parameter, state in list(optimizer.state.items()):
-            name, model = str(parameter), kind
-            if isinstance(parameter, Tensor):
-                name, model = self._name_of(parameter), self._model_of(parameter, kind)
+            tensor_key = isinstance(parameter, Tensor)  # some keep state under names
+            name = self._name_of(parameter) if tensor_key else str(parameter)
+            model = self._model_of(parameter, kind) if tensor_key else kind
             for key, value in state.items() if isinstance(state, dict) else ():
+                if isinstance(value, Tensor) and self._is_claimed(value, "optimizer_state"):
+                    continue
                 for tensor in tensors_in(value):
                     self._claim_once(tensor, "optimizer_state", f"{name}.{key}".lstrip("."), model, before)
 
@@ -223,7 +229,7 @@ class Owners:
     def gradients(self, parameters: Iterable[Tensor]) -> None:
         """``.grad`` of leaves, after the engine or an optimizer touched them."""
         for parameter in parameters:
-            if parameter.grad is not None:
+            if parameter.grad is not None and not self._is_claimed(parameter.grad, "gradients"):
                 name = (self._name_of(parameter) or "parameter") + ".grad"
                 self._claim_once(parameter.grad, "gradients", name, self._model_of(parameter))
 

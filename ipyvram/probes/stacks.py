@@ -55,11 +55,12 @@ class StackReader:
             code = frame.f_code
             kind = kinds.get(code)
             if kind is None:
-                kind = kinds[code] = _kind(code)
-            if kind == _USER:
-                key += (code, frame.f_lineno)
-            elif kind == _BOTTOM:
-                break
+                kind = kinds[code] = _kind(frame)
+            if kind:
+                if kind != _BOTTOM:
+                    key += (code, frame.f_lineno)
+                if kind != _USER:
+                    break
             frame = frame.f_back
         place = tuple(key)
         index = self._known.get(place)
@@ -75,11 +76,13 @@ class StackReader:
         return self._stacks(found) if found else -1
 
 
-_FOREIGN_CODE, _USER, _BOTTOM = 0, 1, 2
+_FOREIGN_CODE, _USER, _MAIN, _BOTTOM = 0, 1, 2, 3
 
 
-def _kind(code: CodeType) -> int:
+def _kind(frame: FrameType) -> int:
+    """Whose frame it is. Below the main module, or IPython's frame that runs a cell, there is nothing of the user's."""
+    code = frame.f_code
     if is_user_file(code.co_filename):
-        return _USER
-    # Below the frame in which IPython runs a cell there are forty of its own, and none of the user's.
+        main = code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__"
+        return _MAIN if main else _USER
     return _BOTTOM if code.co_name == "run_code" and "interactiveshell" in code.co_filename else _FOREIGN_CODE
