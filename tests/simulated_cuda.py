@@ -168,7 +168,8 @@ class SimulatedCuda:
         self._frames: list[list[dict[str, Any]]] = []
         self._stack = contextlib.ExitStack()
         self._observers: list[Any] = []
-        self._warm = False
+        self._workspace: tuple[SimulatedDevice, int] | None = None  # made with the first operator, as by cuBLAS
+        self._fraction = 1.0
 
     def _now(self) -> int:
         return self._clock() + self.skew_us * 1000
@@ -207,14 +208,17 @@ class SimulatedCuda:
             ("max_memory_allocated", lambda device=None: self._card(device).allocator.allocated_peak),
             ("max_memory_reserved", lambda device=None: self._card(device).allocator.reserved_peak),
             ("memory_stats_as_nested_dict", lambda device=None: self._card(device).stats()),
-            ("reset_peak_memory_stats", lambda device=None: self.calls.append("reset_peak_memory_stats")),
+            ("reset_peak_memory_stats", self._reset_peak),
             ("memory_snapshot", self._memory_snapshot), ("get_allocator_backend", lambda: self.backend),
             ("set_per_process_memory_fraction", self._set_fraction),
+            ("get_per_process_memory_fraction", lambda device=None: self._fraction), ("init", lambda: None),
+            ("get_rng_state_all", list), ("set_rng_state_all", lambda states: None),
         ]  # fmt: skip
         private = [
             ("_cuda_isHistoryEnabled", lambda: self.history is not None),
             ("_cuda_hasPrimaryContext", lambda index: True),
             ("_cuda_getCublasWorkspaceSize", lambda: WORKSPACE),
+            ("_cuda_clearCublasWorkspaces", self._clear_workspaces),
             ("_cuda_attach_out_of_memory_observer", self._observers.append),
         ]
         of_memory = [("_record_memory_history", self._record_history), ("_snapshot", self._snapshot)]
@@ -238,18 +242,19 @@ class SimulatedCuda:
     def drain(self) -> None:
         """Give what the storage trace saw since the last time to the cards."""
         log = self.trace._by_name.get("cpu")
-        rows = log.rows if log is not None else []
+        rows, made = log.rows if log is not None else [], False
         while self._seen < len(rows):
             action, serial, size, _, _, stack, _ = rows[self._seen]
             self._seen += 1
             if action == Action.ALLOC:
                 self._alloc(serial, size, stack)
+                made = True
             elif serial in self._place:
                 card, address = self._place.pop(serial)
                 self.cards[card].allocator.free(address)
-        if self.workspace and not self._warm and rows:
-            self._warm = True
-            self.cards[self.current].alloc(WORKSPACE, None)
+        if self.workspace and self._workspace is None and made:
+            card = self.cards[self.current]
+            self._workspace = card, card.alloc(WORKSPACE, None)
 
     def _alloc(self, serial: int, size: int, stack: int) -> None:
         card = self.cards[self.current]
@@ -319,12 +324,24 @@ class SimulatedCuda:
         for card in self.cards:
             card.allocator.empty_cache()
 
+    def _reset_peak(self, device: Any = None) -> None:
+        self.calls.append("reset_peak_memory_stats")
+        allocator = self._card(device).allocator
+        allocator.allocated_peak, allocator.reserved_peak = allocator.allocated, allocator.reserved
+
     def _mem_get_info(self, device: Any = None) -> tuple[int, int]:
         free = self._card(device).capacity - self._card(device).allocator.reserved
         return free, self.capacity
 
     def _set_fraction(self, fraction: float, device: Any = None) -> None:
+        self._fraction = fraction
         self._card(device).allocator.allowed = int(fraction * self.capacity) if fraction < 1 else None
+
+    def _clear_workspaces(self) -> None:
+        if self._workspace is not None:
+            card, address = self._workspace
+            card.allocator.free(address)
+            self._workspace = None
 
     def used(self, index: int) -> tuple[int, int, int]:
         """Card used, this process, other processes: what the driver would say."""
