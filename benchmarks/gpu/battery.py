@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,7 +116,7 @@ def order(name: str, m: Measured) -> Iterator[Row]:
     ends = [s for s, n in phases if n == "optimizer"]
     rank = {"forward": 0, "backward": 1, "optimizer": 2}
     regular = all(
-        (a[0], rank[a[1]]) <= (b[0], rank[b[1]]) for a, b in zip(phases, phases[1:], strict=False)
+        (a[0], rank[a[1]]) <= (b[0], rank[b[1]]) for a, b in itertools.pairwise(phases)
     ) or name.startswith("gan")  # two models take turns within a step
     yield expect(
         "phases", name, regular and len(set(ends)) >= STEPS, f"{len(phases)} phases, {len(ends)} optimizer steps"
