@@ -58,6 +58,7 @@ def execute(
     if target.resolve() == path.resolve():
         raise ValueError(f"--output-dir {output_dir}: the executed notebook would overwrite {path.name}")
     error_text = _run(notebook, path, kernel, timeout_s, out or sys.stdout)
+    _drop_empty(notebook)
     output_dir.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, target)  # type: ignore[no-untyped-call, unused-ignore]
     page = target.with_suffix(".html")
@@ -119,6 +120,13 @@ def _own_kernel() -> Any:
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
     manager._kernel_spec = KernelSpec(argv=argv, display_name="Python 3", language="python")
     return manager
+
+
+def _drop_empty(notebook: Any) -> None:
+    """Take away places that show nothing, as the live meter's when its cell has ended: nbconvert warns about each."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.output_type != "display_data" or any(o.data.values())]
 
 
 def vram_texts(cell: Any) -> list[str]:

@@ -68,6 +68,18 @@ def test_run_leaves_a_notebook_and_a_page_and_prints_reports(tmp_path, capsys):
 
 
 @pytest.mark.kernel
+def test_run_keeps_no_place_that_shows_nothing(tmp_path, capsys, recwarn):
+    empty = "from IPython.display import publish_display_data\npublish_display_data({})\nprint('shown')"
+    assert (
+        main(["run", str(notebook(tmp_path / "n.ipynb", cell(source=empty))), "--output-dir", str(tmp_path / "out")])
+        == 0
+    )
+    (done,) = json.loads((tmp_path / "out" / "n.ipynb").read_text())["cells"]
+    assert [output["output_type"] for output in done["outputs"]] == ["stream"]
+    assert not [w for w in recwarn if "mimetype" in str(w.message)]
+
+
+@pytest.mark.kernel
 def test_run_of_a_failing_cell_is_1_and_keeps_what_was_run(tmp_path, capsys):
     path = notebook(tmp_path / "n.ipynb", cell(source="1 / 0"), cell(source="print('never')"))
     assert main(["run", str(path), "--output-dir", str(tmp_path / "out")]) == 1
