@@ -6,12 +6,14 @@ Exit codes: 0 done, 1 something failed (a cell, a notebook, a file), 2 the comma
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipyvram import __version__
+from ipyvram.exporting import FORMATS, TABLES, as_csv, as_json, as_page, differences, write_parquet
 from ipyvram.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -49,7 +51,30 @@ def _parser() -> argparse.ArgumentParser:
     _add_notebooks(show)
     show.add_argument("--full", action="store_true", help="each report whole, and not one line of a table")
     show.set_defaults(command=_show)
+
+    compare = commands.add_parser("compare", help="what changed between reports, by category")
+    _add_notebooks(compare)
+    compare.add_argument(
+        "--reports", nargs="+", metavar="A",
+        help="labels, or numbers in the order found; by default all of one notebook, or equal labels of several",
+    )  # fmt: skip
+    compare.add_argument("--format", choices=("text", "csv", "json", "html"), default="text", help="(text)")
+    _add_output(compare)
+    compare.set_defaults(command=_compare)
+
+    export = commands.add_parser("export", help="the reports of notebooks as CSV, JSON, Parquet or one HTML page")
+    _add_notebooks(export)
+    export.add_argument("--format", choices=FORMATS, default="csv", help="(csv)")
+    export.add_argument(
+        "--table", choices=tuple(TABLES), default="reports", help="which table, for CSV and Parquet (reports)"
+    )
+    _add_output(export)
+    export.set_defaults(command=_export)
     return parser
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write to a file and not to the terminal")
 
 
 def _add_notebooks(parser: argparse.ArgumentParser) -> None:
@@ -67,23 +92,79 @@ def _run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _show(parsed: argparse.Namespace) -> int:
+def _found(parsed: argparse.Namespace) -> tuple[Found, ...]:
+    """The reports of all notebooks; what was skipped is named on stderr.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
     from ipyvram.notebooks import scan_all
 
     everything = scan_all(tuple(parsed.notebooks))
     for line in everything.skipped:
-        print(f"ipyvram show: {line}", file=sys.stderr)
+        print(f"ipyvram {parsed.name}: {line}", file=sys.stderr)
     if not everything.found:
-        print("ipyvram show: no report found", file=sys.stderr)
-        return 1
+        raise ValueError("no report found")
+    return everything.found
+
+
+def _show(parsed: argparse.Namespace) -> int:
+    found = _found(parsed)
     if parsed.full:
+        from ipyvram.render.terminal import looks
         from ipyvram.render.text import text
 
-        for one in everything.found:
-            print(f"{one.notebook}, report {one.number}, cell {one.cell}\n{text(one.report)}\n")
+        for one in found:
+            print(f"{one.notebook}, report {one.number}, cell {one.cell}\n{text(one.report, **looks())}\n")
     else:
-        print(_table(everything.found))
+        print(_table(found))
     return 0
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from ipyvram.render.difference import html, text
+    from ipyvram.render.html import page_of
+    from ipyvram.render.terminal import looks
+    from ipyvram.render.text import Pen
+
+    made = differences(_found(parsed), parsed.reports)
+    if parsed.format == "html":
+        told = page_of("Comparison", [("", html(d)) for d in made])
+    elif parsed.format == "json":
+        told = json.dumps([d.to_dict() for d in made], indent=1, ensure_ascii=False)
+    elif parsed.format == "csv":
+        told = "\n".join(d.to_frame().to_csv() for d in made).rstrip()
+    else:
+        told = "\n\n".join(text(d, Pen(**looks())) for d in made)
+    _deliver(told, parsed.output)
+    return 0
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    found = _found(parsed)
+    if parsed.format == "parquet":
+        if parsed.output is None:
+            raise ValueError("--format parquet needs --output FILE")
+        write_parquet(found, parsed.table, parsed.output)
+        print(f"wrote {parsed.output}")
+        return 0
+    makers = {
+        "csv": lambda: as_csv(found, parsed.table),
+        "json": lambda: as_json(found),
+        "html": lambda: as_page(found),
+    }
+    _deliver(makers[parsed.format]().rstrip("\n"), parsed.output)
+    return 0
+
+
+def _deliver(text: str, path: Path | None) -> None:
+    if path is None:
+        print(text)
+    else:
+        path.write_text(text + "\n", encoding="utf-8")
+        print(f"wrote {path}")
 
 
 def _table(found: tuple[Found, ...]) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 
+import pandas
 import pytest
 
 from ipyvram import headless
 from ipyvram.cli import main
-from tests.made import cell, notebook, output, report
+from ipyvram.exporting import TABLES
+from ipyvram.notebooks import read_notebook
+from ipyvram.report import Report
+from tests.made import MIB, cell, notebook, output, report
 
 
 @pytest.fixture
@@ -46,6 +52,119 @@ def test_a_wrong_command_line_is_2(words, capsys):
         main(words)
     assert exit_.value.code == 2
     assert "usage: python -m ipyvram" in capsys.readouterr().err
+
+
+# -- compare and export ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def days(tmp_path):
+    """Yesterday's and today's notebook: `train` takes more now, `only here` stands in one of them."""
+    made = []
+    for day, size in (("monday", 10), ("tuesday", 30)):
+        cells = [cell(output(report({"activations": size * MIB}, label="train", started_at=float(size)).to_dict()))]
+        if day == "monday":
+            cells.append(cell(output(report(label="only here").to_dict())))
+        made.append(str(notebook(tmp_path / f"{day}.ipynb", *cells)))
+    return made
+
+
+def test_equal_labels_of_several_notebooks_are_compared(days, capsys):
+    assert main(["compare", *days]) == 0
+    out = capsys.readouterr().out
+    assert "train, tuesday.ipynb +20.0 MiB (+200 %)" in " ".join(out.split())
+    assert "only here" not in out
+
+
+def test_one_notebooks_reports_are_compared_with_its_first(runs, capsys):
+    assert main(["compare", str(runs)]) == 0
+    assert "Peak against bs32" in capsys.readouterr().out
+
+
+def test_named_reports_are_compared(days, capsys):
+    assert main(["compare", *days, "--reports", "only here", "3"]) == 0
+    assert "Peak against only here (100 MiB): train -70.0 MiB (-70 %)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--reports", "nonsense", "train"], "no report is called 'nonsense'"),
+        (["--reports", "train"], "two reports or more"),
+    ],
+)
+def test_what_cannot_be_compared_is_told(days, capsys, arguments, told):
+    assert main(["compare", *days, *arguments]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_notebooks_without_a_common_label(days, runs, capsys):
+    assert main(["compare", days[0], str(runs)]) == 1
+    assert "no label stands in all of these notebooks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format_", ["csv", "json", "html"])
+def test_comparisons_have_files_too(days, tmp_path, format_):
+    path = tmp_path / "out"
+    assert main(["compare", *days, "--format", format_, "--output", str(path)]) == 0
+    text = path.read_text()
+    assert "tuesday" in text
+    if format_ == "json":
+        assert json.loads(text)[0]["rows"][0]["changes"] == [20 * MIB]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_as_csv(runs, capsys, table):
+    assert main(["export", str(runs), "--table", table]) == 0
+    head = capsys.readouterr().out.splitlines()[0]
+    assert head.startswith("notebook,number")
+
+
+def test_json_gives_back_equal_reports(runs, capsys):
+    assert main(["export", str(runs), "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [Report.from_dict(row["report"]) for row in rows] == read_notebook_quietly(runs)
+
+
+def read_notebook_quietly(path):
+    with pytest.warns(UserWarning, match="skipped a report"):
+        return read_notebook(path)
+
+
+def test_a_page_of_all_reports_needs_no_network(runs, tmp_path):
+    path = tmp_path / "all.html"
+    assert main(["export", str(runs), "--format", "html", "--output", str(path)]) == 0
+    text = path.read_text()
+    assert text.count("bs32") >= 1
+    assert text.count("bs64") >= 1
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_hostile_labels_are_inert_in_every_form(tmp_path, capsys):
+    hostile = "=HYPERLINK(1)</title><script>alert(1)</script>"
+    made = [report(label=hostile, note=hostile, error=hostile, started_at=float(i)) for i in range(2)]
+    path = str(notebook(tmp_path / "<b>.ipynb", *(cell(output(one.to_dict())) for one in made)))
+    for command in (["export", path, "--format", "html"], ["compare", path, "--format", "html"]):
+        assert main(command) == 0
+        text = capsys.readouterr().out
+        assert "<script>alert" not in text
+        assert "<b>" not in text
+    assert main(["export", path]) == 0
+    cells = list(csv.reader(io.StringIO(capsys.readouterr().out)))[1]
+    assert not any(value.startswith("=") for value in cells)
+
+
+def test_parquet(runs, tmp_path, capsys):
+    path = tmp_path / "out.parquet"
+    code = main(["export", str(runs), "--format", "parquet", "--output", str(path)])
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        assert code == 1
+        assert "needs pyarrow" in capsys.readouterr().err
+    else:
+        assert pandas.read_parquet(path)["label"].tolist() == ["bs32", "bs64"]
+    assert main(["export", str(runs), "--format", "parquet"]) == 1
 
 
 # -- run ---------------------------------------------------------------------------------------------------------------

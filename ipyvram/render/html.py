@@ -59,13 +59,26 @@ def html(report: Report) -> str:
 
 def page(report: Report) -> str:
     """The report as a complete HTML document that needs no network."""
-    title = escape(report.label or "ipyvram report")
+    return page_of(report.label or "ipyvram report", [("", html(report))])
+
+
+def page_of(title: str, parts: Sequence[tuple[str, str]]) -> str:
+    """Fragments of `html` under their headings (plain text, may be empty) as one document."""
+    body = "".join(
+        (
+            f"<h2{style('font:600 14px system-ui,sans-serif', 'margin:28px 0 4px')}>{escape(heading)}</h2>"
+            if heading
+            else ""
+        )
+        + fragment
+        for heading, fragment in parts
+    )
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width"><style>'
         ":root{color-scheme:light dark}body{margin:2rem auto;max-width:900px;padding:0 1rem;"
         "background:#fff;color:#1c1c1c}@media(prefers-color-scheme:dark){body{background:#111;color:#e4e4e4}}"
-        f"</style></head><body>{html(report)}</body></html>\n"
+        f"</style></head><body>{body}</body></html>\n"
     )
 
 
