@@ -51,7 +51,7 @@ class StackReader:
         frame: FrameType | None = sys._getframe(1)
         kinds = self._kind
         key: list[CodeType | int] = []
-        while frame is not None and len(key) < 2 * _DEPTH:
+        while frame is not None:
             code = frame.f_code
             kind = kinds.get(code)
             if kind is None:
@@ -59,7 +59,7 @@ class StackReader:
             if kind:
                 if kind != _BOTTOM:
                     key += (code, frame.f_lineno)
-                if kind != _USER:
+                if kind != _USER or len(key) == 2 * _DEPTH:
                     break
             frame = frame.f_back
         place = tuple(key)

@@ -20,7 +20,7 @@ from ipyvram.probes.clock import Clock
 from ipyvram.probes.engine import ADD, ADD_IN_PLACE, OUTSIDE, REUSING, accumulates, current_node, may_reuse
 from ipyvram.probes.stacks import Interner
 from ipyvram.probes.storage_log import Live, Row, StorageLog, allocated
-from ipyvram.probes.tensors import dtype_name, plain_tensors, storage_of
+from ipyvram.probes.tensors import NO_STORAGE, dtype_name, plain_tensors, storage_of
 from ipyvram.recording import Block, OomEvent, Origin, Trace
 
 #: Events after which the trace ends by itself: a million rows are about 200 MB of Python objects.
@@ -232,9 +232,15 @@ class StorageTrace:
 
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None, result: Any) -> None:
         """Write down what an operator allocated; inputs not seen before first."""
+        # Spelled out, not called: this runs for every operator, and nearly all that it meets is known.
+        live = self._live
         for value in (*args, *kwargs.values()) if kwargs else args:
             if isinstance(value, Tensor):
-                self._input(value)
+                try:
+                    if value.untyped_storage()._cdata not in live:
+                        self._input(value)
+                except NO_STORAGE:
+                    pass
             elif isinstance(value, (list, tuple)):
                 for item in value:
                     if isinstance(item, Tensor):
@@ -261,8 +267,9 @@ class StorageTrace:
             self._found(storage, log, tensor.requires_grad, self._origin("", tensor))
 
     def _output(self, func: Any, args: tuple[Any, ...], tensor: Tensor) -> None:
-        storage = storage_of(tensor)
-        if storage is None:
+        try:
+            storage = tensor.untyped_storage()
+        except NO_STORAGE:
             if tensor.layout is not torch.strided:
                 for part in plain_tensors(tensor):
                     self._output(func, args, part)

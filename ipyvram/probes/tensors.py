@@ -59,11 +59,15 @@ def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor
 
 
+#: What `untyped_storage` raises for tensors that have none.
+NO_STORAGE = (NotImplementedError, RuntimeError, ValueError)
+
+
 def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
     """The storage of a plain tensor; None for a sparse one, one of a transform, or one not materialised (lazy modules)."""
     try:
         return tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError, ValueError):
+    except NO_STORAGE:
         return None
 
 
