@@ -154,6 +154,7 @@ class SimulatedCuda:
     context_bytes: int = 300 * MIB
     others_bytes: int = 0
     workspace: bool = True
+    uuid: str = "00000000-0000-0000-0000-000000000000"
 
     def __post_init__(self) -> None:
         self._clock = Clock()
@@ -316,7 +317,7 @@ class SimulatedCuda:
             total_memory=self.capacity,
             major=8,
             minor=0,
-            uuid=f"GPU-{self._card(device).index:032d}",
+            uuid=self.uuid,
         )
 
     def _empty_cache(self) -> None:

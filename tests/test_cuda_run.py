@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +17,7 @@ from ipyvram.caching_allocator import Settings
 from ipyvram.options import Options
 from ipyvram.recording import CATEGORIES, Recording
 from ipyvram.run import Run
+from tests import nvml_stub
 from tests.simulated_cuda import MIB, WORKSPACE, SimulatedCuda
 
 
@@ -102,6 +106,27 @@ def test_the_sums_close_and_equal_the_allocators_own_counters():
     assert recording.traces[0].source == "history"
 
 
+def test_the_drivers_figures_close_the_card(tmp_path):
+    """Through the real pynvml: this process's share beyond the allocator is the context, the rest is other processes."""
+    mine, others, total = 2 << 30, 1 << 30, 24 << 30
+    for stub in nvml_stub.load(tmp_path):
+        stub.processes({os.getpid(): mine, 12345: others})
+        with SimulatedCuda(capacity=total, uuid=nvml_stub.CARD):
+            run = Run(Options(interval_s=0.005))
+            run.start()
+            kept = train()
+            recording = run.stop()
+            report = analyse(recording)
+        del kept
+    samples = next(s for s in recording.samples if s.device == "cuda:0")
+    held = samples.columns["reserved"]
+    assert report.card["other_processes"] == others
+    assert report.card["context"] in {int(mine - r) for r in held[~np.isnan(held)]}
+    assert report.peak_bytes + sum(report.card.values()) == report.card_bytes == total
+    assert report.card["cache"] >= 0
+    assert report.device_name == "Simulated GPU"
+
+
 def test_the_last_instant_is_what_the_counters_say():
     with SimulatedCuda() as cuda:
         model, optimizer = train(1)
@@ -128,7 +153,7 @@ def test_block_sizes_under_other_settings(conf):
     width=st.integers(1, 300), depth=st.integers(1, 4), batch=st.integers(1, 200), steps=st.integers(0, 3),
     optimizer=st.sampled_from([torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad]), expandable=st.booleans(),
 )  # fmt: skip
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_every_byte_has_a_name_in_random_programs(width, depth, batch, steps, optimizer, expandable):
     with SimulatedCuda(settings=Settings(expandable_segments=expandable)) as cuda:
         _, report = measured(cuda, lambda: train(steps, batch, width, depth, optimizer), trace_steps=9)
