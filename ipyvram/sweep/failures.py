@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
 
 import torch
+
+_PACKAGE = str(Path(__file__).parents[1])
 
 #: What out of memory reads like where it does not come as `torch.OutOfMemoryError`; lower case.
 _OUT_OF_MEMORY = (
@@ -59,6 +63,14 @@ def one_line(error: BaseException) -> str:
     """``TypeName: first line``, short enough for a table."""
     text = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {text}".removesuffix(": ")[:300]
+
+
+def users_part(frames: TracebackType | None) -> TracebackType | None:
+    """A traceback from the user's first frame on; all of it where there is none."""
+    rest = frames
+    while rest is not None and rest.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        rest = rest.tb_next
+    return rest if rest is not None else frames
 
 
 def cut(error: BaseException) -> None:

@@ -198,7 +198,7 @@ class MeasuredTrials:
         except Enough:
             pass
         except BaseException as error:
-            raised = error
+            raised = error.with_traceback(failures.users_part(error.__traceback__))
         return raised
 
     def _put_back(self, device_is_broken: bool) -> None:
