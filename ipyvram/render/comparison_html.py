@@ -43,7 +43,7 @@ def _head(c: Comparison, words: Words) -> str:
         lines.append(f"<div{style(MUTED)}>{escape(c.note)}</div>")
     for i, (strong, rest) in enumerate(words.headline):
         look = style("font-size:17px", "line-height:1.4", "margin:2px 0") if i == 0 else ""
-        lines.append(f"<div{look}><strong>{escape(strong)}</strong> <span{style(MUTED)}>{escape(rest)}</span></div>")
+        lines.append(f"<div{look}><strong>{escape(strong)}</strong> <span{style(MUTED)}>· {escape(rest)}</span></div>")
     if words.trouble:
         lines.append(_remark(words.trouble, "#d2477f"))
     if words.fit:

@@ -19,7 +19,7 @@ def text(comparison: Comparison, *, width: int = 80, unicode: bool = True, colou
     lines = pen.wrap(" · ".join([words.title, *words.context]), "  ")
     lines += pen.wrap(comparison.note, "  ") if comparison.note else []
     for strong, rest in words.headline:
-        lines += [pen.bold(line) for line in pen.wrap(f"{strong} {rest}", "  ")]
+        lines += [pen.bold(line) for line in pen.wrap(f"{strong} · {rest}", "  ")]
     lines += pen.wrap(words.trouble, "  ") if words.trouble else []
     lines += pen.wrap(words.fit, "  ") if words.fit else []
     if words.cells:

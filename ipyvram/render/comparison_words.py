@@ -92,7 +92,7 @@ def _headline(c: Comparison) -> list[tuple[str, str]]:
             (f"Knee: {knee.batch}", words + (f" with {format_bytes(knee.peak_bytes)}" if knee.peak_bytes else ""))
         )
     if c.accumulation is not None:
-        parts.append((f"Effective {c.accumulation.effective}:", accumulation_words(c.accumulation)))
+        parts.append((f"Effective {c.accumulation.effective}", accumulation_words(c.accumulation)))
     return parts
 
 
@@ -172,5 +172,5 @@ def sentence(c: Comparison) -> str:
     parts = [f"Peak memory and speed against {c.name}"]
     parts += [f"{r.batch}: {format_bytes(r.peak_bytes)}" for r in c.rows if r.peak_bytes is not None]
     parts += [f"{r.batch}: out of memory" for r in c.rows if r.status == "OOM"]
-    parts += [f"{strong} {rest}" for strong, rest in _headline(c)[:2]]
+    parts += [f"{strong}, {rest}" for strong, rest in _headline(c)[:2]]
     return "; ".join(parts) + "."
