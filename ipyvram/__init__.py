@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ipyvram.estimating import estimate
     from ipyvram.measuring import measure, retrace
     from ipyvram.notebooks import read_notebook, read_notebooks
+    from ipyvram.ranks import gather
     from ipyvram.report import Report
     from ipyvram.snapshot import read_snapshot
     from ipyvram.sweep.comparing import compare_batches
@@ -35,6 +36,7 @@ __all__ = [
     "compare_batches",
     "compare_steps",
     "estimate",
+    "gather",
     "history",
     "last",
     "load_ipython_extension",
@@ -54,6 +56,7 @@ _HOMES = {
     "compare": "difference",
     "compare_steps": "difference",
     "estimate": "estimating",
+    "gather": "ranks",
     "measure": "measuring",
     "read_notebook": "notebooks",
     "read_notebooks": "notebooks",

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from ipyvram.recording import CATEGORIES, Observation
+
+if TYPE_CHECKING:
+    from ipyvram.ranks import Ranks
 
 SCHEMA_VERSION = 1
 
@@ -407,6 +410,14 @@ class Report:
         except json.JSONDecodeError as error:
             raise ValueError(f"not a readable ipyvram report: {error}") from error
         return cls.from_dict(data)
+
+    # -- several processes -------------------------------------------------------------------------------------------
+
+    def gather(self, group: Any = None) -> Ranks | None:
+        """Bring every rank's report to rank 0 of an initialised torch.distributed group: `ranks.gather`."""
+        from ipyvram.ranks import gather
+
+        return gather(self, group)
 
     # -- smaller -----------------------------------------------------------------------------------------------------
 
