@@ -77,6 +77,7 @@ class Phases:
         """Begin a traced stretch; after `stop_tracing` it may be followed by another."""
         self._paths.clear()
         self._depth = threading.local()
+        self._hide_from_compiler()
         self._handles = [
             global_hooks.register_module_forward_pre_hook(self._before_forward),
             global_hooks.register_module_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
@@ -84,6 +85,12 @@ class Phases:
         if self._first_step is None:
             self._first_step = optimizer_hooks.register_optimizer_step_pre_hook(self._before_step)
         self._watch_engine()
+
+    def _hide_from_compiler(self) -> None:
+        """A compiled module warns its user about global hooks; ours are not the user's, and do nothing in compiled code."""
+        any_hook = getattr(global_hooks, "_has_any_global_hook", None)
+        if any_hook is not None and not any_hook():
+            self._patch(global_hooks, "_has_any_global_hook", lambda: False)
 
     def stop_tracing(self) -> None:
         """Take every hook away but one: the counter of steps, on the optimizer that counts them."""
@@ -132,6 +139,8 @@ class Phases:
     # -- forward -----------------------------------------------------------------------------------------------------
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if torch.compiler.is_compiling():  # the compiler reads on here: this keeps all of ours out of what it makes
+            return
         depth = getattr(self._depth, "value", 0)
         self._depth.value = depth + 1
         if depth:
@@ -154,6 +163,8 @@ class Phases:
         self._mark("forward", True, label)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         # After a forward that raised, torch leaves the keyword arguments out.
         kwargs, output = rest if len(rest) == 2 else ({}, None)
         depth = self._depth.value = max(0, getattr(self._depth, "value", 1) - 1)

@@ -1,0 +1,66 @@
+"""A function compiled by torch in a measured block: it compiles as it would without us, and its account closes."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import ipyvram
+
+dynamo_utils = pytest.importorskip("torch._dynamo.utils")
+
+
+def compile_and_train(steps: int = 3) -> tuple[list[float], dict[str, int], list[str]]:
+    """Losses, graph breaks by reason, and warnings of a small training with a compiled model."""
+    torch.compiler.reset()
+    dynamo_utils.counters.clear()
+    torch.manual_seed(0)
+    model = torch.compile(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)), backend="aot_eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(steps):
+            loss = model(torch.ones(16, 64)).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    return losses, dict(dynamo_utils.counters["graph_break"]), [str(w.message) for w in caught]
+
+
+def test_what_the_compiler_makes_is_the_same():
+    alone = compile_and_train()
+    with ipyvram.measure() as m:
+        measured = compile_and_train()
+    assert measured == alone
+    assert m.report.measurement.notes == ()
+    assert m.report.steps == 3
+    assert sum(m.report.peak.values()) == m.report.peak_bytes
+    assert m.report.peak["parameters"] == 4 * (64 * 64 + 64 + 64 * 4 + 4)
+
+
+def test_a_model_compiled_before_is_not_broken_up():
+    torch.compiler.reset()
+    model = torch.compile(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), backend="aot_eager")
+    x = torch.ones(2, 8)
+    before = model(x)
+    dynamo_utils.counters.clear()
+    with ipyvram.measure() as m:
+        assert torch.equal(model(x), before)
+    assert dict(dynamo_utils.counters["graph_break"]) == {}
+    assert m.report.peak["parameters"] == 4 * (64 + 8)
+
+
+def test_the_warning_about_hooks_of_the_user_stays():
+    torch.compiler.reset()
+    model = torch.compile(nn.Linear(4, 4), backend="eager")
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: None)
+    try:
+        with ipyvram.measure(), pytest.warns(UserWarning, match="global hooks"):
+            model(torch.ones(1, 4))
+    finally:
+        handle.remove()
