@@ -27,11 +27,8 @@ class Ranks:
     @property
     def highest(self) -> int:
         """The rank with the highest peak: the one that runs out of memory first."""
-        return max(range(len(self.reports)), key=self._peak)
-
-    def _peak(self, rank: int) -> int:
-        report = self.reports[rank]
-        return -1 if report is None else report.peak_bytes
+        peaks = [-1 if report is None else report.peak_bytes for report in self.reports]
+        return peaks.index(max(peaks))
 
     @property
     def spread(self) -> float:
