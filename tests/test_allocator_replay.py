@@ -1,0 +1,90 @@
+"""A trace that the model does not explain is counted, followed, and does not spoil what comes after."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ipyvram.caching_allocator import CachingAllocator, Settings, replay_trace
+from ipyvram.recording import Action, Events, Trace
+
+MIB = 1 << 20
+
+
+def recorded(*steps, **options):
+    """A trace of allocations (positive sizes) and frees (negative: which one)."""
+    rows, addresses = [], []
+
+    def record(action, address, size, stream, private):
+        rows.append((action, address, size, stream, len(rows) + 1, -1, -1))
+
+    allocator = CachingAllocator(record=record, **options)
+    for step in steps:
+        if step > 0:
+            addresses.append(allocator.alloc(step))
+        else:
+            allocator.free(addresses[-step - 1])
+    return Trace("cuda:0", "history", 0, 1, Events.from_rows(rows), segments_end=allocator.segments()), allocator
+
+
+STEPS = (3 * MIB, 5 * MIB, 700, -2, 4 * MIB, 30 * MIB, -1, 2 * MIB)
+
+
+def test_sizes_of_blocks_and_of_the_cache():
+    trace, allocator = recorded(*STEPS)
+    replayed = replay_trace(trace)
+    allocs = trace.events.action == Action.ALLOC
+    # the last one takes the 3 MiB that were freed: a remainder of 1 MiB is not split off
+    assert replayed.block_bytes[allocs].tolist() == [3 * MIB, 5 * MIB, 1024, 4 * MIB, 30 * MIB, 3 * MIB]
+    assert replayed.reserved[-1] == allocator.reserved
+    assert (replayed.allocated_start, replayed.reserved_start, replayed.mismatches) == (0, 0, 0)
+
+
+def test_a_moved_block_is_one_mismatch_and_not_many():
+    trace, _ = recorded(*STEPS)
+    address = trace.events.address.copy()
+    row = int(np.flatnonzero(trace.events.action == Action.ALLOC)[-1])
+    address[row] += 4 * MIB
+    moved = replace(trace, events=replace(trace.events, address=address))
+    replayed = replay_trace(moved)
+    assert replayed.address_mismatches == 1
+    assert replayed.final_mismatches > 0
+    assert replayed.block_bytes[row] == 2 * MIB
+
+
+def test_a_segment_of_another_size_is_a_mismatch():
+    trace, _ = recorded(*STEPS)
+    size = trace.events.size.copy()
+    row = int(np.flatnonzero(trace.events.action == Action.SEGMENT_ALLOC)[0])
+    size[row] += 2 * MIB
+    assert replay_trace(replace(trace, events=replace(trace.events, size=size))).segment_mismatches == 1
+
+
+def test_a_block_outside_every_segment_is_followed_to_its_end():
+    trace, _ = recorded(3 * MIB)
+    lost = [
+        (Action.ALLOC, 7, 5000, 0, 50, -1, -1),
+        (Action.FREE_REQUESTED, 7, 5000, 0, 51, -1, -1),
+        (Action.FREE_COMPLETED, 7, 5000, 0, 52, -1, -1),
+    ]
+    columns = zip(*(getattr(trace.events, n).tolist() for n in Events.__dataclass_fields__), strict=True)
+    replayed = replay_trace(replace(trace, events=Events.from_rows([*columns, *lost])))
+    assert replayed.address_mismatches == 1
+    assert replayed.block_bytes[-3:].tolist() == [5120, 5120, 5120]
+    assert replayed.final_mismatches == 0
+
+
+@pytest.mark.parametrize("conf", ["roundup_power2_divisions:2", "expandable_segments:True", "large_segment_size_mb:40"])
+def test_the_settings_of_the_trace_are_used(conf):
+    trace, _ = recorded(*STEPS, 90 * MIB + 512, settings=Settings.from_conf(conf))
+    told = replace(trace, allocator_settings={"PYTORCH_CUDA_ALLOC_CONF": conf} | _written(conf))
+    assert replay_trace(told).mismatches == 0
+    if "expandable" not in conf:  # that one shows in the trace itself
+        assert replay_trace(trace).mismatches > 0
+
+
+def _written(conf):
+    divisions = Settings.from_conf(conf).roundup_power2_divisions
+    return {"roundup_power2_divisions": {str(1 << i): d for i, d in enumerate(divisions)}}
