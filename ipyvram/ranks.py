@@ -34,7 +34,8 @@ class Ranks:
     def spread(self) -> float:
         """How far the lowest peak lies below the highest, as a share of that; 0 when all are alike."""
         peaks = [r.peak_bytes for r in self.reports if r is not None]
-        return 1 - min(peaks) / max(peaks) if peaks and max(peaks) else 0.0
+        highest = max(peaks, default=0)
+        return 1 - min(peaks) / highest if highest else 0.0
 
     def to_frame(self) -> pd.DataFrame:
         """One row a rank: ``device``, ``peak_bytes``, ``peak_reserved_bytes``, ``peak_when``, ``steps``, ``duration_s``, ``error``,
