@@ -25,7 +25,6 @@ from ipyvram.report import (
     StepAccount,
     TensorRow,
     Timeline,
-    merge_tensors,
 )
 from ipyvram.step_accounts import step_accounts, unused_graphs
 from ipyvram.stretches import curves, highest, stretches
@@ -322,12 +321,22 @@ class _Account:
     # -- what is live at the peak ------------------------------------------------------------------------------------
 
     def _tensors(self, peak: _Peak) -> tuple[TensorRow, ...]:
-        rows = sorted(self._live(peak.instant), key=lambda t: (-t.bytes, t.name))
+        live = self.attribution.category_at(peak.instant)
+        order = sorted(live, key=lambda row: -int(self.ledger.bytes[row]))
+        largest = (self._tensor(row, live[row]) for row in order[:MAX_TENSORS])
+        rows = sorted((t for t in largest if t.bytes), key=lambda t: (-t.bytes, t.name))
         if peak.unattributed:
             rows.insert(0, TensorRow(peak.unattributed, "other", AFTER_TRACE))
-        if len(rows) > MAX_TENSORS:
-            return merge_tensors(tuple(rows), MAX_TENSORS)
-        return tuple(r for r in rows if r.bytes)
+        return (*rows, *self._smaller({row: live[row] for row in order[MAX_TENSORS:]}))
+
+    def _smaller(self, live: dict[int, str]) -> list[TensorRow]:
+        """One row for each category of these; to name thousands that nobody will read takes seconds."""
+        totals: dict[str, list[int]] = {}
+        for row, category in live.items():
+            total = totals.setdefault(category, [0, 0])
+            total[0] += int(self.ledger.bytes[row])
+            total[1] += 1
+        return [TensorRow(size, name, f"{n} smaller", count=n) for name, (size, n) in totals.items() if size]
 
     def _live(self, instant: int) -> tuple[TensorRow, ...]:
         """What is live at an instant, in the order in which it was allocated."""

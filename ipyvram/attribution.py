@@ -63,6 +63,18 @@ class Spans:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Places:
+    """A name for every row, as an index into the few that there are; -1 for none."""
+
+    index: Ints
+    names: tuple[str, ...]
+
+    def __getitem__(self, row: int) -> str:
+        at = self.index[row]
+        return self.names[at] if at >= 0 else ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Attribution:
     """Categories, names and places of every allocation of one ledger.
 
@@ -72,16 +84,14 @@ class Attribution:
         Every instant of every allocation exactly once.
     claims : dict of int to tuple of Claim
         Row → its claims, in order of time.
-    module : tuple of str
-        Row → path of the module that was running when it was made.
-    phase : tuple of str
-        Row → ``forward``, ``backward``, ``optimizer`` or an empty string.
+    modules, phases : Places
+        Row → path of the module that was running when it was made; ``forward``, ``backward``, ``optimizer`` or nothing.
     """
 
     spans: Spans
     claims: dict[int, tuple[Claim, ...]]
-    module: tuple[str, ...]
-    phase: tuple[str, ...]
+    modules: Places
+    phases: Places
 
     def accounts(self, ledger: Ledger) -> dict[str, Ints]:
         """Category → bytes at each instant; the sum over categories is `Ledger.allocated`."""
@@ -246,19 +256,15 @@ class _Attributor:
         i = bisect_right(self.starts, time_ns) - 1
         return self.phases[i] if i >= 0 and time_ns < self.phases[i].end_ns else None
 
-    def _phases(self) -> tuple[str, ...]:
-        born = self.ledger.born.tolist()
-        found = (self._phase_at(t) if b else None for t, b in zip(self.born_ns.tolist(), born, strict=True))
-        return tuple(p.name if p else "" for p in found)
+    def _phases(self) -> Places:
+        place = np.searchsorted(np.array(self.starts, np.int64), self.born_ns, side="right") - 1
+        ends = np.array([p.end_ns for p in self.phases] + [0], np.int64)
+        within = (place >= 0) & (self.born_ns < ends[place]) & (self.ledger.born > 0)
+        return Places(np.where(within, place, -1), tuple(p.name for p in self.phases))
 
-    def _modules(self) -> tuple[str, ...]:
-        if not self.modules.times:
-            return ("",) * self.count
-        place = np.searchsorted(np.array(self.modules.times), self.born_ns, side="right") - 1
-        return tuple(
-            self.modules.paths[i] if i >= 0 and b else ""
-            for i, b in zip(place.tolist(), self.ledger.born.tolist(), strict=True)
-        )
+    def _modules(self) -> Places:
+        place = np.searchsorted(np.array(self.modules.times, np.int64), self.born_ns, side="right") - 1
+        return Places(np.where(self.ledger.born > 0, place, -1), tuple(self.modules.paths))
 
 
 def _only_a_leaf(claims: tuple[Claim, ...]) -> bool:

@@ -22,6 +22,7 @@ class Names:
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
+        self._places: dict[int, tuple[Frame | None, str, str]] = {}  # by index of the stack
         found = models(recording.marks, recording.claims)
         self._models = found if len(found) > 1 else frozenset()
 
@@ -30,21 +31,27 @@ class Names:
         r, claims = self._recording, attribution.claims.get(row, ())
         origin = r.origins[ledger.origin[row]] if ledger.origin[row] >= 0 else Origin()
         claim = _best_claim(claims, category)
-        frame, source, file = self.place(r.stacks[ledger.stack[row]] if ledger.stack[row] >= 0 else ())
+        frame, source, file = self._place_of(int(ledger.stack[row]))
         size = int(ledger.bytes[row])
         shape, dtype = _form(claim, origin, size)
         return TensorRow(
             bytes=size,
             category=category,
             name=self._name(claim, claims, origin.op.removeprefix("aten."), category),
-            module=attribution.module[row] or (self._module(claim) if claim else ""),
+            module=attribution.modules[row] or (self._module(claim) if claim else ""),
             line=frame.line if frame else None,
             source=source,
             file=file,
             shape=shape,
             dtype=dtype,
-            phase=attribution.phase[row],
+            phase=attribution.phases[row],
         )
+
+    def _place_of(self, stack: int) -> tuple[Frame | None, str, str]:
+        found = self._places.get(stack)
+        if found is None:
+            found = self._places[stack] = self.place(self._recording.stacks[stack] if stack >= 0 else ())
+        return found
 
     def place(self, stack: Stack) -> tuple[Frame | None, str, str]:
         """The innermost line of the measured cell; without one, the user's innermost line and its file."""

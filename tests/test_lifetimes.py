@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ipyvram.attribution import INDEX, Attribution, Spans
+from ipyvram.attribution import INDEX, Attribution, Places, Spans
 from ipyvram.ledger import Ledger
 from ipyvram.lifetimes import LARGEST, MAX_SPANS, largest_spans
 
@@ -18,7 +18,8 @@ def build(rng: np.random.Generator, count: int, instants: int) -> tuple[Ledger, 
     ledger = Ledger(born, died, sizes, np.arange(count), nothing, nothing, np.arange(instants) * 1000, None)
     category = np.full(count, INDEX["activations"], np.int64)
     spans = Spans(row=np.arange(count), begin=born, end=np.minimum(died, instants), category=category)
-    return ledger, Attribution(spans, {}, ("",) * count, ("",) * count)
+    nowhere = Places(np.full(count, -1), ())
+    return ledger, Attribution(spans, {}, nowhere, nowhere)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 400])
