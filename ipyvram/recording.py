@@ -10,6 +10,7 @@ strictly increasing within it. Times order records of different probes; within o
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import zipfile
@@ -101,8 +102,9 @@ class Events:
     @classmethod
     def from_rows(cls, rows: list[tuple[int, int, int, int, int, int, int]]) -> Events:
         """Columns from rows of ``(action, address, size, stream, time_ns, stack, origin)``."""
-        columns = zip(*rows, strict=True) if rows else iter([()] * 7)
-        return cls(*(np.array(c, dtype=t) for c, t in zip(columns, EVENT_DTYPES, strict=True)))
+        width = len(EVENT_DTYPES)
+        flat = np.fromiter(itertools.chain.from_iterable(rows), np.int64, width * len(rows)).reshape(-1, width)
+        return cls(*(flat[:, i].astype(dtype) for i, dtype in enumerate(EVENT_DTYPES)))
 
 
 EVENT_DTYPES = (np.uint8, np.int64, np.int64, np.int64, np.int64, np.int32, np.int32)
