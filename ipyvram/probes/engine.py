@@ -20,7 +20,7 @@ _FILLS = frozenset({
     _aten.scatter.src, _aten.scatter.value, _aten.scatter_add.default, _aten.index_put.default, _aten.index_add.default,
     _aten.masked_scatter.default, _aten.masked_fill.Scalar, _aten.masked_fill.Tensor,
 })  # fmt: skip
-REUSING = _FILLS | {ADD}
+REUSING = frozenset(map(id, (*_FILLS, ADD)))  #: by identity: an overload's own hash is a Python function
 
 
 def current_node() -> int:
@@ -49,7 +49,7 @@ def may_reuse(func: Any, operand: Tensor, made_by: int, newest: bool) -> bool:
     Parameters
     ----------
     func : OpOverload
-        One of `REUSING`.
+        One of those in `REUSING`.
     made_by : int
         The node during which the operand was allocated.
     newest : bool

@@ -28,6 +28,14 @@ MAX_EVENTS = 1_000_000
 
 _CHECK_EVERY = 1024  # operators between two looks at the bounds
 _DISABLED = Tensor.__torch_dispatch__
+_aten = torch.ops.aten
+#: In-place operators that may give their tensor another storage, or another size. By identity: an overload's own hash is
+#: a Python function.
+_RESIZING = frozenset(
+    id(getattr(packet, overload))
+    for packet in (_aten.resize_, _aten.resize_as_, _aten.set_)
+    for overload in packet.overloads()
+)
 
 
 class StorageTrace:
@@ -221,7 +229,7 @@ class StorageTrace:
             return log
 
     def _origin(self, func: Any, tensor: Tensor) -> int:
-        key = (func, tensor.shape, tensor.dtype)
+        key = (id(func), tensor.shape, tensor.dtype)
         index = self._origin_of.get(key)
         if index is None:
             index = self._origins(Origin(_op_name(func), tuple(tensor.shape), dtype_name(tensor.dtype)))
@@ -245,8 +253,11 @@ class StorageTrace:
                 for item in value:
                     if isinstance(item, Tensor):
                         self._input(item)
+            elif isinstance(value, Tensor):
+                self._input(value)
         if isinstance(result, Tensor):
-            self._output(func, args, result)
+            if not (args and result is args[0]) or id(func) in _RESIZING:  # else in place
+                self._output(func, args, result)
         elif isinstance(result, (list, tuple)):
             for item in result:
                 if isinstance(item, Tensor):
@@ -282,7 +293,7 @@ class StorageTrace:
         log, size = self._log(storage), storage.nbytes()
         if log is None or not size:
             return
-        operand = self._operand(args) if func in REUSING else None
+        operand = self._operand(args) if id(func) in REUSING else None
         reuses = operand is not None and operand.size == size
         if operand is not None and reuses:
             reuses = may_reuse(func, args[0], operand.node, newest=operand.serial == self._serial)
