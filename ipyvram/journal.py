@@ -97,4 +97,5 @@ def history() -> pd.DataFrame:
         "card_bytes": "Int64",
         "steps": "Int64",
     }
-    return frame.astype(whole)
+    text = dict.fromkeys(("label", "note", "kind", "device", "peak_when", "error"), "string")
+    return frame.astype(whole | text)

@@ -100,7 +100,7 @@ def option_table() -> str:
 
 def subcommand_table() -> str:
     """What ``%vram`` does on a line of its own, from `SUBCOMMANDS`."""
-    rows = [f"| `{s.usage}` | {cell(s.help)} |" for s in SUBCOMMANDS.values()]
+    rows = [f"| `{cell(s.usage)}` | {cell(s.help)} |" for s in SUBCOMMANDS.values()]
     return "\n".join(["| line | meaning |", "|---|---|", *rows])
 
 

@@ -76,7 +76,7 @@ CASES = {
     "graphs": (
         report(observations=seen("graphs", 30 * MIB, name="losses", count=9)),
         report(observations=seen("graphs", 30 * MIB, name="loss", count=1)),
-        ("`losses` keeps 9 autograd graphs alive, 30.0 MiB", "loss.item()"),
+        ("`losses` keeps 9 autograd graphs alive, 30.0 MiB", ".item() of a loss"),
     ),
     "unused_graph": (
         report(observations=seen("unused_graph", 5 * MIB, count=8)),

@@ -73,7 +73,7 @@ def _graphs(report: Report) -> Iterator[Finding]:
         if o.count >= MIN_GRAPHS and worth(o.bytes, report):
             text = (
                 f"{code(o.name)} keeps {o.count} autograd graphs alive, {format_bytes(o.bytes)}: "
-                "append loss.item() or loss.detach() instead."
+                "append .detach(), or .item() of a loss, instead."
             )
             yield Finding("graphs", text, o.bytes)
 

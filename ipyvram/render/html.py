@@ -205,7 +205,7 @@ def _accent(report: Report) -> str:
 def _folded(s: Summary, report: Report) -> str:
     parts = [
         _tensors(report),
-        _groups("By module", "module", "outside any module", report.modules_at_peak, report.peak_bytes),
+        _groups("By module", "module", "outside any submodule", report.modules_at_peak, report.peak_bytes),
         _groups("By line", "line", "no line known", report.lines_at_peak, report.peak_bytes),
     ]
     facts = "".join(f"<li>{escape(fact)}</li>" for fact in (*s.measured, *([s.sources] if s.sources else [])))

@@ -26,7 +26,7 @@ def asked(oom: OutOfMemory) -> str:
     if what:
         parts.append(f"({' '.join(what)})")
     if oom.module:
-        parts.append(f"in {oom.module}")
+        parts.append(f"in module {oom.module}")
     if oom.line is not None:
         parts.append(f"at {oom.file}:{oom.line}" if oom.file else f"at line {oom.line}")
     if oom.when:

@@ -243,7 +243,7 @@ def _lists(report: Report, pen: Pen) -> list[str]:
         if more > 0:
             lines.append(pen.dim(pen.plain(f"  … and {more} more: report.tensors()")))
     for title, groups, otherwise in (
-        ("By module at the peak", report.modules_at_peak, "outside any module"),
+        ("By module at the peak", report.modules_at_peak, "outside any submodule"),
         ("By line at the peak", report.lines_at_peak, "no line known"),
     ):
         if any(g.key for g in groups):
