@@ -136,6 +136,8 @@ class _Check:
                 if written > RECORDINGS_BYTES:
                     written -= path.stat().st_size
                     path.unlink()
+        kept = {n: figures for n, (_, figures) in self.measured.items() if (folder / f"{n}.ipyvram").exists()}
+        (folder / "figures.json").write_text(json.dumps(kept, indent=1) + "\n")
         yield expect("recordings", "together", 0 < written <= RECORDINGS_BYTES, f"{written:,} bytes in {folder.name}/")
 
     def _oddities(self) -> Iterator[Row]:
@@ -152,7 +154,11 @@ class _Check:
         if self._left() < 60:
             yield note("overhead", "all", "left out: no time left")
             return
-        yield from overhead.run(self.card.device, self.card.simulated)
+        for row in overhead.run(self.card.device, self.card.simulated):
+            yield row
+            if self._left() < 30:
+                yield note("overhead", "the rest", "left out: no time left")
+                return
 
     def _estimates(self) -> Iterator[Row]:
         if self.card.simulated:

@@ -19,8 +19,8 @@ CASES = (
     Case("vit_b_16", 64, "adam", "amp"),
 )  # fmt: skip
 SMALL = (Case("unet", 2, "adam", "fp32"),)
-ROUNDS = 5
-STEPS = 6
+ROUNDS = 4
+STEPS = 5
 
 #: Name → options of the measured rounds; ``trace_steps`` beyond the steps: traced throughout.
 WAYS: dict[str, dict[str, Any]] = {
