@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import difflib
 import gzip
 import io
@@ -29,11 +30,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from ipyvram import cards  # noqa: E402
 from ipyvram.analysis import analyse  # noqa: E402
+from ipyvram.attribution import attribute  # noqa: E402
 from ipyvram.caching_allocator import replay  # noqa: E402
+from ipyvram.ledger import build  # noqa: E402
+from ipyvram.marks import phase_spans  # noqa: E402
 from ipyvram.options import Options  # noqa: E402
 from ipyvram.recording import CATEGORIES, Cell, Recording  # noqa: E402
 from ipyvram.report import Report  # noqa: E402
@@ -167,26 +172,41 @@ def battery(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def storages(options: argparse.Namespace) -> Iterator[Row]:
-    """At the end of the third step, per category: the estimate's requests beside the storages of a real run on the CPU."""
+    """When the second step's forward ends, per category: requests of the estimate beside storages of a real run on the CPU."""
     from benchmarks.workloads import FAMILIES, Case, program
-    from ipyvram import measure
+    from ipyvram.run import Run
 
     card = cards.find(options.card or "T4")
     for family in options.names or ("resnet18", "mobilenet_v3_large", "gpt", "bert", "lora", "unet", "gan"):
         case = Case(family, min(2, FAMILIES[family][1][0]), "adamw", "fp32")
-        _, predicted, _ = estimated(program(case), card)
-        torch.manual_seed(0)
-        with measure(trace_steps=3) as m:
-            exec(program(case, "cpu"), {"__name__": "__main__"})
-        assert m.report is not None
+        predicted, _, _ = estimated(program(case), card)
+        run = Run(Options(trace_steps=3))
+        run.start()
+        exec(program(case, "cpu"), {"__name__": "__main__"})
+        there, here = _after_forward(predicted, "cuda:0"), _after_forward(run.stop(), "cpu")
+        names = [c for c in CATEGORIES if there[c] or here[c]]
+        differing = {c: there[c] - here[c] for c in names if there[c] != here[c]}
         yield {
             "case": case.name,
-            "predicted_peak_bytes": predicted.peak_bytes,
-            "cpu_peak_bytes": m.report.peak_bytes,
-            "difference_error": predicted.peak_bytes / m.report.peak_bytes - 1,
-            "predicted": {c: predicted.peak[c] for c in CATEGORIES if predicted.peak[c] or m.report.peak[c]},
-            "cpu": {c: m.report.peak[c] for c in CATEGORIES if predicted.peak[c] or m.report.peak[c]},
+            "predicted_bytes": sum(there.values()),
+            "cpu_bytes": sum(here.values()),
+            "without_workspaces_error": (sum(there.values()) - there["workspaces"]) / sum(here.values()) - 1,
+            "differences": ", ".join(f"{c} {d / MIB:+.3f} MiB" for c, d in differing.items()) or "none",
+            "predicted": {c: there[c] for c in names},
+            "cpu": {c: here[c] for c in names},
         }
+
+
+def _after_forward(recording: Recording, device: str) -> dict[str, int]:
+    """Category → bytes asked for, when the second step's forward has ended."""
+    trace = next(t for t in recording.traces if t.device == device)
+    ledger = build(
+        dataclasses.replace(trace, source="storages")
+    )  # sizes as asked for, not as the allocator rounds them
+    phases = [p for p in phase_spans(recording.marks, recording.stop_ns) if p.name == "backward" and p.step == 2]
+    accounts = attribute(recording, ledger, device).accounts(ledger)
+    instant = int(np.searchsorted(ledger.time_ns, phases[0].begin_ns)) - 1
+    return {name: int(account[instant]) for name, account in accounts.items()}
 
 
 # -- speed -------------------------------------------------------------------------------------------------------------------
