@@ -1,13 +1,14 @@
 """How good the estimate is: against real traces, against the CPU's storage trace, and stored for a GPU to be held against.
 
-    python benchmarks/estimate_accuracy.py traces CHECKOUT     # a public program whose real traces are public too
+    python benchmarks/estimate_accuracy.py traces CHECKOUT …   # public programs whose real traces are public too
     python benchmarks/estimate_accuracy.py battery [FAMILY …]  # predict every case of benchmarks/workloads.py
     python benchmarks/estimate_accuracy.py storages            # against the storage trace of the same programs on the CPU
     python benchmarks/estimate_accuracy.py speed               # ResNet-50, three steps, batch 16 to 256
 
-Each prints a table; ``--out FILE`` writes it as JSON. ``traces`` wants a checkout of NiuHuangxiaozi/assignment2-systems (not
-part of this project), einops and jaxtyping, and torch 2.6.0, with which the traces were made: decompositions change between
-versions. The traces are looked for in ``$IPYVRAM_TRACES``, else in ``../shared/traces``.
+Each prints a table; ``--out FILE`` writes it as JSON. ``traces`` wants checkouts (not part of this project) of
+NiuHuangxiaozi/assignment2-systems, with einops and jaxtyping, and with torch 2.6.0, which the traces were made with:
+decompositions change between versions; or of Wedsonlin/assignment2-systems, with einx as well (its traces are of torch
+2.11). The traces are looked for in ``$IPYVRAM_TRACES``, else in ``../shared/traces``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import contextlib
 import dataclasses
 import difflib
 import gzip
+import importlib.metadata
 import io
 import json
 import os
@@ -59,9 +61,9 @@ def main() -> None:
     for row in _WHAT[options.what](options):
         print(_line(row), flush=True)
         rows.append(row)
-    if options.out:
-        table = {"torch": str(torch.__version__), "what": options.what, "rows": rows}
-        options.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        if options.out:
+            table = {"torch": str(torch.__version__), "what": options.what, "rows": rows}
+            options.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 def _line(row: Row) -> str:
@@ -89,40 +91,68 @@ def estimated(source: str, card: cards.Card, steps: int = 3) -> tuple[Recording,
 # -- real traces of a public program -----------------------------------------------------------------------------------------
 
 #: Trace → how its program was called: mode, context length, mixed precision.
-_TRACES = {
+_NIU = {
     "niu_f_100": ("forward", 100, False),
     "niu_f_200": ("forward", 200, False),
     "niu_f_200_mixed": ("forward", 200, True),
     "niu_fb_100": ("training", 100, False),
     "niu_fb_200": ("training", 200, False),
 }
-_PROGRAM = """
+_NIU_PROGRAM = """
 import argparse, runpy
 profile = runpy.run_path({file!r})["profile_memory"]
 profile(argparse.Namespace(mode={mode!r}, context_length={length}, use_mixed_precision={amp}){mixed})
 """
 _MIXED = ', torch.amp.autocast(device_type="cuda", dtype=torch.bfloat16)'
 
+#: The other program's script needs a newer Python; what it does, with its own model, optimizer and loss. Recording began
+#: after five warm-up steps.
+_WEDSON_PROGRAM = """
+from cs336_basics.model import AnnotatedBasicsTransformerLM
+from cs336_basics.nn_utils import cross_entropy
+from cs336_basics.optimizer import AdamW
+model = AnnotatedBasicsTransformerLM(
+    vocab_size=10000, context_length={length}, d_model=1024, num_layers=24, num_heads=16, d_ff=4096
+)
+model.to("cuda")
+optimizer = AdamW(model.parameters())
+warm, last = (torch.randint(0, 10000, (n, 4, {length}), device="cuda") for n in (5, 1))
+if {training}:
+    warm_targets, last_targets = (torch.randint(0, 10000, (n, 4, {length}), device="cuda") for n in (5, 1))
+    for x, y in zip(warm, warm_targets):
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            output = model(x)
+            loss = cross_entropy(output, y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    del output, loss
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        output = model(last[0])
+        loss = cross_entropy(output, last_targets[0])
+    loss.backward()
+    optimizer.step()
+else:
+    model.eval()
+    with torch.inference_mode():
+        for x in (*warm, *last):
+            model(x)
+"""
+
 
 def traces(options: argparse.Namespace) -> Iterator[Row]:
     """Allocated and reserved peaks, and the share of the real requests that were predicted in their order."""
-    checkout = Path(options.names[0]).resolve()
-    sys.path.insert(0, str(checkout))
-    folder = Path(os.environ.get("IPYVRAM_TRACES", ROOT.parent / "shared" / "traces"))
     card = cards.find(options.card or "RTX 3090")
-    for name, (mode, length, mixed) in _TRACES.items():
-        with gzip.open(folder / f"{name}.pickle.gz") as file:
+    for name, source, whole in _programs([Path(n).resolve() for n in options.names]):
+        with gzip.open(_FOLDER / f"{name}.pickle.gz") as file:
             snapshot = _BuiltinsOnly(file).load()
-        script = "profile_mixprecision_memory.py" if mixed else "profile_memory.py"
-        source = _PROGRAM.format(
-            file=str(checkout / "cs336_systems" / "profile_memory" / script),
-            mode=mode, length=length, amp=mixed, mixed=_MIXED if mixed else "",
-        )  # fmt: skip
         started = time.perf_counter()
-        _, report, estimation = estimated(source, card)
+        _, report, estimation = estimated(source, card, steps=7)
         real = replay(snapshot)
         asked = [e["size"] for e in snapshot["device_traces"][0] if e["action"] == "alloc"]
         predicted = [row.size for row in estimation.memory.rows if row.alloc]
+        if not whole:
+            predicted = predicted[-len(asked) :]
         matcher = difflib.SequenceMatcher(None, asked, predicted, autojunk=False)
         yield {
             "case": name,
@@ -136,6 +166,31 @@ def traces(options: argparse.Namespace) -> Iterator[Row]:
             "ordered_match": sum(b.size for b in matcher.get_matching_blocks()) / len(asked),
             "seconds": round(time.perf_counter() - started, 2),
         }
+
+
+_FOLDER = Path(os.environ.get("IPYVRAM_TRACES", ROOT.parent / "shared" / "traces"))
+
+
+def _programs(checkouts: list[Path]) -> Iterator[tuple[str, str, bool]]:
+    """Name of the trace, text of the program, and whether the trace begins where the program does."""
+    for checkout in checkouts:
+        scripts, basics = checkout / "cs336_systems" / "profile_memory", checkout / "cs336-basics"
+        sys.path.insert(0, str(basics if basics.exists() else checkout))
+        if basics.exists():
+            _stand_in_for_installed("cs336-basics", "cs336_basics")
+            yield "wedson_medium_128_inference", _WEDSON_PROGRAM.format(length=128, training=False), False
+            yield "wedson_medium_512_train", _WEDSON_PROGRAM.format(length=512, training=True), False
+            continue
+        for name, (mode, length, amp) in _NIU.items():
+            file = str(scripts / ("profile_mixprecision_memory.py" if amp else "profile_memory.py"))
+            mixed = _MIXED if amp else ""
+            yield name, _NIU_PROGRAM.format(file=file, mode=mode, length=length, amp=amp, mixed=mixed), True
+
+
+def _stand_in_for_installed(*names: str) -> None:
+    """The packages of a checkout ask for their own installed version."""
+    ask = importlib.metadata.version
+    importlib.metadata.version = lambda name: "0" if name in names else ask(name)  # type: ignore[assignment]
 
 
 class _BuiltinsOnly(pickle.Unpickler):
