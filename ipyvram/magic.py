@@ -262,6 +262,11 @@ class Session:
             report = estimate_cell(code, options, self.ip.user_ns, Cell(text, name))
         except CannotEstimate as error:
             raise UsageError(str(error)) from None
+        except BaseException as error:  # the cell's own: its traceback begins at the cell's own line
+            trace = error.__traceback__
+            while trace is not None and trace.tb_frame.f_code.co_filename != name:
+                trace = trace.tb_next
+            raise error.with_traceback(trace)  # noqa: B904 - the same error
         _show(report)
 
     def _compare(self, options: Options, text: str) -> None:

@@ -39,7 +39,7 @@ from ipyvram.simulated.state import State, names_used, refuse_begun_generators
 from ipyvram.simulated.swap import Found, Swap
 from ipyvram.simulated.ways import Ways
 
-#: Bounds for code that finishes no optimizer step: passes through a model, operators on the card, seconds.
+#: Bounds for code that finishes no optimizer step: passes through a model, events, the thread's own seconds since the last.
 MAX_FORWARDS = 64
 MAX_INFERENCES = 10
 MAX_EVENTS = 1_000_000
@@ -104,7 +104,7 @@ class Estimation:
         start_ns = self._clock()
         try:
             self._prepare(undo, extra)
-            self._begin_s = time.monotonic()
+            self._begin_s = time.thread_time()
             start_ns = self._clock()
             try:
                 with Front(), OnCard(self.memory, self.ways, self._host, self._note, self._check):
@@ -168,6 +168,7 @@ class Estimation:
             self.notes.append(text)
 
     def _on_step(self, steps: int) -> None:
+        self._begin_s = time.thread_time()
         if steps >= self.options.trace_steps:
             self._end(f"{steps} steps" if steps > 1 else "1 step")
 
@@ -187,7 +188,7 @@ class Estimation:
     def _check(self) -> None:
         if len(self.memory.rows) > MAX_EVENTS:
             self._end(f"{MAX_EVENTS:,} events")
-        elif self._begin_s and time.monotonic() - self._begin_s > MAX_SECONDS:
+        elif self._begin_s and time.thread_time() - self._begin_s > MAX_SECONDS:
             self._end(f"{MAX_SECONDS:.0f} s")
 
     def _end(self, why: str) -> None:
