@@ -14,8 +14,9 @@ from typing import NamedTuple
 MAX_SLOPE_CHANGE = 0.25
 #: A line may miss no point by more than this share of it.
 MAX_RESIDUAL = 0.05
-#: What a difference of slopes must come to, as a share of the peak, to count: below it there is nothing to bend.
-FLAT = 0.01
+#: How far the middle of three sizes must lie off the line through the outer two, as a share of the peak, to count as a
+#: bend: allocators round blocks up, and between two close sizes that alone makes a slope.
+FLAT = 0.02
 #: No figure is given for sizes beyond this multiple of the largest measured one.
 MAX_EXTRAPOLATION = 2
 
@@ -143,8 +144,8 @@ def _objection(points: list[Point], residual: float, fixed: float) -> str:
 def _bends(a: Point, b: Point, c: Point) -> bool:
     before, after = _slope(a, b), _slope(b, c)
     difference = abs(after - before)
-    matters = difference * (c.batch - a.batch) > FLAT * c.bytes
-    return matters and difference > MAX_SLOPE_CHANGE * abs(after)
+    miss = difference * (b.batch - a.batch) * (c.batch - b.batch) / (c.batch - a.batch)
+    return miss > FLAT * c.bytes and difference > MAX_SLOPE_CHANGE * abs(after)
 
 
 def _slope(a: Point, b: Point) -> float:

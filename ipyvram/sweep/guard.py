@@ -36,14 +36,21 @@ def memory_fraction(limit_bytes: int | None) -> Iterator[None]:
         yield
         return
     device = torch.cuda.current_device()
-    free, total = torch.cuda.mem_get_info(device)
-    outside = total - free - torch.cuda.memory_reserved(device)
+    total = torch.cuda.get_device_properties(device).total_memory
     restore = saved_fractions()
-    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, limit_bytes - outside) / total), device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, limit_bytes - outside_bytes()) / total), device)
     try:
         yield
     finally:
         restore()
+
+
+def outside_bytes() -> int:
+    """What the current CUDA device holds beside this process's allocator: the context and other processes."""
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return 0
+    free, total = torch.cuda.mem_get_info()
+    return max(0, int(total - free - torch.cuda.memory_reserved()))
 
 
 def saved_fractions() -> Callable[[], None]:

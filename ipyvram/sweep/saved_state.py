@@ -6,10 +6,7 @@ Contents of tensors are kept on the CPU by storage, so views and tied weights st
 
 from __future__ import annotations
 
-import collections
-import io
 import random
-import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -19,13 +16,13 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from ipyvram.sweep import saved_values
 from ipyvram.sweep.reachable import CannotRestore, Found, slots, walk
+from ipyvram.sweep.saved_values import Restore
 from ipyvram.units import format_bytes
 
 #: The copy may take this share of the host memory that is free.
 MAX_HOST_SHARE = 0.5
-
-Restore = Callable[[], None]
 
 
 class SavedState:
@@ -60,7 +57,7 @@ class SavedState:
     ) -> None:
         self._storages: dict[int, _Storage] = {}
         self._parked: list[_Storage] = []
-        self._restores: list[Restore] = [_mapping(namespace)]
+        self._restores: list[Restore] = [saved_values.mapping(namespace)]
         read = list(read)
         used = walk(read, namespace, roots)
         self._check_room(used)
@@ -101,21 +98,21 @@ class SavedState:
         if isinstance(value, Tensor):
             self._restores.append(self._tensor(value))
         elif isinstance(value, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)):
-            self._restores.append(_generator(value))
+            self._restores.append(saved_values.generator(value))
         elif isinstance(value, np.ndarray):
             if value.flags.writeable:
-                self._restores.append(_array(value))
-        elif (make := _container(value)) is not None:
+                self._restores.append(saved_values.array(value))
+        elif (make := saved_values.container(value)) is not None:
             self._restores.append(make)
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
-            self._restores.append(_mapping(attributes))
+            self._restores.append(saved_values.mapping(attributes))
         elif isinstance(value, type):
-            self._restores.append(_class(value))
+            self._restores.append(saved_values.class_attributes(value))
         if isinstance(value, nn.Module):
-            self._restores.append(_kind(value))
+            self._restores.append(saved_values.own_class(value))
         if any(True for _ in slots(type(value))):
-            self._restores.append(_slots(value))
+            self._restores.append(saved_values.slot_values(value))
 
     def _tensor(self, tensor: Tensor) -> Restore:
         if tensor.layout is not torch.strided:
@@ -124,7 +121,7 @@ class SavedState:
         alias, requires = tensor.detach(), tensor.requires_grad
         restore_grad = self._grad(tensor) if tensor.is_leaf else lambda: None
         hooks = {name: getattr(tensor, name, None) for name in ("_backward_hooks", "_post_accumulate_grad_hooks")}
-        inner = [_mapping(h) for h in hooks.values() if isinstance(h, dict)]
+        inner = [saved_values.mapping(h) for h in hooks.values() if isinstance(h, dict)]
 
         def restore() -> None:
             if not _same_place(tensor, alias):
@@ -267,145 +264,3 @@ def _value_of(tensor: Tensor) -> Restore:
             tensor.grad = grad
 
     return restore
-
-
-def _generator(value: Any) -> Restore:
-    if isinstance(value, torch.Generator):
-        state = value.get_state()
-        return lambda: _ignore(value.set_state(state))
-    if isinstance(value, np.random.Generator):
-        inner = value.bit_generator.state
-        return lambda: setattr(value.bit_generator, "state", inner)
-    if isinstance(value, np.random.RandomState):
-        legacy = value.get_state()
-        return lambda: value.set_state(legacy)
-    plain = value.getstate()
-    return lambda: value.setstate(plain)
-
-
-def _array(array: np.ndarray[Any, Any]) -> Restore:
-    copy = array.copy()
-
-    def restore() -> None:
-        if array.dtype == object or array.tobytes() != copy.tobytes():
-            array[...] = copy
-
-    return restore
-
-
-def _container(value: Any) -> Restore | None:
-    if isinstance(value, dict):
-        return _mapping(value)
-    if isinstance(value, list):
-        items = list(value)
-        return lambda: None if _identical(value, items) else list.__setitem__(value, slice(None), items)
-    if isinstance(value, collections.deque):
-        queued = list(value)
-        return lambda: None if _identical(value, queued) else _refill(value, value.extend, queued)
-    if isinstance(value, set):
-        members = set(value)
-        return lambda: None if value == members else _refill(value, value.update, members)
-    if isinstance(value, bytearray):
-        content = bytes(value)
-        return lambda: value.__setitem__(slice(None), content)
-    if isinstance(value, (io.StringIO, io.BytesIO)) and not value.closed:
-        return _buffer(value)
-    if isinstance(value, types.CellType):
-        return _cell(value)
-    return None
-
-
-def _refill(container: Any, add: Callable[[Any], None], items: Iterable[Any]) -> None:
-    container.clear()
-    add(items)
-
-
-def _ignore(value: object) -> None:
-    """A setter's value."""
-
-
-def _mapping(mapping: dict[Any, Any]) -> Restore:
-    """A dictionary's keys, values (by identity) and order."""
-    saved = dict(mapping)
-    kind: Any = collections.OrderedDict if isinstance(mapping, collections.OrderedDict) else dict
-
-    def restore() -> None:
-        for key in [key for key in mapping if key not in saved]:
-            kind.__delitem__(mapping, key)
-        for key, value in saved.items():
-            if key not in mapping or dict.__getitem__(mapping, key) is not value:
-                kind.__setitem__(mapping, key, value)
-        if not _identical(list(mapping), list(saved)):
-            kind.clear(mapping)
-            for key, value in saved.items():
-                kind.__setitem__(mapping, key, value)
-
-    return restore
-
-
-def _class(kind: type) -> Restore:
-    saved = dict(vars(kind))
-
-    def restore() -> None:
-        for name in [n for n in vars(kind) if n not in saved]:
-            delattr(kind, name)
-        for name, value in saved.items():
-            if vars(kind).get(name) is not value:
-                setattr(kind, name, value)
-
-    return restore
-
-
-def _kind(module: nn.Module) -> Restore:
-    """A module's class: parametrizations change it."""
-    kind = type(module)
-
-    def restore() -> None:
-        if type(module) is not kind:
-            module.__class__ = kind
-
-    return restore
-
-
-def _slots(value: Any) -> Restore:
-    missing = object()
-
-    def read(descriptor: Any) -> Any:
-        try:
-            return descriptor.__get__(value)
-        except AttributeError:
-            return missing
-
-    saved = [(descriptor, read(descriptor)) for _, descriptor in slots(type(value))]
-
-    def restore() -> None:
-        for descriptor, before in saved:
-            if read(descriptor) is not before:
-                descriptor.__delete__(value) if before is missing else descriptor.__set__(value, before)
-
-    return restore
-
-
-def _cell(cell: types.CellType) -> Restore:
-    try:
-        content = cell.cell_contents
-    except ValueError:
-        return lambda: None
-    return lambda: setattr(cell, "cell_contents", content)
-
-
-def _buffer(buffer: Any) -> Restore:
-    content, place = buffer.getvalue(), buffer.tell()
-
-    def restore() -> None:
-        buffer.seek(0)
-        buffer.truncate()
-        buffer.write(content)
-        buffer.seek(place)
-
-    return restore
-
-
-def _identical(a: Iterable[Any], b: Iterable[Any]) -> bool:
-    a, b = list(a), list(b)
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))

@@ -167,6 +167,7 @@ class MeasuredTrials:
             keep=False,
         )
         report, error = None, None
+        outside = guard.outside_bytes()  # what the guard takes off, too: also known where there is no NVML
         try:
             self._saved.park()
             error = self._run(size, watch, measurement)
@@ -182,7 +183,13 @@ class MeasuredTrials:
         if error is not None:
             raise error if isinstance(error, KeyboardInterrupt) else ProgramFailed(text) from error
         trial = _trial(size, watch, report, (*measurement.notes,))
-        return replace(trial, out_of_memory=memory or trial.out_of_memory, error=text, leftover=leftover_before)
+        return replace(
+            trial,
+            out_of_memory=memory or trial.out_of_memory,
+            error=text,
+            outside_bytes=max(outside, trial.outside_bytes),
+            leftover=leftover_before,
+        )
 
     def _run(self, size: int, watch: Watch, measurement: Measurement) -> BaseException | None:
         """The error that ended the code, without this frame's being inside an ``except``."""
