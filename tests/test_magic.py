@@ -499,3 +499,17 @@ _restore = (_owner, {name!r}, _kept)
 
     def __exit__(self, *exc: object) -> None:
         self.kernel.run("setattr(*_restore)")
+
+
+# -- out of memory on the CPU ------------------------------------------------------------------------------------------
+
+
+def test_a_budget_ends_the_cell_as_the_allocator_would(kernel):
+    outcome = kernel.run(
+        "%%vram --budget 10MiB\nimport torch\na = torch.ones(1000, 1000)\nb = torch.exp(a) * 2\nc = b + 1"
+    )
+    assert outcome.reply["ename"] == "OutOfMemoryError"
+    assert our_frames(outcome) == ["ipyvram/probes/storages.py"]  # the place that refuses, and nothing below it
+    assert "----> 4" in outcome.traceback
+    assert outcome.report["error"].startswith("OutOfMemoryError")
+    assert kernel.value("'b' in globals()") == "False"

@@ -375,8 +375,9 @@ def _dispatch(self: _Mode, func: Any, types: Any, args: Any = (), kwargs: Any = 
     result = func(*args, **kwargs) if kwargs else func(*args)
     try:
         trace.record(func, args, kwargs, result)
-    except torch.OutOfMemoryError:
-        raise
+    except torch.OutOfMemoryError as error:
+        del result  # what was refused does not exist, and the traceback is not to keep it
+        raise error.with_traceback(None) from None
     except Exception as error:
         trace.failed(func, error)
     return result
