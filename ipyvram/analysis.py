@@ -300,6 +300,11 @@ class _Account:
         columns = {c: tuple(_whole(v) for v in self.samples.columns[c][rows]) for c in wanted}
         return tuple(self._seconds(int(t)) for t in self.samples.time_ns[rows]), columns
 
+    def _source(self) -> str:
+        if self.recording.kind == "estimated":
+            return "simulated card"
+        return _SOURCES[self.trace.source] if self.trace else "sampler only"
+
     def _measurement(self) -> Measurement:
         s, t = self.samples, self.trace
         traces = [stretch.trace for stretch in self.stretches] if t else []
@@ -307,7 +312,7 @@ class _Account:
         if self.ledger.mismatches:
             notes.append(f"{self.ledger.mismatches} events did not replay: block sizes and cache are approximate")
         return Measurement(
-            source=_SOURCES[t.source] if t else "sampler only",
+            source=self._source(),
             events=sum(len(trace.events) for trace in traces),
             claims=sum(len(stretch.recording.claims) for stretch in self.stretches),
             traced_s=round(sum(trace.stop_ns - trace.start_ns for trace in traces) / 1e9, 6),

@@ -1,4 +1,4 @@
-"""Tensors that were live at an instant come in; sums by module or line, and the largest holder of each category, go out."""
+"""Tensors that were live at an instant come in; sums by module or line, the largest holders, the size of the batch go out."""
 
 from __future__ import annotations
 
@@ -39,6 +39,22 @@ def group(tensors: tuple[TensorRow, ...], key: Key) -> tuple[GroupRow, ...]:
         for (name, source), c in totals.items()
     ]
     return tuple(sorted(rows, key=lambda g: (-g.bytes, g.key)))
+
+
+def batch_size(tensors: tuple[TensorRow, ...]) -> int | None:
+    """Samples in the batch, None where that is not known: dimension 0 of an input, largest inputs first.
+
+    Of several, such as a batch and the data set it was taken from, the one whose dimension 0 most bytes of activations have;
+    else the largest.
+    """
+    alike: Counter[int] = Counter()
+    for t in tensors:
+        if t.category == "activations" and t.shape:
+            alike[t.shape[0]] += t.bytes
+    inputs = sorted((t for t in tensors if t.category == "inputs"), key=lambda t: -t.bytes)
+    sizes = [t.shape[0] for t in inputs if t.shape and len(t.shape) > 1]
+    found = max(sizes, key=lambda size: alike[size], default=0)
+    return found if found > 1 else None
 
 
 def holders(tensors: tuple[TensorRow, ...]) -> dict[str, str]:

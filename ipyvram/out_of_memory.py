@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ipyvram.grouping import batch_size
 from ipyvram.marks import PhaseSpan
 from ipyvram.recording import Observation, OomEvent, Recording
 from ipyvram.remedies import Situation, remedies
@@ -78,7 +79,7 @@ def with_remedies(
         live=live,
         steps=tuple(s for s in steps if s.step < oom.step or not oom.step),
         observations=observations,
-        batch=_batch(live),
+        batch=batch_size(live),
         device=event.device,
         implementation=recording.environment.get("optimizer_implementation", _default(event.device)),
         trains=any(p.name in ("backward", "optimizer") for p in before),
@@ -90,10 +91,3 @@ def with_remedies(
 
 def _default(device: str) -> str:
     return "foreach" if device.startswith("cuda") else "for-loop"
-
-
-def _batch(live: tuple[TensorRow, ...]) -> int | None:
-    """Samples in the batch: dimension 0 of the largest input."""
-    inputs = [t for t in live if t.category == "inputs" and t.shape and len(t.shape) > 1]
-    largest = max(inputs, key=lambda t: t.bytes, default=None)
-    return largest.shape[0] if largest is not None and largest.shape and largest.shape[0] > 1 else None

@@ -169,6 +169,26 @@ def test_is_silent_below_it(kind):
     assert kind not in kinds(CASES[kind][1])
 
 
+def test_fragmentation_of_a_small_cell_on_a_large_card_is_not_worth_a_word():
+    peak = {"parameters": 8 * MIB}
+    assert "fragmentation" not in kinds(cuda(peak=peak, card={"cache": 8 * GIB // 100}))  # rounded down: just below
+    assert "fragmentation" in kinds(cuda(peak=peak, card={"cache": 8 * GIB // 100 + 1}))
+
+
+def test_the_batch_is_told_from_the_data_set_it_was_taken_from():
+    rows = (
+        row(600, "inputs", "data", shape=(512, 3)),
+        row(200, "activations", shape=(64, 16)),
+        row(100, "activations", shape=(3, 5)),
+        row(80, "inputs", "x", shape=(64, 3)),
+        row(3, "inputs", "mean", shape=(3, 1)),
+    )
+    made = report({"activations": 300, "inputs": 683}, steps=1, tensors_at_peak=rows)
+    assert "lever" not in kinds(made)  # 383 of 983 bytes move with the batch
+    more = report({"activations": 900, "inputs": 683}, steps=1, tensors_at_peak=rows)
+    assert "62 % of the peak, 15 B for each of 64 samples" in text(more, "lever")
+
+
 def test_the_other_lever():
     made = report({"parameters": 5, "optimizer_state": 1, "activations": 4}, steps=1)
     assert "a smaller batch will hardly help" in text(made, "lever")

@@ -22,6 +22,8 @@ from ipyvram.units import GIB, MIB, format_bytes, format_share
 
 #: Share of the reserved bytes that lies unused at the peak before it is called fragmentation.
 FRAGMENTED = 0.2
+#: … and only from this share of the card: less is not what keeps a batch from fitting.
+FRAGMENTED_CARD = 0.01
 #: Tensors below this share of what nvidia-smi shows: then the difference is worth spelling out.
 RECONCILE = 0.75
 #: Another process matters from this share of the card.
@@ -34,7 +36,7 @@ SEGMENT_BYTES = 2 * MIB  # torch's smallest segment: less than this is no cache 
 def _fragmentation(report: Report) -> Iterator[Finding]:
     unused = report.card.get("cache", 0)
     reserved = report.peak_bytes + unused
-    if unused < SEGMENT_BYTES or unused < FRAGMENTED * reserved:
+    if unused < max(SEGMENT_BYTES, FRAGMENTED * reserved, FRAGMENTED_CARD * (report.card_bytes or 0)):
         return
     text = (
         f"{format_bytes(unused)} of the {format_bytes(reserved)} reserved ({format_share(unused, reserved)}) lie unused "

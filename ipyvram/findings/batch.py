@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ipyvram.findings.worth import Rule
-from ipyvram.report import Finding, Report
+from ipyvram.grouping import batch_size
+from ipyvram.report import Finding, Report, TensorRow
 from ipyvram.units import format_bytes, format_share
 
 #: A category is named as the lever when it is at least half of the peak.
@@ -34,7 +35,9 @@ def _lever(report: Report) -> Iterator[Finding]:
     if report.peak_phase in ("forward", "backward"):
         moving += report.peak["temporaries"]  # gradients of activations
     fixed = sum(report.peak[c] for c in ("parameters", "gradients", "optimizer_state"))
-    batch = batch_size(report)
+    batch = batch_size(report.tensors_at_peak)
+    if batch:  # a data set that lies on the device is among the inputs, and stays as it is
+        moving -= sum(t.bytes for t in _inputs(report) if t.shape and t.shape[0] > batch)
     if moving >= LEVER_SHARE * report.peak_bytes and batch:
         text = (
             f"Activations, the batch and what comes with them are {format_share(moving, report.peak_bytes)} of the peak, "
@@ -49,10 +52,8 @@ def _lever(report: Report) -> Iterator[Finding]:
         yield Finding("lever", text, fixed)
 
 
-def batch_size(report: Report) -> int | None:
-    """Samples in the batch: dimension 0 of the largest input at the peak; None where that is not known."""
-    shapes = [t.shape for t in report.tensors_at_peak if t.category == "inputs" and t.shape and len(t.shape) > 1]
-    return shapes[0][0] if shapes and shapes[0][0] > 1 else None
+def _inputs(report: Report) -> list[TensorRow]:
+    return [t for t in report.tensors_at_peak if t.category == "inputs"]
 
 
 def _after_trace(report: Report) -> Iterator[Finding]:

@@ -223,7 +223,8 @@ def _under_chart(report: Report, pen: Pen, at: Sequence[int], margin: int, width
         if at[index] + len(label) <= width and all(c == " " for c in marks[at[index] : at[index] + len(label)]):
             marks[at[index] : at[index] + len(label)] = label
     end = format_duration(report.timeline_data.end_s)
-    told = f"letters as in the table; the exact part, {end}, one column for equally many events"
+    part = "estimated" if report.kind == "estimated" else "exact"
+    told = f"letters as in the table; the {part} part, {end}, one column for equally many events"
     return [" " * margin + "".join(marks).rstrip(), *(pen.dim(line) for line in pen.wrap(told))]
 
 
