@@ -36,7 +36,7 @@ def tensors_in(value: Any, limit: int = 1000) -> Iterator[Tensor]:
             if not plain_data(item):
                 stack.extend(reversed(item))
         elif hasattr(type(item), "__dataclass_fields__"):
-            stack.extend(vars(item).values() if hasattr(item, "__dict__") else ())
+            stack.extend(reversed(vars(item).values()) if hasattr(item, "__dict__") else ())
 
 
 def plain_data(items: list[Any] | tuple[Any, ...]) -> bool:

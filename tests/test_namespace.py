@@ -1,0 +1,72 @@
+"""What a notebook's variables lead to, by the shortest path, without running anybody's code."""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ipyvram.probes.namespace import holdings
+
+
+def names(namespace, depth=6, limit=1000) -> dict[str, type]:
+    return {name: type(value) for name, value in holdings(namespace, depth, limit)}
+
+
+def test_variables_containers_and_objects():
+    data = TensorDataset(torch.ones(4, 2), torch.ones(4))
+    model = nn.Linear(2, 1)
+    found = names({
+        "x": torch.ones(1), "pair": [torch.ones(1), torch.ones(2)], "state": {"fc.weight": torch.ones(3)},
+        "loader": DataLoader(data, 2), "model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=1), "n": 3,
+    })  # fmt: skip
+    assert {"x", "pair[0]", "pair[1]", "state['fc.weight']", "model", "optimizer"} <= set(found)
+    assert {"loader.dataset.tensors[0]", "loader.dataset.tensors[1]"} <= set(found)
+    assert "n" not in found
+
+
+def test_each_is_found_once_by_its_shortest_path():
+    x = torch.ones(1)
+    assert list(names({"deep": {"a": [x]}, "x": x})) == ["x"]
+
+
+def test_names_that_begin_with_an_underscore_are_ipythons():
+    assert names({"_": torch.ones(1), "__": torch.ones(1), "_oh": {1: torch.ones(1)}}) == {}
+
+
+def test_closures_and_partials_lead_on():
+    hidden = torch.ones(1)
+
+    def function():
+        return hidden
+
+    assert list(names({"f": function})) == ["hidden"]
+    assert list(names({"g": functools.partial(print, torch.ones(2))})) == ["g.args[0]"]
+
+
+def test_depth_and_limit_hold():
+    nested = {"a": {"b": {"c": torch.ones(1)}}}
+    assert names({"nested": nested}, depth=2) == {}
+    assert list(names({"nested": nested}, depth=3)) == ["nested['a']['b']['c']"]
+    assert len(names({"many": [torch.ones(1) for _ in range(50)]}, limit=20)) <= 20
+
+
+def test_a_loop_of_references_ends():
+    a: list = [torch.ones(1)]
+    a.append(a)
+    assert list(names({"a": a})) == ["a[0]"]
+
+
+def test_modules_of_python_and_proxies_are_left_alone():
+    class Proxy:
+        @property
+        def __class__(self):
+            raise AssertionError("asked a proxy for its class")
+
+        def __getattr__(self, name):
+            raise AssertionError(f"asked a proxy for {name}")
+
+    assert names({"sys": sys, "torch": torch, "proxy": Proxy(), "cls": nn.Linear}) == {}

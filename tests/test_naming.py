@@ -1,0 +1,85 @@
+"""What a row is called: the holder's name, else what made it; the line of the cell; the shape the holder sees."""
+
+from __future__ import annotations
+
+from ipyvram.analysis import analyse
+from ipyvram.recording import Action, Cell, Claim, Events, Frame, Mark, Origin, Recording, Trace
+from ipyvram.report import TensorRow
+
+
+def row(
+    *claims: tuple[str, str], origin: Origin | None = None, stack=(), size: int = 480, shape=(120,), model="net"
+) -> TensorRow:
+    """The only row of a recording with one allocation, claimed as (category, name) in order."""
+    events = Events.from_rows([(Action.ALLOC, 1, size, 0, 10, 0, 0)])
+    trace = Trace("cpu", "storages", 0, 100, events)
+    made = tuple(Claim(11 + i, "cpu", 1, size, c, n, model, shape, "float32") for i, (c, n) in enumerate(claims))
+    recording = Recording(0, 100, cell=Cell("a = 1\n  b = f(a)\n", "<cell>", 1), traces=(trace,), claims=made, stacks=(stack,),
+                          origins=(origin or Origin("aten.mm", (1, 120), "float32"),))  # fmt: skip
+    (found,) = analyse(recording).tensors_at_peak
+    return found
+
+
+def test_a_parameter_has_its_path_and_its_module():
+    found = row(("parameters", "block.1.fc.weight"))
+    assert (found.name, found.module) == ("block.1.fc.weight", "block.1.fc")
+
+
+def test_what_belongs_to_a_parameter_lies_in_its_module():
+    assert row(("gradients", "fc.bias.grad")).module == "fc"
+    assert row(("optimizer_state", "fc.bias.exp_avg")).module == "fc"
+
+
+def test_the_shape_is_the_holders():
+    assert row(("gradients", "fc.bias.grad")).shape == (120,)
+
+
+def test_a_holder_of_a_part_does_not_give_its_shape_to_the_whole():
+    found = row(("inputs", "x"), origin=Origin("aten.randn", (1000, 120), "float32"), size=480_000)
+    assert found.shape == (1000, 120)
+
+
+def test_a_variable_says_more_than_an_argument():
+    assert row(("inputs", "input"), ("", "batch")).name == "batch"
+
+
+def test_what_nobody_named_is_called_by_what_made_it():
+    assert row().name == "mm"
+
+
+def test_an_activation_is_the_result_of_an_operator():
+    assert (
+        row(("activations", "ReluBackward0.result"), origin=Origin("aten.relu", (120,), "float32")).name
+        == "relu output"
+    )
+    assert row(("activations", "Cube.square"), origin=Origin()).name == "saved by Cube.square"
+
+
+def test_data_that_was_saved_has_the_name_of_its_part_in_the_formula():
+    assert row(("data", "NllLossBackward0.target")).name == "target"
+    assert row(("data", "MmBackward0.self")).name == "mm"
+
+
+def test_the_innermost_line_of_the_cell_is_shown_with_its_text():
+    stack = (Frame("helpers.py", 80, "f"), Frame("<cell>", 2, "<module>"))
+    found = row(stack=stack)
+    assert (found.line, found.source, found.file) == (2, "b = f(a)", "")
+
+
+def test_outside_the_cell_the_file_is_named():
+    found = row(stack=(Frame("/home/me/helpers.py", 80, "f"),))
+    assert (found.line, found.source, found.file) == (80, "", "helpers.py")
+
+
+def test_several_models_are_told_apart():
+    events = Events.from_rows([(Action.ALLOC, i, 480, 0, 10 + i, -1, -1) for i in (1, 2)])
+    marks = tuple(
+        Mark(t, "forward", begin, 1, name)
+        for t, begin, name in ((20, True, "G"), (21, False, "G"), (22, True, "D"), (23, False, "D"))
+    )
+    claims = tuple(Claim(15, "cpu", i, 480, "parameters", "0.weight", model) for i, model in ((1, "G"), (2, "D")))
+    recording = Recording(0, 100, traces=(Trace("cpu", "storages", 0, 100, events),), marks=marks, claims=claims)
+    assert {(t.name, t.module) for t in analyse(recording).tensors_at_peak} == {
+        ("G.0.weight", "G.0"),
+        ("D.0.weight", "D.0"),
+    }

@@ -1,0 +1,193 @@
+"""Claims: who says what about which storage, and that saying it costs the program nothing."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from ipyvram.probes.clock import Clock
+from ipyvram.probes.owners import DATA, RELEASED, Owners
+
+
+@pytest.fixture
+def owners():
+    return new_owners({})
+
+
+def new_owners(namespace) -> Owners:
+    numbers: dict[int, int] = {}
+
+    def identify(storage, before):
+        return ("cpu", numbers.setdefault(storage._cdata, len(numbers) + 1)) if storage.nbytes() else None
+
+    return Owners(Clock(), identify, namespace)
+
+
+def said(owners: Owners) -> list[tuple[str, str]]:
+    return [(claim.category, claim.name) for claim in owners.claims]
+
+
+def test_a_model_is_claimed_by_its_paths_once(owners):
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    owners.module(model, "net")
+    owners.module(model, "net")
+    assert said(owners) == [
+        ("parameters", "0.weight"), ("parameters", "0.bias"), ("parameters", "1.weight"), ("parameters", "1.bias"),
+        ("buffers", "1.running_mean"), ("buffers", "1.running_var"), ("buffers", "1.num_batches_tracked"),
+    ]  # fmt: skip
+    assert {claim.module for claim in owners.claims} == {"net"}
+    assert owners.claims[0].shape == (3, 2)
+
+
+def test_another_storage_of_the_same_parameter_is_claimed_anew(owners):
+    layer = nn.Linear(2, 2, bias=False)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1)
+    owners.optimizer(optimizer)
+    layer.weight.data = torch.zeros(2, 2)
+    owners.optimizer(optimizer)
+    assert len({claim.address for claim in owners.claims}) == len(owners.claims) == 2
+
+
+def test_tied_parameters_are_one(owners):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    owners.module(model, "net")
+    assert [name for _, name in said(owners)] == ["0.weight", "0.bias", "1.bias"]
+
+
+def test_state_has_the_parameters_name_and_model(owners):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    owners.module(model, "net")
+    owners.optimizer(optimizer)
+    state = [claim for claim in owners.claims if claim.category == "optimizer_state"]
+    assert {claim.name for claim in state} == {
+        f"{p}.{k}" for p in ("weight", "bias") for k in ("step", "exp_avg", "exp_avg_sq")
+    }
+    assert {claim.module for claim in state} == {"net"}
+
+
+def test_state_is_named_without_printing_tensors(owners, monkeypatch):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    monkeypatch.setattr(torch.Tensor, "__repr__", lambda self: pytest.fail("printed a tensor"))
+    owners.optimizer(optimizer)
+    assert len(owners.claims) == 8
+
+
+def test_inputs_are_what_has_no_history(owners):
+    layer = nn.Bilinear(2, 2, 1)
+    x = torch.ones(1, 2)
+    owners.inputs(layer, (x, x * torch.ones(1, requires_grad=True)), {"extra": torch.ones(3), "flag": True})
+    assert said(owners) == [("inputs", "input1"), ("inputs", "extra")]
+
+
+def test_a_graph_says_what_it_saved_and_when_it_let_go(owners):
+    w, x = torch.ones(3, requires_grad=True), torch.ones(3)
+    y = (w * x).exp().sum()
+    leaves = owners.graph([y], backward=True)
+    assert leaves == [w]
+    y.backward()
+    owners.released()
+    assert (DATA, "MulBackward0.other") in said(owners)
+    assert ("activations", "ExpBackward0.result") in said(owners)
+    released = [claim.address for claim in owners.claims if claim.category == RELEASED]
+    saved = [claim.address for claim in owners.claims if claim.category in (DATA, "activations")]
+    assert sorted(released) == sorted(set(saved))
+
+
+def test_a_graph_that_is_kept_is_not_let_go(owners):
+    w = torch.ones(3, requires_grad=True)
+    y = w.exp().sum()
+    owners.graph([y], backward=True)
+    y.backward(retain_graph=True)
+    owners.released()
+    assert RELEASED not in {category for category, _ in said(owners)}
+
+
+def test_gradients_have_their_parameters_name(owners):
+    model = nn.Linear(2, 1)
+    owners.module(model, "net")
+    model(torch.ones(1, 2)).sum().backward()
+    owners.gradients(model.parameters())
+    assert said(owners)[-2:] == [("gradients", "weight.grad"), ("gradients", "bias.grad")]
+
+
+def test_variables_give_names():
+    model = nn.Linear(2, 1)
+    owners = new_owners(
+        {"head": model, "x": torch.ones(2), "w": torch.ones(2, requires_grad=True), "_": torch.ones(9), "n": 3}
+    )
+    owners.namespace(before=True)
+    assert set(said(owners)) == {("parameters", "weight"), ("parameters", "bias"), ("", "x"), ("parameters", "w")}
+    assert owners.label_of(model) == "head"
+
+
+def test_a_part_of_a_model_does_not_shorten_its_paths():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 1)))
+    owners = new_owners({"head": model[1], "model": model})
+    owners.namespace(before=True)
+    assert ("parameters", "1.0.weight") in said(owners)
+    assert ("parameters", "0.weight") in said(owners)
+    assert len([1 for category, _ in said(owners) if category == "parameters"]) == 4
+
+
+def test_an_object_that_raises_costs_only_its_own_name():
+    class Broken(nn.Module):
+        def named_parameters(self, *args, **kwargs):
+            raise RuntimeError("no")
+
+    owners = new_owners({"broken": Broken(), "x": torch.ones(2)})
+    owners.namespace(before=True)
+    assert said(owners) == [("", "x")]
+
+
+def test_nothing_is_kept_alive(owners):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    x = torch.ones(1, 2)
+    owners.module(model, "net")
+    owners.inputs(model, (x,), {})
+    y = model(x).sum()
+    leaves = owners.graph([y], backward=True)
+    y.backward()
+    owners.released()
+    owners.gradients(leaves)
+    optimizer.step()
+    owners.optimizer(optimizer)
+    references = [weakref.ref(o) for o in (model, model.weight, optimizer, x, y, model.weight.grad)]
+    del model, optimizer, x, y, leaves
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 6
+
+
+def test_no_version_is_touched_and_no_operator_runs(owners):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Refuses(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            raise AssertionError(f"ran {func}")
+
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    optimizer = torch.optim.Adam(model.parameters())
+    x = torch.ones(1, 2)
+    y = model(x).sum()
+    versions = [t._version for t in itertools.chain(model.parameters(), [x, y])]
+    with Refuses():
+        owners.module(model, "net")
+        owners.inputs(model, (x,), {})
+        owners.outputs(y, "y")
+        owners.graph([y], backward=True)
+        owners.released()
+        owners.optimizer(optimizer)
+        owners.namespace()
+    assert [t._version for t in itertools.chain(model.parameters(), [x, y])] == versions

@@ -1,0 +1,78 @@
+"""Only the user's frames, innermost first, each place built once."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from ipyvram.probes.stacks import Interner, StackReader, is_user_file
+
+
+def run(source: str, filename: str, **names):
+    """Execute code as if it stood in ``filename``."""
+    exec(compile(source, filename, "exec"), names)
+    return names
+
+
+def test_frames_of_a_cell_and_its_helpers():
+    stacks = Interner()
+    reader = StackReader(stacks)
+    helper = run("def helper(f):\n    return f()\n", "/home/me/helpers.py")["helper"]
+    index = run(
+        "def train():\n    return helper(reader)\n\nindex = train()\n",
+        "<ipython-input-3-abc>",
+        helper=helper,
+        reader=reader,
+    )["index"]
+    found = [(frame.file, frame.line, frame.function) for frame in stacks.values()[index]]
+    assert found[:3] == [
+        ("/home/me/helpers.py", 2, "helper"),
+        ("<ipython-input-3-abc>", 2, "train"),
+        ("<ipython-input-3-abc>", 4, "<module>"),
+    ]
+
+
+def test_equal_places_share_an_index_and_lines_do_not():
+    stacks = Interner()
+    reader = StackReader(stacks)
+    names = run("found = [reader() for _ in range(3)]\nother = reader()\n", "<ipython-input-1-x>", reader=reader)
+    assert len(set(names["found"])) == 1
+    assert names["other"] != names["found"][0]
+
+
+def test_a_deep_recursion_is_cut():
+    stacks = Interner()
+    reader = StackReader(stacks)
+    index = run(
+        "def f(n):\n    return f(n - 1) if n else reader()\nindex = f(50)\n", "<ipython-input-1-y>", reader=reader
+    )["index"]
+    assert len(stacks.values()[index]) == 8
+
+
+def test_where_nothing_is_the_users_there_is_no_stack():
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(StackReader(Interner())).result() == -1
+
+
+def test_installed_and_generated_code_is_not_the_users():
+    import numpy
+    import torch
+
+    import ipyvram.run
+
+    assert is_user_file("/home/me/train.py")
+    assert is_user_file("<ipython-input-1-abc>")
+    for foreign in (
+        torch.__file__,
+        numpy.__file__,
+        ipyvram.run.__file__,
+        threading_file(),
+        "<string>",
+        "<frozen importlib>",
+    ):
+        assert not is_user_file(foreign), foreign
+
+
+def threading_file() -> str:
+    import threading
+
+    return threading.__file__
