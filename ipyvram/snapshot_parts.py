@@ -12,6 +12,7 @@ _SEARCHED = 256  # frames of a traceback looked at
 
 #: torch's C++ writer of snapshots uses another word than its Python one.
 _STATES = {"active_pending_free": "active_awaiting_free"}
+_WITH_STACK = (Action.ALLOC, Action.OOM)  # who frees is not asked
 _ACTIONS = {a.name.lower(): int(a) for a in Action}
 
 Entry = Mapping[str, Any]
@@ -36,8 +37,9 @@ def events_of(trace: Iterable[Entry], stack: FrameIndex = _no_stack) -> Events:
         if action is not None:
             time_ns = int(e.get("time_us", 0)) * 1000
             address = int(e.get("addr", e.get("device_free", 0)))
-            frames = e.get("frames") or ()
-            rows.append((action, address, int(e["size"]), int(e.get("stream", 0)), time_ns, stack(frames), -1))
+            frames = e.get("frames") if action in _WITH_STACK else None
+            where = stack(frames) if frames else -1
+            rows.append((action, address, int(e["size"]), int(e.get("stream", 0)), time_ns, where, -1))
     return Events.from_rows(rows)
 
 
@@ -68,7 +70,7 @@ def _segment(s: Entry, stack: FrameIndex) -> Segment:
 
 
 class FrameReader:
-    """Frames of torch's tracebacks to the index of the user stack in them; torch shares equal frames as one object.
+    """Frames of torch's tracebacks to the index of the user stack in them; torch shares equal ones as one object.
 
     Parameters
     ----------
@@ -80,9 +82,17 @@ class FrameReader:
 
     def __init__(self, intern: Callable[[Stack], int], is_user: Callable[[str], bool]) -> None:
         self._intern, self._is_user = intern, is_user
-        self._known: dict[int, tuple[Entry, Frame | None]] = {}  # the frame itself keeps its id taken
+        # What is known is kept, so that its id stays taken.
+        self._known: dict[int, tuple[Entry, Frame | None]] = {}
+        self._stacks: dict[int, tuple[Sequence[Entry], int]] = {}
 
     def __call__(self, frames: Sequence[Entry]) -> int:
+        seen = self._stacks.get(id(frames))
+        if seen is None:
+            seen = self._stacks[id(frames)] = (frames, self._read(frames))
+        return seen[1]
+
+    def _read(self, frames: Sequence[Entry]) -> int:
         found = []
         for frame in frames[:_SEARCHED]:
             known = self._known.get(id(frame))
