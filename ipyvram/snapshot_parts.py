@@ -13,7 +13,8 @@ _SEARCHED = 256  # frames of a traceback looked at
 #: torch's C++ writer of snapshots uses another word than its Python one.
 _STATES = {"active_pending_free": "active_awaiting_free"}
 _WITH_STACK = (Action.ALLOC, Action.OOM)  # who frees is not asked
-_ACTIONS = {a.name.lower(): int(a) for a in Action}
+#: Words for what a recording keeps; torch has others.
+KNOWN_ACTIONS = {a.name.lower(): int(a) for a in Action}
 
 Entry = Mapping[str, Any]
 FrameIndex = Callable[[Sequence[Entry]], int]
@@ -33,7 +34,7 @@ def events_of(trace: Iterable[Entry], stack: FrameIndex = _no_stack) -> Events:
     """
     rows = []
     for e in trace:
-        action = _ACTIONS.get(e["action"])
+        action = KNOWN_ACTIONS.get(e["action"])
         if action is not None:
             time_ns = int(e.get("time_us", 0)) * 1000
             address = int(e.get("addr", e.get("device_free", 0)))

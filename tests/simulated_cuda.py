@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import random
 import sys
 import types
 from collections import deque
@@ -140,6 +141,10 @@ class SimulatedCuda:
     ----------
     skew_us : int
         How far the history's clock is ahead of Unix time.
+    jitter_us : int
+        By how much it is off at each event.
+    annotates : bool
+        Whether this torch can put events of ours into the history.
     backend : str
         ``"native"`` or ``"cudaMallocAsync"``, which keeps no history.
     context_bytes, others_bytes : int
@@ -150,6 +155,8 @@ class SimulatedCuda:
     capacity: int = 16 << 30
     settings: Settings = field(default_factory=Settings)
     skew_us: int = 0
+    jitter_us: int = 0
+    annotates: bool = False
     backend: str = "native"
     context_bytes: int = 300 * MIB
     others_bytes: int = 0
@@ -159,7 +166,7 @@ class SimulatedCuda:
     def __post_init__(self) -> None:
         self._clock = Clock()
         room = self.capacity - self.context_bytes - self.others_bytes
-        self.cards = [SimulatedDevice(i, room, self.settings, self._now) for i in range(self.devices)]
+        self.cards = [SimulatedDevice(i, room, self.settings, self._stamp) for i in range(self.devices)]
         self.annotations: list[dict[str, Any]] = []
         self.history: dict[str, Any] | None = None  # options of the recording, None while it is off
         self.calls: list[str] = []  # what was asked of torch that a user would notice
@@ -168,12 +175,19 @@ class SimulatedCuda:
         self._seen = 0
         self._frames: list[list[dict[str, Any]]] = []
         self._stack = contextlib.ExitStack()
+        self._random = random.Random(0)
+        self._stamped = 0
         self._observers: list[Any] = []
         self._workspace: tuple[SimulatedDevice, int] | None = None  # made with the first operator, as by cuBLAS
         self._fraction = 1.0
 
     def _now(self) -> int:
         return self._clock() + self.skew_us * 1000
+
+    def _stamp(self) -> int:
+        """A time that an event gets: late by some of the jitter, but never before the one of the event before it."""
+        self._stamped = max(self._stamped, self._now() + self._random.randint(0, self.jitter_us) * 1000)
+        return self._stamped
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -219,6 +233,8 @@ class SimulatedCuda:
             ("_cuda_isHistoryEnabled", lambda: self.history is not None),
             ("_cuda_hasPrimaryContext", lambda index: True),
             ("_cuda_getCublasWorkspaceSize", lambda: WORKSPACE),
+            ("_cuda_memoryMetadataSupported", lambda: self.annotates),
+            ("_cuda_annotateMemory", self._annotate),
             ("_cuda_clearCublasWorkspaces", self._clear_workspaces),
             ("_cuda_attach_out_of_memory_observer", self._observers.append),
         ]
@@ -235,7 +251,7 @@ class SimulatedCuda:
             ),
             (scope, "__enter__", self._annotated(scope.__enter__, "START")),
             (scope, "__exit__", self._annotated(scope.__exit__, "END")),
-            (HistoryTrace, "identify", lambda history, storage: self._identify(storage)),
+            (HistoryTrace, "_place", lambda history, storage: self._identify(storage)),
         ]
 
     # -- the program's storages ----------------------------------------------------------------------------------------
@@ -268,7 +284,7 @@ class SimulatedCuda:
         self._place[serial] = (card.index, address)
 
     def _identify(self, storage: torch.UntypedStorage) -> tuple[str, int] | None:
-        """In place of `HistoryTrace.identify`, the one line that reads a pointer of a real card."""
+        """In place of `HistoryTrace._place`, the one line that reads a pointer of a real card."""
         serial = self.trace.identify(storage)
         self.drain()
         if serial not in self._place:
@@ -357,6 +373,15 @@ class SimulatedCuda:
         self.drain()
         self.calls.append("_snapshot")
         return snapshot_of(self.cards, self.settings, self.annotations)
+
+    def _annotate(self, pointer: int, text: str) -> None:
+        self.drain()
+        for card in self.cards:
+            if pointer in card.allocator.blocks.live:
+                card.ring.append(
+                    {"action": "annotate", "addr": pointer, "size": 0, "stream": 0, "time_us": self._stamp() // 1000,
+                     "frames": [], "user_metadata": text}
+                )  # fmt: skip
 
     def _record_history(
         self, enabled: Any = "all", context: Any = "all", stacks: str = "all", max_entries: int = sys.maxsize,

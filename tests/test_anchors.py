@@ -57,3 +57,48 @@ def test_without_annotations_times_stay():
     anchors.drop()
     anchors.read([{"name": "Optimizer.step#SGD.step", "stage": "START", "time_us": 5}])
     assert anchors.to_ours(np.array([7, 9])).tolist() == [7, 9]
+
+
+def pinned(*places):
+    """A history of three allocations with pins before these places."""
+    entries = [{"action": "alloc"} for _ in range(3)]
+    for number, place in reversed(list(enumerate(places))):
+        entries.insert(place, {"action": "annotate", "user_metadata": f"ipyvram pin {number}"})
+    return entries
+
+
+def with_pins(*times):
+    anchors = Anchors(Ticking(1))
+    anchors._pinned = list(times)
+    return anchors
+
+
+def test_a_pin_says_what_came_before_it_and_what_after():
+    settled = with_pins(100).settle(pinned(1), np.array([150, 160, 170]))
+    assert settled.tolist() == [100, 160, 170]
+    settled = with_pins(100).settle(pinned(1), np.array([50, 60, 70]))
+    assert settled.tolist() == [50, 100, 100]
+
+
+def test_pins_hold_for_every_event_beyond_them():
+    settled = with_pins(100, 200).settle(pinned(0, 2), np.array([0, 500, 150]))
+    assert settled.tolist() == [100, 200, 200]
+
+
+def test_other_peoples_annotations_are_no_pins():
+    entries = [{"action": "annotate", "user_metadata": "mine"}, {"action": "alloc"}]
+    assert with_pins(100).settle(entries, np.array([7])).tolist() == [7]
+
+
+def test_a_torch_that_refuses_an_annotation_is_asked_no_more():
+    asked = []
+
+    def refuse(pointer, text):
+        asked.append(text)
+        raise RuntimeError("not supported")
+
+    anchors = Anchors(Ticking(1))
+    anchors._annotate = refuse
+    anchors.pin(1)
+    anchors.pin(2)
+    assert asked == ["ipyvram pin 0"]

@@ -3,6 +3,9 @@
 Torch stamps events with the processor's own counter and turns it into Unix time when a snapshot is taken, which is off by
 some microseconds, or by more after the system's clock was stepped. The history also notes when `record_function` scopes
 begin and end, on that same clock: an anchor is such a scope, with our clock read on both sides.
+
+Newer torch can also put an event of ours between the allocator's own (`_annotate_tensor`): such a pin needs no clock, it
+says what came before and what after.
 """
 
 from __future__ import annotations
@@ -15,9 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from ipyvram.probes.clock import Clock
+from ipyvram.snapshot_parts import KNOWN_ACTIONS
 
 _NAME = "ipyvram clock "
 _TIMES = 3  # scopes an anchor: the tightest counts
+_PIN = "ipyvram pin "
+_MAX_PINS = 20_000  # they take room in the history
 
 
 class _Bounds(NamedTuple):
@@ -35,6 +41,8 @@ class Anchors:
         self._dropped: list[_Bounds] = []
         self._at: NDArray[np.float64] = np.empty(0)  # times of anchors on the history's clock
         self._shift: NDArray[np.float64] = np.empty(0)  # what to add there
+        self._annotate = _annotation()
+        self._pinned: list[int] = []  # our time of each pin
 
     def drop(self) -> None:
         """Make a scope that says what time it is here; microseconds."""
@@ -66,3 +74,50 @@ class Anchors:
         if not len(self._at):
             return time_ns
         return time_ns + np.interp(time_ns.astype(np.float64), self._at, self._shift).astype(np.int64)
+
+    def pin(self, pointer: int) -> None:
+        """Put an event of ours into the history, on the block at ``pointer``; nothing where torch cannot."""
+        if self._annotate is None or len(self._pinned) >= _MAX_PINS:
+            return
+        self._pinned.append(self._clock())
+        try:
+            self._annotate(pointer, f"{_PIN}{len(self._pinned) - 1}")
+        except Exception:
+            self._annotate = None
+
+    def settle(self, entries: Iterable[Mapping[str, Any]], time_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Times of events, moved where pins among them tell that they were earlier or later.
+
+        Parameters
+        ----------
+        entries : iterable of mapping
+            The history of a device, pins included.
+        time_ns : int64, shape (events,)
+            Of those entries that are events of a recording.
+        """
+        low = np.full(len(time_ns) + 1, np.iinfo(np.int64).min)
+        high = np.full(len(time_ns) + 1, np.iinfo(np.int64).max)
+        for place, number in _pins(entries):
+            if number < len(self._pinned) and place <= len(time_ns):
+                low[place] = max(low[place], self._pinned[number])  # events from here on are later
+                high[place] = min(high[place], self._pinned[number])  # those before are earlier
+        low = np.maximum.accumulate(low)[:-1]
+        high = np.minimum.accumulate(high[::-1])[::-1][1:]
+        return np.clip(time_ns, low, high)
+
+
+def _annotation() -> Any:
+    supported = getattr(torch._C, "_cuda_memoryMetadataSupported", None)
+    if supported is None or not supported():
+        return None
+    return getattr(torch._C, "_cuda_annotateMemory", None)
+
+
+def _pins(entries: Iterable[Mapping[str, Any]]) -> Iterable[tuple[int, int]]:
+    """Before which event a pin lies, and its number."""
+    place = 0
+    for entry in entries:
+        if entry["action"] in KNOWN_ACTIONS:
+            place += 1
+        elif entry["action"] == "annotate" and str(entry.get("user_metadata", "")).startswith(_PIN):
+            yield place, int(entry["user_metadata"].removeprefix(_PIN))

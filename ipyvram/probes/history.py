@@ -76,6 +76,12 @@ class HistoryTrace:
 
     def identify(self, storage: torch.UntypedStorage) -> tuple[str, int] | None:
         """Device and address of a storage in the trace; None for one that is not on a card."""
+        found = self._place(storage)
+        if found is not None and self.active:
+            self._anchors.pin(found[1])
+        return found
+
+    def _place(self, storage: torch.UntypedStorage) -> tuple[str, int] | None:
         if storage.device.type != "cuda":
             return None
         return str(storage.device), storage.data_ptr()
@@ -111,7 +117,7 @@ class HistoryTrace:
             source="history",
             start_ns=self._start_ns,
             stop_ns=stop_ns,
-            events=self._own(events_of(entries, self._frames), stop_ns),
+            events=self._own(entries, stop_ns),
             baseline=self._baseline.get(index, ()),
             segments_end=segments,
             allocated_start=self._allocated.get(index, 0),
@@ -126,9 +132,10 @@ class HistoryTrace:
             trace = replace(trace, complete=False)
         return trace
 
-    def _own(self, events: Events, stop_ns: int) -> Events:
+    def _own(self, entries: Sequence[Mapping[str, Any]], stop_ns: int) -> Events:
         """Events of this stretch, their times on our clock, within it and in order."""
-        times = self._anchors.to_ours(events.time_ns)
+        events = events_of(entries, self._frames)
+        times = self._anchors.settle(entries, self._anchors.to_ours(events.time_ns))
         first = 0 if self._ours else int(np.searchsorted(times, self._start_ns))
         columns = [getattr(events, name)[first:] for name in Events.__dataclass_fields__]
         own = Events(*columns)
