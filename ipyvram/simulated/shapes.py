@@ -53,6 +53,34 @@ def batch_norm_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any])
     return torch.empty_like(source) if wanted[0] else None, of_weight, of_bias
 
 
+def _channels_last(*tensors: Tensor) -> torch.memory_format | None:
+    """`cudnn_conv_suggest_memory_format`: one operand in channels-last order is enough."""
+    for tensor in tensors:
+        order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+        if order is not None and tensor.is_contiguous(memory_format=order) and not tensor.is_contiguous():
+            return order
+    return None
+
+
+def _ordered(tensor: Tensor | None, order: torch.memory_format) -> Tensor | None:
+    return None if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype, device="meta", memory_format=order)
+
+
+def convolution(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`convolution`: torch's own shape, in cuDNN's order."""
+    order = _channels_last(args[0], args[1])
+    return NotImplemented if order is None else _ordered(func(*args, **kwargs), order)
+
+
+def convolution_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`convolution_backward`: gradients of input, weight and bias."""
+    order = _channels_last(args[1], args[2])
+    if order is None:
+        return NotImplemented
+    of_source, of_weight, of_bias = func(*args, **kwargs)
+    return _ordered(of_source, order), _ordered(of_weight, order), of_bias
+
+
 def layer_norm(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`native_layer_norm`: output, mean and inverse deviation of each row."""
     source, inner = args[0], len(args[1])
@@ -76,6 +104,8 @@ TABLE = {
     "native_batch_norm_backward.default": batch_norm_backward,
     "native_layer_norm.default": layer_norm,
     "native_layer_norm_backward.default": layer_norm_backward,
+    "convolution.default": convolution,
+    "convolution_backward.default": convolution_backward,
     "gelu.default": like_first,
     "hardswish.default": like_first,
     "hardsigmoid.default": like_first,
