@@ -14,6 +14,7 @@ from torch import nn
 from ipyvram import run as run_module
 from ipyvram.analysis import analyse
 from ipyvram.caching_allocator import Settings
+from ipyvram.ledger import build
 from ipyvram.options import Options
 from ipyvram.recording import CATEGORIES, Recording
 from ipyvram.run import Run
@@ -202,6 +203,47 @@ def test_pins_make_up_for_a_clock_that_jitters():
         check_sums(report, cuda)
         assert report.peak["parameters"] == report.peak["gradients"] > 0
         assert report.peak["optimizer_state"] > 0
+
+
+def test_a_second_traced_stretch_begins_from_what_is_live_then(monkeypatch):
+    """After the traced steps the history is off; a later stretch is exact again, to the last byte."""
+    modes = run_module.dispatch_modes  # the simulation's own mode is not the program's
+    monkeypatch.setattr(modes, "_get_current_dispatch_mode_stack", list)
+    with SimulatedCuda() as cuda:
+        run = Run(Options(trace_steps=1))
+        run.start()
+        model, optimizer = train(2)
+        assert cuda.history is None
+        grown = torch.zeros(30 * MIB)
+        assert run.retrace("asked for")
+        assert cuda.history is not None
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.randn(16, 64)).square().mean().backward()
+            optimizer.step()
+        recording = run.stop()
+        assert cuda.history is None
+        report = analyse(recording)
+        card = cuda.cards[0]
+        assert [t.source for t in recording.traces] == ["history", "history"]
+        assert report.peak_bytes == card.allocator.allocated_peak
+        assert sum(report.peak.values()) == report.peak_bytes
+        for trace in recording.traces:
+            assert trace.complete
+            assert build(trace).mismatches == 0
+            assert build(trace).allocated()[0] == trace.allocated_start
+    del grown
+
+
+def test_a_model_on_the_cpu_beside_an_idle_card_is_traced_there(monkeypatch):
+    monkeypatch.setattr(SimulatedCuda, "_identify", lambda self, storage: None)
+    monkeypatch.setattr(SimulatedCuda, "drain", lambda self: None)
+    with SimulatedCuda(workspace=False) as cuda:
+        recording, report = measured(cuda, train)
+    assert "storages" in {t.source for t in recording.traces}
+    assert report.device == "cpu"
+    assert report.peak["parameters"] > 0
+    assert any(f.kind == "idle_gpu" for f in report.findings)
 
 
 def test_the_cell_finds_the_allocator_as_it_left_it():
