@@ -220,6 +220,13 @@ def test_what_an_earlier_error_holds_is_the_first_way_out(notebook):  # noqa: F8
     assert report.oom.remedies[0].saves_bytes >= 16 * MIB
 
 
+def test_what_is_in_no_account_is_no_way_out(notebook):  # noqa: F811
+    start(notebook)
+    notebook.fail("def f():\n    big = torch.zeros(32, 1024, 1024)\n    raise KeyError('x')\nf()")
+    report = notebook.measure("train()", budget_bytes=20 * MIB)
+    assert remedy(report, "traceback") is None
+
+
 # -- shown -------------------------------------------------------------------------------------------------------------
 
 
