@@ -88,7 +88,7 @@ def _release(s: Situation) -> Iterator[Remedy]:
         if o.kind in _RELEASE and o.device in ("", s.device) and (o.kind != "old_model" or o.holder):
             own = o.kind == "traceback" and o.bytes <= s.oom.pinned_bytes  # this very error's
             # On the CPU what the cell does not use is in no account: it may be more than all there is.
-            counted = o.bytes <= (s.oom.limit_bytes or o.bytes)
+            counted = o.bytes - s.oom.pinned_bytes <= (s.oom.limit_bytes or o.bytes)
             if counted and not own:
                 text = _RELEASE[o.kind].format(name=o.name, holder=o.holder, count=o.count)
                 yield _remedy(s, o.kind, text, o.bytes)
