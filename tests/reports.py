@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from ipyvram.recording import CATEGORIES
-from ipyvram.report import Finding, GroupRow, Measurement, Phase, Report, TensorRow, Timeline
+from ipyvram.report import Finding, GroupRow, Lifetime, Measurement, Phase, Report, TensorRow, Timeline
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
@@ -161,6 +161,15 @@ def tensors(peak: dict[str, int]) -> tuple[TensorRow, ...]:
                     )
                 )
     return tuple(sorted(rows, key=lambda r: -r.bytes))
+
+
+def lifetimes(name: str = "conv1 output · line 4") -> tuple[Lifetime, ...]:
+    """Three large allocations of `training`: one around its peak, one for ever, one long after."""
+    return (
+        Lifetime(2000 * MIB, "activations", name, 0.8, 1.2),
+        Lifetime(300 * MIB, "activations", "later one", 1.9, 2.1),
+        Lifetime(50 * MIB, "parameters", "fc.weight", 0.0, 2.1),
+    )
 
 
 def cpu(**changes: object) -> Report:
