@@ -167,7 +167,8 @@ def _table(s: Summary) -> str:
         Column("largest holder", muted=True, wrap=True),
     ]  # fmt: skip
     caption = f"Memory by category at the start, at the peak and at the {s.end_title}"
-    return f'<div class="c">{table(caption, columns, [_row(line) for line in s.lines])}</div>{zeros}'
+    scroll = style("overflow:auto")  # on a page that is too narrow for the table
+    return f'<div class="c"{scroll}>{table(caption, columns, [_row(line) for line in s.lines])}</div>{zeros}'
 
 
 def _row(line: Line) -> list[str]:

@@ -63,6 +63,9 @@ class Server:
             "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
             f"--ServerApp.root_dir={folder / 'files'}",
         ]  # fmt: skip
+        news = folder / ".settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+        news.parent.mkdir(parents=True)
+        news.write_text('{"fetchNews": "false"}')  # else JupyterLab asks, over what is to be seen
         env = os.environ | {
             "JUPYTER_CONFIG_DIR": str(folder / ".config"),
             "JUPYTER_DATA_DIR": str(self._data),
@@ -102,8 +105,16 @@ class Server:
         return nbformat.read(self.folder / "files" / name, as_version=4)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(self.url + "/api/kernels") as answer:
+            for kernel in json.load(answer):
+                request = urllib.request.Request(f"{self.url}/api/kernels/{kernel['id']}", method="DELETE")
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(request, timeout=20)
         self._process.terminate()
-        self._process.wait(30)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
         self._log.close()
 
 
@@ -119,6 +130,7 @@ class Lab:
             page.route("**/api/kernels*", lambda r: r.abort() if r.request.method == "POST" else r.continue_())
         page.goto(f"{server.url}/lab/tree/{name}?reset")
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
+        page.evaluate("() => { void jupyterapp.commands.execute('application:toggle-left-area') }")
         if kernel:
             status = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
             page.wait_for_function(status, timeout=90_000)
@@ -128,13 +140,21 @@ class Lab:
         self.page.evaluate(f"() => {{ void jupyterapp.commands.execute('{name}', {json.dumps(arguments or {})}) }}")
 
     def run_all(self) -> None:
-        """Begin to run all cells; waits for the first code cell only. A kernel that drops its first requests is asked again."""
-        first = "[...document.querySelectorAll('.jp-InputPrompt')].some(e => /\\[\\d+\\]/.test(e.textContent))"
-        for _ in range(4):
-            self.page.evaluate("() => { void jupyterapp.commands.execute('notebook:run-all-cells') }")
-            with contextlib.suppress(Exception):
-                self.page.wait_for_function(first, timeout=25_000)
+        """Begin to run all cells; does not wait."""
+        self._wait_for_answers()
+        self.page.evaluate("() => { void jupyterapp.commands.execute('notebook:run-all-cells') }")
+
+    def _wait_for_answers(self) -> None:
+        """Ask the kernel until it answers: one that has just started may drop its first requests."""
+        ask = """() => { const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+            window.answered = false;
+            void kernel.requestExecute({code: '', silent: true}).done.then(() => { window.answered = true; }); }"""
+        for _ in range(8):
+            with contextlib.suppress(Exception):  # no session yet, or no answer
+                self.page.evaluate(ask)
+                self.page.wait_for_function("window.answered", timeout=10_000)
                 return
+            self.page.wait_for_timeout(1000)
         raise TimeoutError("the kernel answers to nothing")
 
     def wait_until_run(self) -> None:

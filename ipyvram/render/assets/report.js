@@ -75,7 +75,7 @@ const start = account => {
 			let d = `M${X[0]} ${H}`, x = 0, y = 0, rise = -W;
 			r.v.forEach((v, i) => {
 				h[i] += r.on && v;
-				// what rose stays for a pixel
+				// a rise lasts a pixel
 				x = Math.max(x, X[i], h[i] < y ? rise + res : 0);
 				if (h[i] > y) rise = x;
 				y = h[i];
@@ -139,9 +139,9 @@ const start = account => {
 		th.append(b);
 	}
 };
-// every copy on the page, each once; one that fails keeps its image
+// every copy, each once; keys are ours and not the notebook's
 for (const root of document.querySelectorAll('[id="ROOT"]:not([data-on])')) {
-	root.dataset.on = 1;
+	root.dataset.on = root.dataset.lmSuppressShortcuts = 1;
 	for (const account of root.querySelectorAll('.r:has(.p)')) try { start(account); } catch (e) { console.warn(e); }
 }
 })();
