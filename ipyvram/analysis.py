@@ -252,9 +252,10 @@ class _Account:
     def _provenance(self, peak: _Peak) -> dict[str, str]:
         last = self.stretches[-1].trace
         whole = self.trace is not None and last.ended_by == "end of cell"
+        guessed = peak.unattributed or "saved_tensors" in self.recording.environment
         marks = {
             "peak": peak.provenance,
-            "categories": "inferred" if peak.unattributed else "exact" if self.trace is not None else "sampled",
+            "categories": "inferred" if guessed else "exact" if self.trace is not None else "sampled",
             "end": "exact" if whole else "end of trace",
             "context": "inferred",
             "other_processes": "sampled",

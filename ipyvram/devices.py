@@ -88,6 +88,10 @@ def environment() -> dict[str, str]:
     }
     if "IPython" in sys.modules:
         found["ipython"] = str(sys.modules["IPython"].__version__)
+    if not hasattr(getattr(torch._C._autograd, "SavedTensor", None), "data"):
+        found["saved_tensors"] = (
+            "unreadable"  # before torch 2.7 or so: what is an activation shows from lifetimes alone
+        )
     if torch.backends.cudnn.benchmark:
         found["cudnn_benchmark"] = "True"
     if torch.version.cuda and torch.cuda.is_available():

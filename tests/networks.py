@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+#: Old versions of torch do not show what a graph saved: there, lifetimes tell.
+needs_saved_tensors = pytest.mark.skipif(
+    not hasattr(torch._C._autograd.SavedTensor, "data"), reason="this torch does not show what a graph saved"
+)
 
 
 class TutorialNet(nn.Module):

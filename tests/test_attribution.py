@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ipyvram.report import Report
 from tests.measured import measured
-from tests.networks import Checkpointed, LowRank, Recurrent, Tied, TutorialNet, perceptron
+from tests.networks import Checkpointed, LowRank, Recurrent, Tied, TutorialNet, needs_saved_tensors, perceptron
 
 FLOAT, LONG = 4, 8
 
@@ -59,6 +59,7 @@ def closes(report: Report) -> Report:
 # -- the tutorial's network: known answers -----------------------------------------------------------------------------
 
 
+@needs_saved_tensors
 def test_the_tutorials_network_to_the_byte():
     model = TutorialNet()
     assert sum(p.numel() for p in model.parameters()) == 62_006
@@ -81,6 +82,7 @@ def activations(report: Report) -> list[int]:
     return report.timeline()["activations"].dropna().astype(int).tolist()
 
 
+@needs_saved_tensors
 def test_tensors_carry_name_module_line_shape_and_dtype():
     model = TutorialNet()
     namespace = {"model": model, "optimizer": torch.optim.Adam(model.parameters())}
@@ -417,6 +419,7 @@ def test_several_losses_on_a_kept_graph():
     assert [p.name for p in report.phases if p.step == 1] == ["forward", "backward", "backward", "optimizer"]
 
 
+@needs_saved_tensors
 def test_what_a_custom_function_keeps_is_an_activation():
     class Cube(torch.autograd.Function):
         @staticmethod
@@ -480,6 +483,7 @@ def test_autograd_grad_gives_gradients():
     assert one <= report.timeline()["gradients"].max() <= 2 * one  # until the next step's replace them
 
 
+@needs_saved_tensors
 def test_an_input_that_wants_a_gradient_is_an_input():
     model = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 1))
     optimizer = torch.optim.Adam(model.parameters())
@@ -523,6 +527,7 @@ def test_recurrent_layers_and_sparse_gradients():
     )
 
 
+@needs_saved_tensors
 def test_lazy_modules_have_parameters_once_they_are_made():
     namespace: dict[str, Any] = {}
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.owners import DATA, RELEASED, Owners
+from tests.networks import needs_saved_tensors
 
 
 @pytest.fixture
@@ -91,6 +92,7 @@ def test_inputs_are_what_has_no_history(owners):
     assert said(owners) == [("inputs", "input1"), ("inputs", "extra")]
 
 
+@needs_saved_tensors
 def test_a_graph_says_what_it_saved_and_when_it_let_go(owners):
     w, x = torch.ones(3, requires_grad=True), torch.ones(3)
     y = (w * x).exp().sum()

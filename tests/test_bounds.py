@@ -1,0 +1,69 @@
+"""Cells without optimizer steps are traced as far as a bound on events and time, and the report says how far."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ipyvram import run
+from tests.measured import measured
+
+
+def raw_training():
+    w = torch.randn(20, 20, requires_grad=True)
+    for _ in range(400):
+        (w @ w).pow(2).mean().backward()
+        w.grad = None
+
+
+def plain_arithmetic():
+    x = torch.ones(3)
+    for _ in range(20_000):
+        x = x * 1
+
+
+def inference():
+    model = nn.Linear(10, 10)
+    with torch.no_grad():
+        for _ in range(2000):
+            model(torch.ones(2, 10))
+
+
+@pytest.mark.parametrize("program", [raw_training, plain_arithmetic, inference])
+def test_events_are_bounded(program, monkeypatch):
+    monkeypatch.setattr(run, "MAX_UNSTEPPED_EVENTS", 1000)
+    report = measured(program)
+    assert report.measurement.ended_by == "1,000 events without an optimizer step"
+    assert 1000 <= report.measurement.events < 1000 + 2 * 1024 + 50  # the bound is looked at now and then
+    assert (report.steps, report.provenance["end"]) == (0, "end of trace")
+    assert sum(report.peak.values()) == report.peak_bytes
+
+
+@pytest.mark.parametrize("program", [raw_training, inference])
+def test_time_is_bounded(program, monkeypatch):
+    monkeypatch.setattr(run, "MAX_UNSTEPPED_S", 0.0)
+    report = measured(program)
+    assert report.measurement.ended_by == "0 s without an optimizer step"
+    assert report.measurement.events < 50
+
+
+def test_a_cell_within_the_bounds_is_traced_to_its_end():
+    report = measured(lambda: nn.Linear(10, 10)(torch.ones(2, 10)))
+    assert (report.measurement.ended_by, report.provenance["end"]) == ("end of cell", "exact")
+
+
+def test_the_first_step_takes_the_bound_away(monkeypatch):
+    monkeypatch.setattr(run, "MAX_UNSTEPPED_EVENTS", 60)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def cell():
+        for _ in range(2):
+            model(torch.ones(1, 4)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        for _ in range(3000):
+            torch.ones(1)
+
+    assert measured(cell).measurement.ended_by == "end of cell"
