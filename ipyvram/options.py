@@ -7,16 +7,15 @@ torch or IPython; whether a device exists is asked where torch is at hand (`run.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ipyvram import cards
+from ipyvram import option_values as read
 from ipyvram.cards import Card
 from ipyvram.sweep.ranges import parse_batch, parse_name
-from ipyvram.units import MIB, parse_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,88 +98,16 @@ class Option(NamedTuple):
         return self.flag[2:].replace("-", "_")
 
 
-def _text(value: str) -> str:
-    if not value.strip():
-        raise ValueError("write some text after it")
-    return value.strip()
-
-
-def _limit(value: str) -> tuple[float | None, int | None]:
-    right = "write a share of the card such as 80% or 0.8, or a size such as 8GiB"
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", value)
-    share = float(match[1]) / 100 if match else None
-    if match is None and re.fullmatch(r"\s*[0-9]*\.?[0-9]+\s*", value):
-        share = float(value) if float(value) < MIB else None  # a bare 8589934592 can only be bytes
-    if share is not None:
-        if not 0 < share <= 1:
-            raise ValueError(right)
-        return share, None
-    try:
-        return None, parse_bytes(value)
-    except ValueError:
-        raise ValueError(right) from None
-
-
-def _budget(value: str) -> int:
-    try:
-        return parse_bytes(value)
-    except ValueError:
-        raise ValueError("write the bytes that tensors may take, such as 512MiB") from None
-
-
-def _milliseconds(value: str) -> float:
-    right = "write milliseconds from 1 to 60000, such as 50"
-    try:
-        millis = float(value.strip().removesuffix("ms"))
-    except ValueError:
-        raise ValueError(right) from None
-    if not (math.isfinite(millis) and 1 <= millis <= 60_000):
-        raise ValueError(right)
-    return millis / 1e3
-
-
-def _steps(value: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,6}", value.strip()) or int(value) < 1:
-        raise ValueError("write a whole number of optimizer steps, 1 or more")
-    return int(value)
-
-
-def _whole(value: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", value.strip()) or int(value) < 1:
-        raise ValueError("write a whole number, 1 or more")
-    return int(value)
-
-
-def _rule(value: str) -> str:
-    if value not in ("fit", "tutorial"):
-        raise ValueError(
-            "write fit (predict, run, correct) or tutorial (start at 16, add 16 until the limit is crossed)"
-        )
-    return value
-
-
-def _switch(value: str) -> bool:
-    if value != "True":
-        raise ValueError("it is given without a value")
-    return True
-
-
-def _device(value: str) -> str:
-    if not re.fullmatch(r"[a-z]+(:[0-9]{1,4})?", value.strip()):
-        raise ValueError("write a device as torch does: cpu, cuda, cuda:1 or mps")
-    return value.strip()
-
-
 OPTIONS = (
     Option(
         "--note", "TEXT", "note",
         "a remark kept with the report; runs on to the next option",
-        _text, words=True,
+        read.text, words=True,
     ),
     Option(
         "--limit", "LIMIT", "limit",
         "stay within this part of the card: 80% (the default), 0.8, or a size such as 8GiB",
-        _limit, ("80%", "90%", "95%", "8GiB", "16GiB"),
+        read.limit, ("80%", "90%", "95%", "8GiB", "16GiB"),
     ),
     Option(
         "--card", "CARD", "card",
@@ -190,32 +117,32 @@ OPTIONS = (
     Option(
         "--interval", "MS", "interval_s",
         "milliseconds between two samples (50)",
-        _milliseconds, ("20", "50", "200", "1000"),
+        read.milliseconds, ("20", "50", "200", "1000"),
     ),
     Option(
         "--trace-steps", "N", "trace_steps",
         "optimizer steps to trace exactly (3)",
-        _steps, ("1", "3", "5", "10"),
+        read.steps, ("1", "3", "5", "10"),
     ),
     Option(
         "--device", "DEV", "device",
         "run the cell with this as torch's default and current device",
-        _device, ("cpu", "cuda", "cuda:0", "mps"),
+        read.device, ("cpu", "cuda", "cuda:0", "mps"),
     ),
     Option(
         "--quiet", "", "quiet",
         "show no live meter while the cell runs",
-        _switch,
+        read.switch,
     ),
     Option(
         "--estimate", "", "estimate",
         "predict what the cell would take, on --card or a card of 24 GiB, without running it on a GPU",
-        _switch, takes_cell=True,
+        read.switch, takes_cell=True,
     ),
     Option(
         "--budget", "SIZE", "budget_bytes",
         "run out of memory on the CPU beyond this many bytes of tensors, as a card of that size would (slower: traced to the end)",
-        _budget, ("64MiB", "512MiB", "2GiB"),
+        read.budget, ("64MiB", "512MiB", "2GiB"),
     ),
     Option(
         "--batch", "NAME=SIZES", "batch",
@@ -231,22 +158,22 @@ OPTIONS = (
     Option(
         "--multiple", "N", "multiple",
         "with --batch or --max-batch: answers are multiples of N (1)",
-        _whole, ("8", "16", "32"),
+        read.whole, ("8", "16", "32"),
     ),
     Option(
         "--effective", "N", "effective",
         "with --batch or --max-batch: say how to make up N samples per optimizer step by accumulating gradients",
-        _whole, ("256", "512"),
+        read.whole, ("256", "512"),
     ),
     Option(
         "--steps", "N", "steps",
         "with --batch or --max-batch: optimizer steps to time in each trial, after 2 to warm up (3)",
-        _steps, ("3", "5", "10"),
+        read.steps, ("3", "5", "10"),
     ),
     Option(
         "--rule", "RULE", "rule",
         "with --max-batch: fit (predict, run, correct) or tutorial (start at 16, add 16 until the limit is crossed)",
-        _rule, ("fit", "tutorial"),
+        read.rule, ("fit", "tutorial"),
     ),
 )  # fmt: skip
 
