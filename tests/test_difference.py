@@ -43,6 +43,13 @@ def pair():
     return small, large
 
 
+@pytest.mark.parametrize(("steps", "traced", "told"), [(20, 3, True), (9, 3, False), (12, 6, False), (3, 3, False)])
+def test_the_time_of_a_step_is_told_where_most_steps_ran_as_ever(steps, traced, told):
+    made = report({"parameters": MIB}, steps=steps, traced_steps=traced, duration_s=10.0)
+    facts = difference.compare(made, made).sides[0].facts
+    assert facts.get("seconds_per_step") == (10.0 / steps if told else None)
+
+
 def test_text_and_html_tell_every_figure(pair):
     d = difference.compare(*pair)
     shown, markup = text(d, PEN), html(d)
