@@ -12,13 +12,15 @@ import numpy as np
 from ipyvram import safe_pickle
 from ipyvram.analysis import analyse
 from ipyvram.caching_allocator import Settings
-from ipyvram.recording import Action, Block, Device, Events, Mark, Recording, Segment, Stack, Trace
+from ipyvram.recording import Action, Block, Device, Events, Recording, Segment, Stack, Trace
 from ipyvram.report import Finding, Report
 from ipyvram.snapshot_parts import FrameReader, events_of, segments_of
+from ipyvram.snapshot_phases import marks_of
 from ipyvram.units import format_bytes
 
 MAX_EVENTS = 20_000_000  #: and blocks, of all devices together
 _MAX_DEVICES = 256
+_WORKSPACE = 8_519_680  # of cuBLAS up to compute capability 8.x: 2 × 4 MiB and 8 × 16 KiB
 _WRONG = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 
@@ -27,8 +29,8 @@ def read_snapshot(path: str | os.PathLike[str]) -> Report:
 
     The timeline, the peak and what was live at it come from the recorded events, with block sizes and cache from the
     allocator model; a snapshot without events gives the state it holds. Lines are those of the program that was recorded.
-    No one said which tensor was a parameter or a gradient: categories are inferred from births, deaths and optimizer
-    steps, and most bytes stay ``other``.
+    No one said which tensor was a parameter or a gradient: phases are inferred from stacks, categories from births and
+    deaths in them, and what was there before stays ``other``.
 
     Parameters
     ----------
@@ -81,12 +83,13 @@ def recording_of(snapshot: Any, label: str | None = None) -> Recording:
             traces.append(_trace(f"cuda:{index}", events, segments, settings))
     if not traces:
         raise ValueError("it holds no events and no segments: was anything allocated on a GPU while it was recorded?")
-    marks = _marks(snapshot.get("external_annotations") or ())
+    marks = marks_of(snapshot["device_traces"], snapshot.get("external_annotations") or ())
     return Recording(
         start_ns=min(t.start_ns for t in traces),
         stop_ns=max(t.stop_ns for t in traces),
         label=label,
         kind="snapshot",
+        environment=_environment(traces),
         devices=tuple(Device(t.device, t.device) for t in traces),
         traces=tuple(traces),
         marks=marks,
@@ -131,18 +134,10 @@ def _blocks(segments: tuple[Segment, ...]) -> tuple[Block, ...]:
     return tuple(b for s in segments for b in s.blocks if b.state != "inactive")
 
 
-def _marks(annotations: Any) -> tuple[Mark, ...]:
-    """Optimizer steps: torch writes their begin and end beside the events, on the same clock."""
-    marks, step, depth = [], 1, 0
-    for a in sorted(annotations, key=lambda a: int(a["time_us"])):
-        if not str(a["name"]).startswith("Optimizer.step#"):
-            continue
-        begin = a["stage"] == "START"
-        depth += 1 if begin else -1
-        name = str(a["name"]).removeprefix("Optimizer.step#").removesuffix(".step")
-        marks.append(Mark(int(a["time_us"]) * 1000, "optimizer", begin, step, name))
-        step += not begin and depth == 0
-    return tuple(marks)
+def _environment(traces: list[Trace]) -> dict[str, str]:
+    """The size of a cuBLAS workspace where blocks of that odd size are there: it is distinctive before Hopper only."""
+    requested = {b.requested for t in traces for b in t.baseline}
+    return {"cublas_workspace_bytes": str(_WORKSPACE)} if _WORKSPACE in requested else {}
 
 
 def _counters(trace: Trace) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The CUDA path on traces of real cards: their events, with the claims and marks that the probes would have made.
+"""The CUDA path on traces of real cards: their events, with the claims that the probes would have made.
 
 The programs are public and their models are known, so what each category must hold is known as well.
 """
@@ -12,7 +12,7 @@ import pytest
 
 from ipyvram.analysis import analyse
 from ipyvram.ledger import build
-from ipyvram.recording import CATEGORIES, Action, Claim, Device, Mark
+from ipyvram.recording import CATEGORIES, Claim, Device
 from ipyvram.snapshot import recording_of
 from tests.simulated_cuda import WORKSPACE
 from tests.traces import FILES, load, needs_traces
@@ -36,7 +36,7 @@ class Program:
         self.recording = recording_of(load(named(name)))
         (self.trace,) = self.recording.traces
         self.ledger = build(self.trace)
-        self.marks, self.claims = [], []
+        self.claims = []
         self.stacks = self.recording.stacks
 
     def live_at(self, time_ns, born_after=0):
@@ -54,29 +54,9 @@ class Program:
         stack = self.ledger.stack[row]
         return self.stacks[stack] if stack >= 0 else ()
 
-    def is_forward(self, i):
-        stack = self.trace.events.stack[i]
-        return stack >= 0 and any(f.function == "forward" for f in self.stacks[stack])
-
-    def mark_phases(self):
-        """Forward: from the first to the last event below a ``forward``; then backward, until the optimizer begins."""
-        events, begin = self.trace.events, 0
-        allocs = events.action == Action.ALLOC
-        for mark in self.recording.marks:
-            end = int(np.searchsorted(events.time_ns, mark.time_ns))
-            if mark.begin:
-                forward = [i for i in np.flatnonzero(allocs[begin:end]) + begin if self.is_forward(i)]
-                times = [(int(events.time_ns[forward[0]]), True), (int(events.time_ns[forward[-1]]), False)]
-                self.marks += [Mark(t, "forward", b, mark.step, "model") for t, b in times]
-                silent = [i for i in range(forward[-1] + 1, end) if allocs[i] and events.stack[i] < 0]
-                self.marks += [Mark(int(events.time_ns[silent[0]]), "backward", True, mark.step)]
-                self.marks += [Mark(mark.time_ns - 1000, "backward", False, mark.step)]
-            self.marks.append(mark)
-            begin = end
-
     def report(self):
         recording = replace(
-            self.recording, kind="measured", marks=tuple(sorted(self.marks)), claims=tuple(sorted(self.claims)),
+            self.recording, kind="measured", claims=tuple(sorted(self.claims)),
             environment={"cublas_workspace_bytes": str(WORKSPACE)}, devices=(Device(self.trace.device, "a card", 24 << 30),),
         )  # fmt: skip
         return analyse(recording)
@@ -93,15 +73,14 @@ def check_sums(report):
 @pytest.mark.parametrize("name", ["niu_fb_100", "niu_fb_200"])
 def test_a_training_run_from_its_first_byte(name):
     program = Program(name)
-    program.mark_phases()
-    forward = program.marks[0].time_ns - 1
+    marks = program.recording.marks
+    forward = marks[0].time_ns - 1
     for category, file in (("parameters", "TransformerLM.py"), ("optimizer_state", "optimizer.py")):
         rows = [r for r in program.live_at(forward) if any(f.file.endswith(file) for f in program.frames(r))]
         program.claim(rows, forward, category)
-    for begin, end in zip(program.recording.marks[::2], program.recording.marks[1::2], strict=True):
-        backward = max(
-            m.time_ns for m in program.marks if m.kind == "backward" and m.begin and m.time_ns < begin.time_ns
-        )
+    steps = [m for m in marks if m.kind == "optimizer"]
+    for begin, end in zip(steps[::2], steps[1::2], strict=True):
+        backward = max(m.time_ns for m in marks if m.kind == "backward" and m.begin and m.time_ns < begin.time_ns)
         made = program.live_at(begin.time_ns, born_after=backward)
         program.claim([r for r in made if program.ledger.bytes[r] != WORKSPACE], begin.time_ns, "gradients")
         for row in program.live_at(end.time_ns, born_after=begin.time_ns):

@@ -13,7 +13,7 @@ import ipyvram
 from ipyvram import snapshot as snapshot_module
 from ipyvram.recording import CATEGORIES
 from ipyvram.report import Report
-from tests.simulated_cuda import MIB, SimulatedCuda
+from tests.simulated_cuda import MIB, WORKSPACE, SimulatedCuda
 from tests.test_caching_allocator import PEAKS_MIB
 from tests.traces import FILES, needs_traces
 
@@ -49,7 +49,7 @@ def test_a_snapshot_is_a_report(tmp_path):
     assert report.peak_reserved_bytes == allocator.reserved_peak
     assert report.allocator["inactive_split"] == allocator.inactive_split
     assert any(g.key.startswith("test_snapshot.py:") and g.bytes >= 4 * MIB for g in report.lines_at_peak)
-    assert {p.name for p in report.phases} == {"optimizer"}
+    assert {p.name for p in report.phases} == {"backward", "optimizer"}
     assert report.provenance["categories"] == "inferred"
     frame = report.timeline()
     assert (frame[list(CATEGORIES)].sum(axis=1) == frame["allocated"]).all()
@@ -96,11 +96,24 @@ def test_real_snapshots_have_their_published_peaks(path):
     assert len(report.to_json()) < 400_000
 
 
+@needs_traces
+def test_phases_of_real_programs_tell_activations_and_gradients():
+    path = {p.name.split(".")[0]: p for p in FILES}
+    report = ipyvram.read_snapshot(path["wedson_medium_512_train"])
+    assert 423_183_360 * 4 <= report.end["gradients"] < 1.02 * 423_183_360 * 4  # the model's published parameter count
+    assert report.peak["activations"] > 0.5 * report.peak_bytes
+    assert report.peak_phase in ("forward", "backward")
+    report = ipyvram.read_snapshot(path["niu_fb_200"])
+    assert [p.name for p in report.phases] == ["forward", "backward", "optimizer"] * 3
+    assert report.peak["workspaces"] == 2 * WORKSPACE
+
+
 def damaged():
     """Ways to be a pickle and no snapshot."""
     yield "a list", [1, 2]
     yield "no segments", {"device_traces": []}
     yield "nothing in it", {"segments": [], "device_traces": []}
+    whole = recorded()[0]
     for name, change in {
         "a size as text": lambda s: s["device_traces"][0][0].update(size="huge"),
         "a negative size": lambda s: s["device_traces"][0][0].update(size=-5),
@@ -113,7 +126,7 @@ def damaged():
         "annotations that are none": lambda s: s.update(external_annotations=[3]),
         "settings that are none": lambda s: s.update(allocator_settings={"max_split_size": "much"}),
     }.items():
-        value = copy.deepcopy(recorded()[0])
+        value = copy.deepcopy(whole)
         change(value)
         yield name, value
 
