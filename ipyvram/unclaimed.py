@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ipyvram.ledger import Ints, Ledger
 from ipyvram.marks import ModuleTrack, PhaseSpan
 from ipyvram.recording import CATEGORIES
+from ipyvram.units import MIB
 
 INDEX = {name: i for i, name in enumerate(CATEGORIES)}
 Flags = NDArray[np.bool_]
@@ -75,7 +76,9 @@ class Unclaimed:
         self._survivors(category, kept)
         category[self._recomputed()] = INDEX["activations"]
         if self.workspace:
-            category[(self.ledger.bytes == -(-self.workspace // 512) * 512) & self.never] = INDEX["workspaces"]
+            least = -(-self.workspace // 512) * 512  # a block of the large pool may exceed its request by up to 1 MiB
+            size = self.ledger.bytes
+            category[(size >= least) & (size <= least + MIB) & self.never] = INDEX["workspaces"]
         return category
 
     def _held(self, category: Ints) -> None:

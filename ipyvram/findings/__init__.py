@@ -6,12 +6,12 @@ needs beside the account is an `Observation`, made by a probe or by `analysis`: 
 
 from __future__ import annotations
 
-from ipyvram.findings import allocator, batch, holding, steps
+from ipyvram.findings import allocator, batch, estimates, holding, steps
 from ipyvram.report import Finding, Report
 
 
 def find(report: Report) -> tuple[Finding, ...]:
     """All findings of one report, most bytes first; those that are not about an amount come last."""
-    rules = (*holding.RULES, *steps.RULES, *allocator.RULES, *batch.RULES)
+    rules = (*estimates.RULES, *holding.RULES, *steps.RULES, *allocator.RULES, *batch.RULES)
     found = [finding for rule in rules for finding in rule(report)]
     return tuple(sorted(found, key=lambda f: -f.bytes))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ipyvram.allocator_model import CachingAllocator, OutOfMemory
-from ipyvram.recording import Action, Claim, Device, Events, Recording, Samples, Segment, Trace
+from ipyvram.marks import phase_spans
+from ipyvram.recording import Action, Claim, Device, Events, Observation, Recording, Samples, Segment, Trace
 from ipyvram.simulated.memory import DEVICE, DeviceMemory
 from ipyvram.units import format_bytes
 
@@ -51,20 +52,35 @@ class Placement:
         self.reserved_peak = max(allocator.reserved_peak, allocator.reserved)
 
 
-def fits(memory: DeviceMemory, capacity: int) -> OutOfMemory | None:
-    """Whether the same requests get through on a card with ``capacity`` bytes left for them: the failure, or None."""
-    allocator, address = CachingAllocator(capacity=capacity), dict[int, int]()
+def fits(memory: DeviceMemory, capacity: int) -> tuple[OutOfMemory, int] | None:
+    """Whether the same requests get through with ``capacity`` bytes for them: the failure and its time, or None."""
+    allocator, address, time_ns = CachingAllocator(capacity=capacity), dict[int, int](), 0
     try:
         for serial, size in memory.before.items():
             address[serial] = allocator.alloc(size)
         for row in memory.rows:
+            time_ns = row.time_ns
             if row.alloc:
                 address[row.serial] = allocator.alloc(row.size)
             else:
                 allocator.free(address[row.serial])
     except OutOfMemory as failure:
-        return failure
+        return failure, time_ns
     return None
+
+
+def _verdict(estimation: Estimation, stop_ns: int) -> tuple[Observation, ...]:
+    """One observation where the card is too small: what was asked for when, and what was left."""
+    card = estimation.card
+    room = card.total_bytes - card.context_bytes
+    failed = fits(estimation.memory, room)
+    if failed is None:
+        return ()
+    failure, time_ns = failed
+    phases = phase_spans(tuple(estimation._phases.marks), stop_ns)
+    phase = next((p for p in phases if p.begin_ns <= time_ns < max(p.end_ns, p.begin_ns + 1)), None)
+    when = "" if phase is None else f"step {phase.step}, {phase.name}"
+    return (Observation("does_not_fit", failure.requested, card.name, when, failure.free, DEVICE),)
 
 
 def predicted(estimation: Estimation, start_ns: int, stop_ns: int) -> Recording:
@@ -100,7 +116,8 @@ def predicted(estimation: Estimation, start_ns: int, stop_ns: int) -> Recording:
         card_bytes=card.total_bytes,
         steps=e.steps,
         traced_steps=e.steps,
-        notes=tuple(notes(e, placement)),
+        notes=tuple(notes(e)),
+        observations=_verdict(e, stop_ns),
     )
 
 
@@ -127,16 +144,13 @@ def _context(placement: Placement, context: int, total: int, time_ns: int) -> Sa
     )
 
 
-def notes(estimation: Estimation, placement: Placement) -> list[str]:
-    """What the figures leave out, in one line each; the verdict first."""
+#: How the note begins that says what an estimate leaves out.
+PREDICTED = "predicted, nothing was run on a GPU"
+
+
+def notes(estimation: Estimation) -> list[str]:
+    """What the figures leave out, in one line each."""
     e, card = estimation, estimation.card
-    failure = fits(e.memory, card.total_bytes - card.context_bytes)
-    lines = []
-    if failure is not None:
-        lines.append(
-            f"does not fit: {card.name} has {format_bytes(card.total_bytes - card.context_bytes)} for it, and the program "
-            f"asks for {format_bytes(failure.requested)} more when {format_bytes(failure.free)} is left"
-        )
     left_out = ["the CUDA context (typical value)"] if card.context_bytes else []
     if e.ways.convolution_bound:
         left_out.append(
@@ -144,7 +158,5 @@ def notes(estimation: Estimation, placement: Placement) -> list[str]:
         )
     if e.ways.recurrent_bound:
         left_out.append("cuDNN's reserve of recurrent layers (an upper bound is counted)")
-    lines.append(
-        "predicted, nothing was run on a GPU; not known exactly: " + "; ".join(left_out or ["nothing of note"])
-    )
-    return [*lines, *e.notes]
+    what = "; ".join(left_out) or "nothing of note"
+    return [f"{PREDICTED}; not known exactly: {what}", *e.notes]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ipyvram.analysis import analyse
 from ipyvram.cards import Card
 from ipyvram.options import Options
 from ipyvram.simulated.estimation import Estimation
+from ipyvram.simulated.recorded import PREDICTED
 from ipyvram.simulated.refusal import CannotEstimate
 from ipyvram.sweep.failures import one_line
 from ipyvram.sweep.trial import Body, ProgramFailed, Trial, with_figures
@@ -56,4 +58,7 @@ class EstimatedTrials:
         except Exception as error:
             raise ProgramFailed(one_line(error)) from error
         trial = Trial(size=size, shape=estimation.shape, steps=estimation.steps)
-        return with_figures(trial, analyse(recording))
+        found = with_figures(trial, analyse(recording))
+        # What is left out is the same for every size but for its amount, and a comparison says it once.
+        same = dict.fromkeys(PREDICTED if note.startswith(PREDICTED) else note for note in found.notes)
+        return replace(found, notes=tuple(same))

@@ -1,0 +1,27 @@
+"""What an estimate has to say first: whether the card is too small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ipyvram.findings.worth import Rule, observed
+from ipyvram.report import Finding, Report
+from ipyvram.units import format_bytes
+
+
+def _does_not_fit(report: Report) -> Iterator[Finding]:
+    """The observation's ``bytes`` were asked for, its ``count`` were left, its ``holder`` is when."""
+    for o in observed(report, "does_not_fit"):
+        when = f" in {o.holder}" if o.holder else ""
+        over = (
+            (report.peak_reserved_bytes or report.peak_bytes) + report.card.get("context", 0) - (report.card_bytes or 0)
+        )
+        short = f", {format_bytes(over)} more than it has" if over > 0 else ""
+        text = (
+            f"Does not fit on {o.name}{short}: out of memory{when}, where {format_bytes(o.bytes)} would be asked for and "
+            f"{format_bytes(o.count)} left."
+        )
+        yield Finding("does_not_fit", text, report.peak_bytes)
+
+
+RULES: tuple[Rule, ...] = (_does_not_fit,)
