@@ -64,30 +64,36 @@ def _card(name: str, mib: float, capability: tuple[int, int], multiprocessors: i
 
 
 CARDS = (
-    _card("NVIDIA GeForce GTX 1080 Ti", 10.91 * 1024, (6, 1), 28, _MESSAGE),
+    _card("NVIDIA GeForce GTX 1080 Ti", 11178, (6, 1), 28),
     _card("Tesla P100-PCIE-16GB", 16280, (6, 0), 56),
     _card("Tesla V100-SXM2-16GB", 16160, (7, 0), 80),
     _card("Tesla V100-SXM2-32GB", 31.75 * 1024, (7, 0), 80, _MESSAGE),
     _card("Tesla T4", 15095, (7, 5), 40),
     _card("NVIDIA GeForce GTX 1650 Ti", 4095, (7, 5), 16),
     _card("NVIDIA GeForce GTX 1660 Ti", 5936, (7, 5), 24),
-    _card("NVIDIA GeForce RTX 2080 Ti", 10.76 * 1024, (7, 5), 68, _MESSAGE),
+    _card("NVIDIA GeForce RTX 2080 Ti", 11019, (7, 5), 68),
     _card("NVIDIA A100-PCIE-40GB", 40326, (8, 0), 108),
     Card("NVIDIA A100-SXM4-40GB", 42_298_834_944, (8, 0), 108, _CUDA_SAMPLES),
     _card("NVIDIA A100-SXM4-80GB", 79.15 * 1024, (8, 0), 108, _MESSAGE),
     _card("NVIDIA A10G", 22587, (8, 6), 80),
     _card("NVIDIA A40", 45416, (8, 6), 84),
-    _card("NVIDIA RTX A6000", 47.54 * 1024, (8, 6), 84, _MESSAGE),
+    _card("NVIDIA RTX A6000", 48676, (8, 6), 84),
     _card("NVIDIA GeForce RTX 3060", 11931, (8, 6), 28),
     _card("NVIDIA GeForce RTX 3070", 7.79 * 1024, (8, 6), 46, _MESSAGE),
     _card("NVIDIA GeForce RTX 3080", 9.77 * 1024, (8, 6), 68, _MESSAGE),
     _card("NVIDIA GeForce RTX 3090", 24259, (8, 6), 82),
     _card("NVIDIA GeForce RTX 3090 Ti", 24114, (8, 6), 84),
+    _card("NVIDIA L4", 22.03 * 1024, (8, 9), 58, _MESSAGE),
+    _card("NVIDIA L40S", 45589, (8, 9), 142),
+    _card("NVIDIA GeForce RTX 4070", 11874, (8, 9), 46),
+    _card("NVIDIA GeForce RTX 4070 Ti SUPER", 15974, (8, 9), 66),
     _card("NVIDIA GeForce RTX 4080", 16049, (8, 9), 76),
     _card("NVIDIA GeForce RTX 4090", 23.64 * 1024, (8, 9), 128, "total capacity in ali-vilab/VGen issue 104"),
     _card("NVIDIA H100 80GB HBM3", 81089, (9, 0), 132),
+    _card("NVIDIA H200", 143156, (9, 0), 132),
+    _card("NVIDIA B200", 182642, (10, 0), 148),
+    _card("NVIDIA GeForce RTX 5090", 31.36 * 1024, (12, 0), 170, _MESSAGE),
 )
-
 
 #: What Tab offers after ``--card``.
 SUGGESTIONS = (
@@ -136,7 +142,7 @@ def named(text: str) -> Card:
     if found:
         return found[0]
     close = difflib.get_close_matches(key, [_key(c.name) for c in CARDS], 3, 0.4)
-    nearest = [c.name for k in close for c in CARDS if _key(c.name) == k] or [CARDS[4].name, CARDS[-2].name]
+    nearest = [c.name for k in close for c in CARDS if _key(c.name) == k] or ["Tesla T4", "NVIDIA GeForce RTX 4090"]
     raise ValueError(
         f"no card is known as {text!r}: write its memory, such as 24GiB, or a name like {', '.join(nearest)}"
     )
