@@ -12,12 +12,20 @@ from benchmarks.workloads import Case, program
 from ipyvram.units import format_bytes
 
 
-def compare(case: Case, device: str, measured: dict[str, Any]) -> Iterator[Row]:
-    """One row: predicted and measured allocated and reserved, and the error."""
+def compare(case: Case, card: str, measured: dict[str, Any]) -> Iterator[Row]:
+    """One row: predicted and measured allocated and reserved, and the error.
+
+    Parameters
+    ----------
+    card : str
+        Its name, or its memory where the name is not in ipyvram's table.
+    measured : dict
+        As `battery.figures` gives it.
+    """
     from ipyvram import estimate
 
     torch.manual_seed(0)
-    report = estimate(program(case, device), card=torch.cuda.get_device_name(0) if device == "cuda" else None)
+    report = estimate(program(case, "cuda"), card=card, namespace={})
     pairs = {
         "allocated": (report.peak_bytes, measured["peak_allocated"]),
         "reserved": (report.peak_reserved_bytes or 0, measured["peak_reserved"] or 0),

@@ -28,13 +28,18 @@ class SimulatedCard:
 
     def __enter__(self) -> SimulatedCard:
         self.cuda.__enter__()
-        self._open_cards = run_module.open_cards
+        self._open_cards: Any = run_module.open_cards
         run_module.open_cards = lambda: DriverView(self.cuda)  # type: ignore[assignment,return-value]
         return self
 
     def __exit__(self, *exc: object) -> None:
-        run_module.open_cards = self._open_cards
-        self.cuda.__exit__(*exc)
+        self.leave()
+
+    def leave(self) -> None:
+        """The card is gone; once is enough."""
+        if self._open_cards is not None:
+            run_module.open_cards, self._open_cards = self._open_cards, None
+            self.cuda.__exit__(None, None, None)
 
     def name(self) -> str:
         return "simulated"
