@@ -49,7 +49,7 @@ CELLS = {
         "resnet50(num_classes=10)", "resnet50(num_classes=10).cuda()"
     ),
     "meter": "%%vram a growing list --card 8GiB\nkept = []\nfor i in range(40):\n"
-    "    kept.append(torch.ones(8 * 2**18))\n    time.sleep(0.25)",
+    "    kept.append(torch.ones(8 * 2**18))\n    time.sleep(0.4)",
     "comparison": "%%vram --batch batch=2,4,8,16 --card 24GiB\nbatch = 8\n"
     + TRAIN.format(batch="batch", size=64, device="").replace("resnet50", "resnet18"),
 }
@@ -86,7 +86,8 @@ def hover(lab: Lab, path: Path) -> None:
 
 def shoot_meter(lab: Lab, out: Path) -> None:
     """The meter while its cell runs."""
-    lab.page.wait_for_timeout(7000)
+    lab.page.wait_for_function("document.querySelector('.jp-Notebook').textContent.includes('peak')", timeout=120_000)
+    lab.page.wait_for_timeout(3000)
     for theme in ("Light", "Dark"):
         lab.theme(theme)
         save(lab.page.locator(".jp-Cell").last, out / f"meter-{theme.lower()}.png")

@@ -34,13 +34,19 @@ def extremes(values: NDArray[np.int64], buckets: NDArray[np.int64]) -> NDArray[n
 def pick(time: NDArray[np.float64], values: NDArray[np.int64], points: int) -> NDArray[np.int64]:
     """Indices of at most about ``points`` rows that keep every bucket's lowest and highest value, ascending.
 
-    Buckets are equal stretches of the row number and not of time: a step of allocations deserves the room it needs.
+    Buckets are equal stretches of the row number, and beside them of the ups and downs: a step of allocations deserves the
+    room it needs, and a rise of a few large ones is not to be drowned by the many small ones of an optimizer.
     """
     count = len(values)
     if count <= points:
         return np.arange(count)
-    buckets = np.arange(count) * max(1, points // 4) // count
-    return extremes(values, buckets)
+    buckets = max(1, points // 8)
+    travelled = np.cumsum(np.abs(np.diff(values, prepend=values[0])).astype(np.float64))
+    by_row = extremes(values, np.arange(count) * buckets // count)
+    if travelled[-1] <= 0:
+        return by_row
+    by_height = extremes(values, np.minimum(travelled / travelled[-1] * buckets, buckets - 1).astype(np.int64))
+    return np.union1d(by_row, by_height)
 
 
 def thin_timeline(timeline: Timeline, points: int) -> Timeline:

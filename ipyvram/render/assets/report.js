@@ -28,7 +28,7 @@ const fill = (box, title, rows) => {
 };
 const start = account => {
 	const box = account.querySelector('.p'), img = box.firstChild;
-	const svg = document.importNode(new DOMParser().parseFromString(atob(img.src.split(',')[1]), 'image/svg+xml').documentElement, true);
+	const svg = new DOMParser().parseFromString(atob(img.src.split(',')[1]), 'image/svg+xml').documentElement;
 	const D = JSON.parse(svg.querySelector('metadata').textContent), plot = svg.querySelector('.g');
 	const [all, W, H, L] = D.box;
 	const rows = D.rows.map(curve), lines = D.lines.map(curve), reserved = D.reserved && curve(D.reserved);
@@ -138,10 +138,12 @@ const start = account => {
 		b.append(...th.childNodes);
 		th.append(b);
 	}
+	// keys are ours
+	for (const e of account.querySelectorAll('.w,button')) e.dataset.lmSuppressShortcuts = 1;
 };
-// every copy, each once; keys are ours and not the notebook's
+// each copy once
 for (const root of document.querySelectorAll('[id="ROOT"]:not([data-on])')) {
-	root.dataset.on = root.dataset.lmSuppressShortcuts = 1;
+	root.dataset.on = 1;
 	for (const account of root.querySelectorAll('.r:has(.p)')) try { start(account); } catch (e) { console.warn(e); }
 }
 })();
