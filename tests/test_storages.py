@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import threading
 
 import numpy as np
@@ -362,3 +363,11 @@ def test_a_fault_of_ours_costs_the_trace_and_not_the_cell(monkeypatch):
         assert torch.ones(3).tolist() == [1, 1, 1]
     assert len(trace.notes) == 1
     assert "ZeroDivisionError" in trace.notes[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_forked_worker_records_nothing():
+    with tracing() as trace:
+        (process_id := os.fork()) or os._exit(int(trace.active))
+        assert os.waitstatus_to_exitcode(os.waitpid(process_id, 0)[1]) == 0
+        assert trace.active

@@ -1,7 +1,8 @@
 """What autograd does out of place only because a dispatch mode is on, and in place otherwise.
 
-Under any mode torch takes every tensor for one of a subclass (`at::isTensorSubclassLike`): the engine then adds gradients
-with ``add`` where it would use ``add_``, and formulas fill a new tensor instead of the one they just made.
+Under any mode torch takes every tensor for one of a subclass (`at::isTensorSubclassLike`): where a tensor is used twice, the
+engine then sums its gradients with ``add`` instead of ``add_``, and formulas fill a new tensor instead of the one they just
+made. What is added to a ``.grad`` is added in place, as without a mode.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 OUTSIDE = -1  #: no node: not in the engine
 
 _aten = torch.ops.aten
-ADD, ADD_IN_PLACE = _aten.add.Tensor, _aten.add_.Tensor
+ADD = _aten.add.Tensor
 #: Formulas apply these to zeros that they have just made (`value_selecting_reduction_backward` and its like).
 _FILLS = frozenset({
     _aten.scatter.src, _aten.scatter.value, _aten.scatter_add.default, _aten.index_put.default, _aten.index_add.default,
@@ -29,18 +30,6 @@ def current_node() -> int:
         return OUTSIDE
     node: Any = torch._C._current_autograd_node()
     return OUTSIDE if node is None else int(node._sequence_nr())
-
-
-def accumulates(args: tuple[Any, ...]) -> bool:
-    """Whether the sum of ``args`` is autograd adding to a ``.grad``.
-
-    It must be made in place, as without a mode: a ``.grad`` that the program holds elsewhere, such as a flat buffer, would
-    miss the sum.
-    """
-    if torch._C._current_graph_task_id() == -1 or torch.is_grad_enabled():
-        return False
-    node: Any = torch._C._current_autograd_node()
-    return node is not None and type(node).__name__ == "AccumulateGrad" and node.variable.grad is args[0]
 
 
 def may_reuse(func: Any, operand: Tensor, made_by: int, newest: bool) -> bool:

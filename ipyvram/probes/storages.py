@@ -13,11 +13,10 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils import _python_dispatch as dispatch_modes
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipyvram.probes.clock import Clock
-from ipyvram.probes.engine import ADD, ADD_IN_PLACE, OUTSIDE, REUSING, accumulates, current_node, may_reuse
+from ipyvram.probes.dispatch import Mode
+from ipyvram.probes.engine import OUTSIDE, REUSING, current_node, may_reuse
 from ipyvram.probes.stacks import Interner
 from ipyvram.probes.storage_log import Live, Row, StorageLog, allocated
 from ipyvram.probes.tensors import NO_STORAGE, dtype_name, plain_tensors, storage_of
@@ -27,7 +26,6 @@ from ipyvram.recording import Block, OomEvent, Origin, Trace
 MAX_EVENTS = 1_000_000
 
 _CHECK_EVERY = 1024  # operators between two looks at the bounds
-_DISABLED = Tensor.__torch_dispatch__
 _aten = torch.ops.aten
 #: In-place operators that may give their tensor another storage, or another size. By identity: an overload's own hash is
 #: a Python function.
@@ -65,6 +63,8 @@ class StorageTrace:
     ----------
     notes : list of str
         What the trace could not see, one line each.
+    active : bool
+        Whether events are being recorded.
     event_count : int
         Events recorded so far, on all devices.
     refused : OomEvent or None
@@ -94,8 +94,8 @@ class StorageTrace:
         self._origin_of: dict[Any, int] = {}
         self._serial = 0
         self._reusing: tuple[Live, Live, Row] | None = None  # operand, result, and its row if the operand survives
-        self._mode: _Mode | None = None
-        self._active = False
+        self._mode: Mode | None = None
+        self.active = False
         self._operators = 0
         self._start_ns = self._stop_ns = 0
         self._ended_by = "end of cell"
@@ -105,30 +105,23 @@ class StorageTrace:
     def start(self) -> None:
         """Watch every operator of this thread."""
         self._start_ns = self._clock()
-        self._mode = _Mode(self)
-        self._mode.__enter__()  # type: ignore[no-untyped-call]
-        self._active = True
+        self._mode = Mode(self)
+        self._mode.enter()
+        self.active = True
 
     def stop(self, ended_by: str = "end of cell") -> None:
         """Stop recording. The mode leaves at once, or, below one that the cell entered, when that has gone."""
-        if self._active:
+        if self.active:
             self._stop_ns = self._clock()
             self._flush()
-            self._active, self._ended_by = False, ended_by
+            self.active, self._ended_by = False, ended_by
             self._live.clear()
             self._held.clear()
         self._leave()
 
     def _leave(self) -> None:
-        mode = self._mode
-        if mode is not None and dispatch_modes._get_current_dispatch_mode() is mode:
-            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if self._mode is not None and self._mode.leave():
             self._mode = None
-
-    @property
-    def active(self) -> bool:
-        """Whether events are being recorded."""
-        return self._active
 
     @property
     def ended_by(self) -> str:
@@ -162,7 +155,7 @@ class StorageTrace:
         known = self._live.get(storage._cdata)
         if known is None:
             log = self._log(storage)
-            if log is None or not self._active:
+            if log is None or not self.active:
                 self._serial += 1
                 return self._serial  # matches nothing
             held = self._held.get(storage._cdata)
@@ -346,45 +339,6 @@ class StorageTrace:
         """Recording an operator went wrong: the trace ends, the program goes on."""
         self.notes.append(f"the storage trace stopped at {func}: {type(error).__name__}: {error}"[:300])
         self.stop("a fault of ipyvram")
-
-
-class _Mode(TorchDispatchMode):
-    """Hands what every operator did to the trace."""
-
-    supports_higher_order_operators = True
-
-    def __init__(self, trace: StorageTrace) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.trace = trace
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        """Compiled code runs compiled; without this it would silently run eagerly under the mode."""
-        return True
-
-
-def _dispatch(self: _Mode, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-    trace = self.trace
-    for kind in types:
-        if kind.__torch_dispatch__ is not _DISABLED:
-            return NotImplemented  # made of tensors: its own dispatch runs operators on its parts, seen one by one
-    if not trace._active:
-        return func(*args, **(kwargs or {}))
-    if func is ADD and accumulates(args):
-        func = ADD_IN_PLACE
-    result = func(*args, **kwargs) if kwargs else func(*args)
-    try:
-        trace.record(func, args, kwargs, result)
-    except torch.OutOfMemoryError as error:
-        del result  # what was refused does not exist, and the traceback is not to keep it
-        raise error.with_traceback(None) from None
-    except Exception as error:
-        trace.failed(func, error)
-    return result
-
-
-# Assigned, not defined in the class: there torch would wrap it in a function that imports its compiler (seconds).
-_Mode.__torch_dispatch__ = _dispatch  # type: ignore[method-assign,assignment]
 
 
 def _op_name(func: Any) -> str:

@@ -1,0 +1,88 @@
+"""The dispatch mode of the storage trace: operators come in, what they did is handed to a recorder, their results go out."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils import _python_dispatch as dispatch_modes
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_DISABLED = Tensor.__torch_dispatch__
+
+
+class Recorder(Protocol):
+    """What `Mode` talks to: `probes.storages.StorageTrace`."""
+
+    active: bool
+
+    def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None, result: Any) -> None:
+        """An operator has run."""
+
+    def failed(self, func: Any, error: Exception) -> None:
+        """`record` raised what is no out-of-memory."""
+
+
+class Mode(TorchDispatchMode):
+    """Runs every operator as it would run without, and tells the recorder while that is active."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.recorder = recorder
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Compiled code runs compiled; without this it would silently run eagerly under the mode."""
+        return True
+
+    def enter(self) -> None:
+        """Go on top of this thread's modes."""
+        _entered.add(self)
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave(self) -> bool:
+        """Go away if nothing is above; else False: leaving from below would break the flags that torch keeps for the others."""
+        if dispatch_modes._get_current_dispatch_mode() is not self:
+            return False
+        _entered.discard(self)
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        return True
+
+
+def _dispatch(self: Mode, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    recorder = self.recorder
+    for kind in types:
+        if kind.__torch_dispatch__ is not _DISABLED:
+            return NotImplemented  # made of tensors: its own dispatch runs operators on its parts, seen one by one
+    if not recorder.active:
+        return func(*args, **(kwargs or {}))
+    result = func(*args, **kwargs) if kwargs else func(*args)
+    try:
+        recorder.record(func, args, kwargs, result)
+    except torch.OutOfMemoryError as error:
+        del result  # what was refused does not exist, and the traceback is not to keep it
+        raise error.with_traceback(None) from None
+    except Exception as error:
+        recorder.failed(func, error)
+    return result
+
+
+# Assigned, not defined in the class: there torch would wrap it in a function that imports its compiler (seconds).
+Mode.__torch_dispatch__ = _dispatch  # type: ignore[method-assign,assignment]
+
+_entered: weakref.WeakSet[Mode] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    """A forked process, such as a loader's worker, inherits the mode; what it does is not the cell's."""
+    for mode in list(_entered):
+        mode.recorder.active = False
+
+
+if hasattr(os, "register_at_fork"):  # cannot be taken back; without a mode it does nothing
+    os.register_at_fork(after_in_child=_in_child)
