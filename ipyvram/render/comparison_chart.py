@@ -16,8 +16,8 @@ from ipyvram.units import format_bytes
 
 WIDTH, HEIGHT = 860, 270
 TOP, BOTTOM = 30, 232
-#: Left and right edge of each panel's plot.
-MEMORY, SPEED = (64, 500), (590, 840)
+#: Left and right edge of each panel's plot; of the first where it is the only one.
+MEMORY, SPEED, ALONE = (64, 500), (590, 840), (64, 840)
 GREY, LIMIT_COLOUR, KNEE_COLOUR = "#777", "#da3cb7", "#1797a3"
 
 Scale = Callable[[float], float]
@@ -39,7 +39,7 @@ def chart(comparison: Comparison) -> str:
 
 
 def _memory(c: Comparison, rows: Sequence[Row]) -> Iterable[str]:
-    left, right = MEMORY
+    left, right = ALONE if c.best_samples_per_s is None else MEMORY
     last = max(r.batch for r in c.rows)
     top_bytes = _top(c, rows, last)
     x: Scale = lambda batch: left + (right - left) * batch / (last * 1.04)  # noqa: E731
@@ -128,9 +128,11 @@ def _mark(row: Row, x: Scale, y: Scale, limit_y: float) -> Iterable[str]:
 def _speed(c: Comparison) -> Iterable[str]:
     left, right = SPEED
     points = [(r, r.samples_per_s) for r in c.rows if r.samples_per_s is not None]
+    if not points:
+        return
     yield _words(left, TOP - 14, "samples/s", "start", bold=True)
     if len(points) < 2:
-        yield _words(left, (TOP + BOTTOM) / 2, "not timed" if not points else "timed at one size only", "start")
+        yield _words(left, (TOP + BOTTOM) / 2, "timed at one size only", "start")
         return
     first, last = points[0][0].batch, points[-1][0].batch
     best = max(value for _, value in points)
@@ -141,7 +143,9 @@ def _speed(c: Comparison) -> Iterable[str]:
         yield _rule(left, right, y(tick))
         yield _words(left - 6, y(tick) + 4, speed(tick), "end")
     yield _rule(left, right, y(0.95 * best), KNEE_COLOUR, 0.9, "2 3")
-    yield _words(left, y(0.95 * best) - 5, "95 % of the best", "start", KNEE_COLOUR)
+    knee_is_left = c.knee is not None and x(c.knee) < (left + right) / 2
+    place, anchor = (right, "end") if knee_is_left else (left, "start")
+    yield _words(place, y(0.95 * best) - 5, "95 % of the best", anchor, KNEE_COLOUR)
     path = " L".join(f"{x(r.batch):.1f} {y(value):.1f}" for r, value in points)
     yield f'<path d="M{path}" fill="none" stroke="currentColor" stroke-width="1.5"/>'
     for row, value in points:
@@ -149,9 +153,9 @@ def _speed(c: Comparison) -> Iterable[str]:
         look = f'r="5" fill="none" stroke="{KNEE_COLOUR}" stroke-width="2.5"' if knee else 'r="2.5"'
         yield f'<circle cx="{x(row.batch):.1f}" cy="{y(value):.1f}" {look}/>'
         if knee:
-            anchor = "start" if x(row.batch) < (left + right) / 2 else "end"
+            anchor = "start" if knee_is_left else "end"
             yield _words(x(row.batch), y(value) - 10, f"knee {row.batch}", anchor, KNEE_COLOUR, bold=True)
-    yield from _labels([(x(r.batch), str(r.batch), r.batch == c.knee) for r, _ in points])
+    yield from _labels([(x(r.batch), str(r.batch), r.batch == c.knee) for r, _ in points], (left + right) / 2)
 
 
 def _round_ticks(highest: float, about: int = 4) -> list[float]:
@@ -163,7 +167,7 @@ def _round_ticks(highest: float, about: int = 4) -> list[float]:
 # -- pieces --------------------------------------------------------------------------------------------------------------
 
 
-def _labels(ticks: Sequence[tuple[float, str, bool]]) -> Iterable[str]:
+def _labels(ticks: Sequence[tuple[float, str, bool]], middle: float) -> Iterable[str]:
     """Sizes below the axis: the important ones first, the others where there is room."""
     taken: list[tuple[float, float]] = []
     for at, label, important in sorted(ticks, key=lambda t: (not t[2], -t[0])):
@@ -171,9 +175,7 @@ def _labels(ticks: Sequence[tuple[float, str, bool]]) -> Iterable[str]:
         if all(at + half <= a or at - half >= b for a, b in taken):
             taken.append((at - half, at + half))
             yield _words(at, BOTTOM + 15, label, "middle", bold=important)
-    for panel_left, panel_right in (MEMORY, SPEED):
-        if ticks and panel_left - 1 <= ticks[0][0] <= panel_right + 1:
-            yield _words((panel_left + panel_right) / 2, BOTTOM + 32, "batch size", "middle")
+    yield _words(middle, BOTTOM + 32, "batch size", "middle")
 
 
 def _rule(

@@ -46,7 +46,7 @@ def put_into_words(c: Comparison) -> Words:
     """All that is said of a comparison."""
     shown = columns_shown(c)
     return Words(
-        title=c.label or f"Batch sizes of {c.name}",
+        title=c.label or "Batch sizes",
         context=tuple(_context(c)),
         headline=tuple(_headline(c)),
         fit=describe_fit(c.fit) if c.fit is not None else "",
@@ -66,7 +66,7 @@ def columns_shown(c: Comparison) -> tuple[bool, ...]:
 
 
 def _context(c: Comparison) -> list[str]:
-    parts = [c.name] if c.label else []
+    parts = [c.name]
     device = " ".join(p for p in (c.device, c.device_name) if p and p.lower() != "cpu") or c.device
     parts += [device] if device else []
     if c.limit_bytes is not None:

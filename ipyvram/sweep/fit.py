@@ -130,7 +130,9 @@ def _objection(points: list[Point], residual: float, fixed: float) -> str:
     Close sizes look straight on any curve, but where memory grows faster than the batch their line meets zero early.
     """
     if fixed < -MAX_RESIDUAL * points[0].bytes:
-        return "memory grows faster than the batch: the line through these sizes leaves less than nothing for none"
+        return (
+            "memory grows faster than the batch (by the line through these sizes an empty batch would give some back)"
+        )
     if residual > MAX_RESIDUAL:
         return f"a line misses a size by {residual:.0%}".replace("%", " %")
     for a, b, c in zip(points, points[1:], points[2:], strict=False):

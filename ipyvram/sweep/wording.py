@@ -68,7 +68,7 @@ def notes(
     retried = [t for t in ran if t.retries]
     if retried:
         yield f"at {retried[-1].size} the allocator retried {retried[-1].retries}×: too tight, the speed suffers"
-    yield from dict.fromkeys(note for t in trials for note in t.notes)
+    yield from dict.fromkeys(note for t in (trials[-1:] if estimated else trials) for note in t.notes)
 
 
 def _about_batches(ran: Sequence[Trial], rows: Sequence[Row], skipped: Sequence[int]) -> Iterator[str]:
