@@ -60,9 +60,8 @@ def _memory(c: Comparison, rows: Sequence[Row]) -> Iterable[str]:
         yield _words(left + 4, y(c.limit_bytes) - 4, f"limit {format_bytes(c.limit_bytes)}", "start", LIMIT_COLOUR)
     for row in c.rows:
         yield from _mark(row, x, y, y(min(c.limit_bytes or top_bytes, top_bytes)))
-    yield from _labels(
-        [(x(r.batch), str(r.batch), r.batch == (c.largest.batch if c.largest else None)) for r in c.rows]
-    )
+    answer = c.largest.batch if c.largest is not None else None
+    yield from _labels([(x(r.batch), str(r.batch), r.batch == answer) for r in c.rows], (left + right) / 2)
 
 
 def _top(c: Comparison, rows: Sequence[Row], last: int) -> float:
