@@ -40,7 +40,8 @@ def compare_line(line: str, reports: Sequence[Numbered]) -> Difference:
         runs = [n.report for n in reports if n.report.label == words[0]]
         if len(runs) < 2:
             raise ValueError(
-                f"%vram compare {words[0]}: {len(runs)} reports have that label; name two, as in compare A B"
+                f"%vram compare {words[0]}: {'only one report has' if runs else 'no report has'} that label; name two, "
+                "as in compare A B"
             )
         return compare(*runs)
     if not words:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ipyvram.recording import CATEGORIES, Observation
+from ipyvram.units import format_bytes
 
 if TYPE_CHECKING:
     from ipyvram.ranks import Ranks
@@ -320,6 +321,15 @@ class Report:
         from ipyvram.render.bundle import bundle
 
         return bundle(self)
+
+    def __str__(self) -> str:
+        """The peak and its parts in two lines, for ``print`` in a script."""
+        name = self.label or {"estimated": "estimate", "snapshot": "snapshot"}.get(self.kind, "report")
+        how = f" ({self.provenance['peak']})" if "peak" in self.provenance else ""
+        when = f", {self.peak_when}" if self.peak_when else ""
+        parts = [f"{LABELS[c]} {format_bytes(n)}" for c, n in self.peak.items() if n]
+        head = f"{name} on {self.device}: peak {format_bytes(self.peak_bytes)}{how}{when}"
+        return "\n".join([head, *(["  " + " · ".join(parts)] if parts else [])])
 
     # -- pandas ------------------------------------------------------------------------------------------------------
 

@@ -30,6 +30,10 @@ from ipyvram.report import (
 MAX_ROWS = 100_000  # rows of one table or points of one curve; a report has 4,000 at most
 MAX_DEVICES = 64
 
+#: Keys of accounts, of the card and of `Report.provenance`, in the order they are made and shown in.
+_CARD = ("cache", "context", "other_processes", "reserved", "free")
+_ORDER = {name: i for i, name in enumerate((*CATEGORIES, "peak", "categories", "end", *_CARD))}
+
 
 def encode(report: Report) -> dict[str, Any]:
     """A report as JSON types; the order of keys is that of the fields."""
@@ -51,12 +55,12 @@ def decode(data: Any) -> Report:
             raise ValueError("it has no schema number")
         if data["schema"] > SCHEMA_VERSION:
             raise ValueError(f"its schema is {data['schema']}, newer than {SCHEMA_VERSION}: update ipyvram to read it")
-        known = {k: v for k, v in data.items() if k in Report.__dataclass_fields__}
+        known = {k: _in_order(v) for k, v in data.items() if k in Report.__dataclass_fields__}
         report = Report(**{k: _DECODE[k](v) if k in _DECODE else v for k, v in known.items()})
         _check_fields(report)
         _check_sums(report)
         return report
-    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError, ValueError) as error:
         raise ValueError(f"not a readable ipyvram report: {error}") from error
 
 
@@ -97,6 +101,16 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind not in (str, bool, type(None)):
         _check_fields(value)
     return True
+
+
+def _in_order(value: Any) -> Any:
+    """Categories in the order they are shown in: notebooks are saved with the keys of their JSON sorted."""
+    if isinstance(value, dict):
+        names = sorted(value, key=_ORDER.__getitem__) if value.keys() <= _ORDER.keys() else value
+        return {name: _in_order(value[name]) for name in names}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [_in_order(v) for v in value]
+    return value
 
 
 # -- values ------------------------------------------------------------------------------------------------------------

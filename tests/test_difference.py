@@ -154,7 +154,7 @@ def test_labels_and_numbers(numbered, line, peaks):
     [
         ("", "name two reports, by label or number"),
         ("bs32 bs65", r"no report is called 'bs65' \(there are 1 'bs32', 2 'bs64'"),
-        ("bs64", "1 reports have that label"),
+        ("bs64", "only one report has that label"),
         ("9 1", "no report is called '9'"),
         ("'bs32", "No closing quotation"),
         ("bs32 --steps 1 x", "write step numbers"),

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipyvram.recording import CATEGORIES
-from ipyvram.report import GroupRow, Report, TensorRow, merge_tensors
+from ipyvram.render.text import text
+from ipyvram.report import LABELS, GroupRow, Report, TensorRow, merge_tensors
+from ipyvram.units import format_bytes
 from tests.made import MIB, report
 from tests.measured import measured
 from tests.networks import perceptron
@@ -35,6 +37,26 @@ def test_json_gives_the_same_report(trained):
     again = Report.from_json(trained.to_json())
     assert again == trained
     assert again.to_json() == trained.to_json()
+
+
+def sorted_keys(report):
+    """As a notebook that was saved: its format sorts all keys."""
+    return json.loads(json.dumps(report.to_dict(), sort_keys=True))
+
+
+def test_categories_come_back_in_their_order_out_of_a_saved_notebook(trained):
+    back = Report.from_dict(sorted_keys(trained))
+    assert list(back.peak) == list(trained.peak) == list(CATEGORIES)
+    assert list(back.timeline_data.categories) == list(trained.timeline_data.categories)
+    assert text(back) == text(trained)
+    assert back == trained
+
+
+def test_a_report_prints_as_its_peak_and_the_parts(trained):
+    head, parts = str(trained).splitlines()
+    assert f"peak {format_bytes(trained.peak_bytes)} (exact), {trained.peak_when}" in head
+    assert [LABELS[c] for c, n in trained.peak.items() if n] == [" ".join(p.split()[:-2]) for p in parts.split(" · ")]
+    assert str(report({})) == "report on cpu: peak 0 B"
 
 
 def test_json_is_plain_and_has_no_nan(trained):
