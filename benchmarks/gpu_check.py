@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import platform
 import sys
@@ -23,7 +22,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-if importlib.util.find_spec("psutil") is None:  # ipyvram depends on it; a bare GPU machine may not have it
+try:  # ipyvram depends on it; a bare GPU machine may not have it
+    import psutil  # noqa: F401
+except ImportError:
     from benchmarks.gpu import psutil_standin
 
     sys.modules["psutil"] = psutil_standin  # type: ignore[assignment]
