@@ -166,15 +166,19 @@ def _smaller_batch(s: Situation) -> Iterator[Remedy]:
 def _moving_and_fixed(s: Situation) -> tuple[int, int]:
     """Bytes that grow with the batch and bytes that do not, at the fuller of this instant and the fullest step."""
     account, more = s.oom.account, s.oom.requested_bytes
-    moving = account["activations"] + account["inputs"] + account["outputs"]
+    # Data that is no batch (a set kept on the device) does not shrink with it.
+    batch = sum(t.bytes for t in s.live if t.category == "inputs" and t.shape and t.shape[0] == s.batch)
+    moving = account["activations"] + account["outputs"] + batch
     moving += account["temporaries"] + more if s.oom.phase in ("forward", "backward") else 0
     fixed = s.oom.allocated_bytes + more - moving
     for step in s.steps:
-        in_step = sum(step.peak.get(c, 0) for c in ("activations", "inputs", "outputs"))
-        batch = step.peak.get("inputs", 0)  # steps may have had smaller batches
-        moving = max(moving, in_step * account["inputs"] // batch if batch else in_step)
+        samples = step.batch or s.batch or 1  # steps may have had smaller batches
+        in_step = step.peak.get("activations", 0) + step.peak.get("outputs", 0)
+        in_step += step.peak.get("temporaries", 0) if step.peak_phase in ("forward", "backward") else 0
+        own = batch * samples // (s.batch or samples)
+        moving = max(moving, round((in_step + own) * (s.batch or samples) / samples))
         if step.peak_phase in ("forward", "backward"):
-            fixed = max(fixed, step.peak_bytes - in_step)
+            fixed = max(fixed, step.peak_bytes - in_step - own)
     return moving, fixed
 
 

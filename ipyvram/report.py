@@ -146,6 +146,7 @@ class StepAccount:
     peak: dict[str, int]
     end: dict[str, int]
     peak_phase: str = ""
+    batch: int = 0  #: samples, 0 where unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +266,8 @@ class Report:
         (``allocated``, ``reserved``, ``inactive_split``); empty off CUDA.
     device_bytes : int or None
         The device's own memory, whatever ``--card`` says.
+    batch : int
+        Samples that the model was given in the step of the peak; 0 where unknown.
     oom : OutOfMemory or None
         When the cell ended with an out-of-memory error on this device.
     """
@@ -309,6 +312,7 @@ class Report:
     allocator: dict[str, int] = field(default_factory=dict)
     device_bytes: int | None = None
     oom: OutOfMemory | None = None
+    batch: int = 0
 
     # -- in a notebook ------------------------------------------------------------------------------------------------
 

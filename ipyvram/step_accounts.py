@@ -7,6 +7,7 @@ from bisect import bisect_right
 import numpy as np
 
 from ipyvram.attribution import RELEASED, Attribution
+from ipyvram.batches import batch_size
 from ipyvram.ledger import Ints, Ledger
 from ipyvram.marks import PhaseSpan, root_forwards
 from ipyvram.recording import Claim, Mark, Observation
@@ -14,7 +15,11 @@ from ipyvram.report import StepAccount
 
 
 def step_accounts(
-    phases: tuple[PhaseSpan, ...], time_ns: Ints, accounts: dict[str, Ints], start_ns: int
+    phases: tuple[PhaseSpan, ...],
+    time_ns: Ints,
+    accounts: dict[str, Ints],
+    start_ns: int,
+    claims: tuple[Claim, ...] = (),
 ) -> tuple[StepAccount, ...]:
     """One row for each step that an optimizer finished.
 
@@ -26,10 +31,12 @@ def step_accounts(
         Category → bytes.
     start_ns : int
         What `StepAccount.start_s` counts from.
+    claims : tuple of Claim
+        For the batch of each step.
     """
     total = sum(accounts.values(), np.zeros(len(time_ns), np.int64))
     ends = {p.step: p.end_ns for p in phases if p.name == "optimizer"}
-    rows, begin = [], min((p.begin_ns for p in phases), default=0)
+    rows, begin = list[StepAccount](), min((p.begin_ns for p in phases), default=0)
     for step, end in sorted(ends.items()):
         first = max(0, int(np.searchsorted(time_ns, begin, side="right")) - 1)
         last = max(first, int(np.searchsorted(time_ns, end, side="right")) - 1)
@@ -44,6 +51,9 @@ def step_accounts(
                 peak=_at(accounts, top),
                 end=_at(accounts, last),
                 peak_phase=_phase_at(phases, int(time_ns[top])),
+                batch=batch_size(
+                    claims, begin if rows else 0, end
+                ),  # the first batch is there before its forward begins
             )
         )
         begin = end

@@ -10,6 +10,7 @@ import pytest
 from ipyvram.findings import find
 from ipyvram.findings.batch import AFTER_TRACE
 from ipyvram.findings.worth import code
+from ipyvram.grouping import batch_size
 from ipyvram.recording import Observation
 from ipyvram.report import StepAccount, TensorRow
 from tests.made import MIB, report
@@ -140,8 +141,8 @@ CASES = {
         ("a GPU stood idle",),
     ),
     "lever": (
-        report({"activations": 5, "other": 5}, steps=1, tensors_at_peak=(row(1, "inputs", shape=(4, 3)),)),
-        report({"activations": 4, "other": 6}, steps=1, tensors_at_peak=(row(1, "inputs", shape=(4, 3)),)),
+        report({"activations": 5, "other": 5}, steps=1, batch=4),
+        report({"activations": 4, "other": 6}, steps=1, batch=4),
         ("50 % of the peak, 1 B for each of 4 samples",),
     ),
     "after_trace": (
@@ -183,9 +184,10 @@ def test_the_batch_is_told_from_the_data_set_it_was_taken_from():
         row(80, "inputs", "x", shape=(64, 3)),
         row(3, "inputs", "mean", shape=(3, 1)),
     )
-    made = report({"activations": 300, "inputs": 683}, steps=1, tensors_at_peak=rows)
+    assert batch_size(rows) == 64
+    made = report({"activations": 300, "inputs": 683}, steps=1, tensors_at_peak=rows, batch=64)
     assert "lever" not in kinds(made)  # 383 of 983 bytes move with the batch
-    more = report({"activations": 900, "inputs": 683}, steps=1, tensors_at_peak=rows)
+    more = report({"activations": 900, "inputs": 683}, steps=1, tensors_at_peak=rows, batch=64)
     assert "62 % of the peak, 15 B for each of 64 samples" in text(more, "lever")
 
 

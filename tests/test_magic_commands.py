@@ -61,7 +61,7 @@ def test_an_error_and_out_are_found_and_freed(kernel):
     assert "traceback of KeyError" in who
     assert f"Out[{number}], _{number}" in who
     freed = kernel.run("%vram free --traceback --out").stdout
-    assert "the frames of the last error: freed 3.81 MiB" in freed
+    assert "the frames of the last error, with reference cycles: freed 3.81 MiB" in freed
     assert "Out and _: freed 7.63 MiB" in freed
     again = shown(kernel.run("%vram who"))
     assert "traceback" not in again
@@ -69,6 +69,21 @@ def test_an_error_and_out_are_found_and_freed(kernel):
     assert kernel.run("1 + 1").result == "2"  # and the machinery of both still works
     assert kernel.run(BROKEN).status == "error"
     assert "KeyError" in kernel.run("%tb").stdout + kernel.run("%tb").stderr + str(kernel.run("%tb").messages)
+
+
+def test_what_an_out_of_memory_pins_is_what_free_gives_back(kernel):
+    """Also through torch's closures and the cycles that IPython's traceback formatter leaves."""
+    outcome = kernel.run("%%vram --budget 2MiB\ntrain(2048)")
+    assert outcome.reply["ename"] == "OutOfMemoryError"
+    pinned = outcome.report["oom"]["pinned_bytes"]
+    assert pinned > 500_000
+    freed = kernel.run(
+        "before = __import__('ipyvram.probes.residents').probes.residents.total_bytes('cpu')\n%vram free --traceback"
+    )
+    assert "freed 0 B" not in freed.stdout
+    after = "__import__('ipyvram.probes.residents').probes.residents.total_bytes('cpu')"
+    assert int(kernel.value(f"before - {after}")) >= pinned
+    assert "traceback" not in shown(kernel.run("%vram who"))
 
 
 @pytest.mark.parametrize("line", ["free", "free --everything", "auto maybe", "compare a b", "note", "who cares"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ipyvram.findings.worth import Rule
-from ipyvram.grouping import batch_size
 from ipyvram.report import Finding, Report, TensorRow
 from ipyvram.units import format_bytes, format_share
 
@@ -35,13 +34,12 @@ def _lever(report: Report) -> Iterator[Finding]:
     if report.peak_phase in ("forward", "backward"):
         moving += report.peak["temporaries"]  # gradients of activations
     fixed = sum(report.peak[c] for c in ("parameters", "gradients", "optimizer_state"))
-    batch = batch_size(report.tensors_at_peak)
-    if batch:  # a data set that lies on the device is among the inputs, and stays as it is
-        moving -= sum(t.bytes for t in _inputs(report) if t.shape and t.shape[0] > batch)
-    if moving >= LEVER_SHARE * report.peak_bytes and batch:
+    if report.batch:  # a data set that lies on the device is among the inputs, and stays as it is
+        moving -= sum(t.bytes for t in _inputs(report) if t.shape and t.shape[0] > report.batch)
+    if moving >= LEVER_SHARE * report.peak_bytes and report.batch:
         text = (
             f"Activations, the batch and what comes with them are {format_share(moving, report.peak_bytes)} of the peak, "
-            f"{format_bytes(moving / batch)} for each of {batch} samples: batch size is the lever."
+            f"{format_bytes(moving / report.batch)} for each of {report.batch} samples: batch size is the lever."
         )
         yield Finding("lever", text, moving)
     elif fixed >= LEVER_SHARE * report.peak_bytes:

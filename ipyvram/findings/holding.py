@@ -9,7 +9,8 @@ kind                   meaning
 ``out``                ``bytes`` that IPython's output cache holds and no variable does; ``name`` lists ``Out[3], _``
 ``old_model``          an earlier value of variable ``name`` is alive; ``holder`` keeps it; ``bytes`` with its gradients
 ``orphan_optimizer``   optimizer ``name`` stepped on ``count`` parameters of ``bytes`` that no live model has
-``graphs``             ``count`` autograd graphs hang on tensors in variable ``name`` and keep ``bytes`` alive
+``graphs``             ``count`` autograd graphs hang on tensors in variable ``name`` and keep ``bytes`` alive;
+                       ``holder`` is ``at least`` where hooks (checkpoints) keep more than can be seen
 =====================  =================================================================================================
 """
 
@@ -71,8 +72,9 @@ def _orphan_optimizer(report: Report) -> Iterator[Finding]:
 def _graphs(report: Report) -> Iterator[Finding]:
     for o in observed(report, "graphs"):
         if o.count >= MIN_GRAPHS and worth(o.bytes, report):
+            least = f"{o.holder} " if o.holder else ""
             text = (
-                f"{code(o.name)} keeps {o.count} autograd graphs alive, {format_bytes(o.bytes)}: "
+                f"{code(o.name)} keeps {o.count} autograd graphs alive, {least}{format_bytes(o.bytes)}: "
                 "append .detach(), or .item() of a loss, instead."
             )
             yield Finding("graphs", text, o.bytes)

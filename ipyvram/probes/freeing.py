@@ -19,6 +19,11 @@ class Freed(NamedTuple):
     cache_bytes: int
 
 
+def _traceback(namespace: Any) -> None:
+    roots.forget_errors(namespace)
+    gc.collect()  # IPython's formatter leaves cycles that hold the frames, and the closures of their functions
+
+
 def _cycles(namespace: Any) -> None:
     gc.collect()
 
@@ -32,7 +37,7 @@ def _cache(namespace: Any) -> None:
 
 #: Flag of ``%vram free`` → what it releases, and how.
 RELEASES: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "--traceback": ("the frames of the last error", roots.forget_errors),
+    "--traceback": ("the frames of the last error, with reference cycles", _traceback),
     "--out": ("Out and _", roots.forget_outputs),
     "--cycles": ("reference cycles (gc.collect)", _cycles),
     "--cache": ("the allocator's cache (empty_cache)", _cache),

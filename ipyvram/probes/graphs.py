@@ -18,10 +18,13 @@ class GraphWalk:
     ----------
     complete : bool
         False when the walk ended at `MAX_NODES`.
+    packed : bool
+        True when hooks packed something away (checkpoints, offloading): then more is kept than can be seen.
     """
 
     def __init__(self) -> None:
         self.complete = True
+        self.packed = False
         self._seen: set[Any] = set()
         self._fields: dict[type, tuple[str, ...]] = {}
 
@@ -57,3 +60,5 @@ class GraphWalk:
                 tensor = getattr(raw, "data", None)
                 if isinstance(tensor, Tensor):
                     yield tensor
+                elif tensor is not None:
+                    self.packed = True

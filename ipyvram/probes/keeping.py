@@ -160,7 +160,8 @@ def _kept_graphs(namespace: Mapping[str, Any]) -> list[Observation]:
             held |= {s for s in storages if s is not None and s not in own}
         for device in {s.device for s in held}:
             count = sum(s.nbytes for s in held if s.device == device)
-            found.append(Observation("graphs", count, name, count=len(rooted), device=device))
+            more = "" if graph.complete and not graph.packed else "at least"
+            found.append(Observation("graphs", count, name, more, len(rooted), device))
     return found
 
 

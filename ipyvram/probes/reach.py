@@ -217,10 +217,11 @@ def _frame_parts(frame: types.FrameType, path: str) -> Iterator[tuple[Any, str]]
 
 
 def _traceback_parts(traceback: types.TracebackType, path: str) -> Iterator[tuple[Any, str]]:
-    step: types.TracebackType | None = traceback
-    while step is not None:
+    steps: list[types.TracebackType] = [traceback]
+    while (following := steps[-1].tb_next) is not None:
+        steps.append(following)
+    for step in reversed(steps):  # the walk takes the last first: the user's own frame names what it hands on
         yield step.tb_frame, path
-        step = step.tb_next
 
 
 def _exception_parts(error: BaseException, path: str) -> Iterator[tuple[Any, str]]:

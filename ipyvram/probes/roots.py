@@ -65,21 +65,35 @@ def errors(namespace: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def forget_errors(namespace: Mapping[str, Any]) -> None:
-    """Cut the kept exceptions loose from their frames: what only those held is freed, and ``%debug`` ends."""
+    """Cut the kept exceptions loose from their frames and empty these: what only they held is freed, and ``%debug`` ends."""
     shell = _shell(namespace)
     for _, item in errors(namespace):
         for error in _chain(item) if isinstance(item, BaseException) else ():
-            if error.__traceback__ is not None:
-                error.__traceback__.tb_next = None
-                error.__traceback__ = None
+            _empty(error.__traceback__)
+            error.__traceback__ = None
         if isinstance(item, TracebackType):
-            item.tb_next = None
+            _empty(item)
     for name in ("last_exc", "last_value", "last_traceback", "last_type"):
         if hasattr(sys, name):
             delattr(sys, name)
     formatter: Any = getattr(shell, "InteractiveTB", None)
     if formatter is not None and getattr(formatter, "tb", None) is not None:
         formatter.tb = None
+
+
+def _empty(first: TracebackType | None) -> None:
+    """Let go of the variables of every frame. Cutting the chain is not enough: IPython's formatter leaves cycles that hold frames."""
+    step = first
+    while step is not None:
+        frame, following = step.tb_frame, step.tb_next
+        try:
+            frame.clear()
+        except RuntimeError:  # it is still running: a cell's own
+            pass
+        if frame.f_locals is not frame.f_globals:
+            len(frame.f_locals)  # a dictionary of them that somebody asked for is brought up to date: emptied
+        step.tb_next = None
+        step = following
 
 
 def forget_outputs(namespace: Any) -> list[str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ipyvram.render.text import Pen
 
 #: Holders told; the rest is in the account.
-HOLDER_ROWS = 6
+HOLDER_ROWS = 8
 
 
 def asked(oom: OutOfMemory) -> str:
@@ -133,7 +133,7 @@ def _holders(oom: OutOfMemory) -> str:
         Column("where", muted=True),
     ]
     rows = []
-    for row in oom.holders:
+    for row in oom.holders[:HOLDER_ROWS]:
         name, where, shape = tensor_words(row)
         label = f"{swatch(COLOURS[row.category])} {escape(LABELS[row.category])}"
         rows.append([escape(name), format_bytes(row.bytes), label, escape(" · ".join(p for p in (where, shape) if p))])
