@@ -19,16 +19,15 @@ from ipyvram.devices import check_device, cuda_possible, describe, environment, 
 from ipyvram.options import Options
 from ipyvram.probes import counters, ending
 from ipyvram.probes.clock import Clock
-from ipyvram.probes.history import HistoryTrace
 from ipyvram.probes.nvml import Cards, open_cards
 from ipyvram.probes.oom import OomWatch
 from ipyvram.probes.owners import Owners
 from ipyvram.probes.phases import Phases
-from ipyvram.probes.stacks import Interner, StackReader
-from ipyvram.probes.storages import StorageTrace
+from ipyvram.probes.stacks import StackReader
 from ipyvram.pulse import Pulse, leading_device, limit_of
-from ipyvram.recording import Cell, Device, ErrorInfo, OomEvent, Origin, Recording, Samples, Stack, Trace
+from ipyvram.recording import Cell, Device, ErrorInfo, OomEvent, Recording, Samples, Trace
 from ipyvram.sampler import Sampler, combined_reader
+from ipyvram.tracing import Tracing
 from ipyvram.watch import Watch
 
 __all__ = ["Run", "check_device"]
@@ -36,8 +35,6 @@ __all__ = ["Run", "check_device"]
 #: Bounds on the trace of a cell that finishes no optimizer step (building a model, inference, raw loops).
 MAX_UNSTEPPED_S = 20.0
 MAX_UNSTEPPED_EVENTS = 300_000
-
-_NO_TRACE = ("the allocator's history is unavailable", "the storage trace is unavailable")
 
 
 class Run:
@@ -61,29 +58,23 @@ class Run:
         namespace: Mapping[str, Any] | None = None,
         budget: Mapping[str, int] | None = None,
     ) -> None:
-        self.options, self.cell, self._budget = options, cell or Cell(), budget
+        self.options, self.cell = options, cell or Cell()
         if options.budget_bytes is not None:
-            self._budget = {"cpu": options.budget_bytes} | dict(budget or {})
+            budget = {"cpu": options.budget_bytes} | dict(budget or {})
         self.notes: list[str] = []
         self._clock = Clock()
-        self._stacks: Interner[Stack] = Interner()
-        self._origins: Interner[Origin] = Interner()
+        self._tracing = Tracing(self._clock, self.guard, self._expired, budget)
         self._namespace = namespace
-        self._owners = Owners(self._clock, self._identify, namespace if namespace is not None else {})
-        self._oom = OomWatch(self._clock, StackReader(self._stacks))
+        self._owners = Owners(self._clock, self._tracing.identify, namespace if namespace is not None else {})
+        self._oom = OomWatch(self._clock, StackReader(self._tracing.stacks))
         self._phases = Phases(self._clock, self._owners, self._on_step, self._on_forward, self.guard)
-        self._storages: StorageTrace | None = None
-        self._history: HistoryTrace | None = None
-        self._past: list[StorageTrace | HistoryTrace] = []  # of the stretches traced so far
-        self._history_traces: list[Trace] = []
         self._cards: Cards | None = None
         self._card_names: list[str] = []
         self._sampler: Sampler | None = None
         self._recording: Recording | None = None
         self._watch = Watch(namespace if namespace is not None else {})
         self._why = ""  # the reason of a trace after the first
-        self._tracing = False
-        self._device_names: dict[torch.device, str] = {}
+        self._armed = False  # whether a stretch is being traced
         self._first_traced = self._traced_steps = self._trace_ns = 0
         self._overhead, self._guards = 0.0, 0
         self._counters_start: dict[str, dict[str, int]] = {}
@@ -134,37 +125,18 @@ class Run:
 
     def _start_tracing(self, before: bool) -> None:
         """Arm the probes of one traced stretch; ``before``: what the namespace holds was there before the cell."""
-        self._storages = self._history = None
         self._trace_ns = self._clock()
-        if cuda_possible():
-            self.guard(_NO_TRACE[0], self._start_history)
-        if self._history is None or self.options.budget_bytes is not None:
-            self.guard(_NO_TRACE[1], self._start_storages)
-        self._tracing = True
+        self._tracing.start(cuda_possible())
+        self._armed = True
         self.guard("the namespace could not be read", lambda: self._owners.namespace(before=before))
         self.guard("phases are unavailable", self._phases.start)
-
-    def _start_history(self) -> None:
-        history = HistoryTrace(self._clock, self._stacks)
-        self._past.append(history)
-        history.start()
-        if history.active:
-            self._history = history
-
-    def _start_storages(self) -> None:
-        skip = frozenset({"cuda"} if self._history is not None else ())
-        stacks = StackReader(self._stacks)
-        trace = StorageTrace(self._clock, stacks, self._origins, budget=self._budget, skip=skip, expired=self._expired)
-        self._past.append(trace)
-        trace.start()
-        self._storages = trace
 
     def _start_sampler(self) -> None:
         read = combined_reader(self._cards)
 
         def watched(device: str) -> Mapping[str, float]:
             figures = read(device)
-            see = self._watch.learn_figures if self._tracing else self._watch.see_figures
+            see = self._watch.learn_figures if self._armed else self._watch.see_figures
             see(device, figures)
             return figures
 
@@ -173,43 +145,26 @@ class Run:
 
     # -- while it runs -----------------------------------------------------------------------------------------------
 
-    def _identify(self, storage: torch.UntypedStorage, before: bool) -> tuple[str, int] | None:
-        if not storage.nbytes():
-            return None
-        if self._history is not None and (found := self._history.identify(storage)) is not None:
-            return found
-        if self._storages is not None and self._storages.active:
-            device = storage.device
-            name = self._device_names.get(device)
-            if name is None:
-                name = self._device_names[device] = str(device)
-            return name, self._storages.identify(storage, before=before)
-        return None
-
     def _on_forward(self, module: nn.Module | None, args: tuple[Any, ...]) -> None:
         """Notice a model on the CPU of a machine with a GPU; end the trace of a cell without steps at its bounds."""
-        if module is not None and self._history is not None and self._storages is None:
-            parameter = next(module.parameters(), None)
-            if parameter is not None and self._history.identify(parameter.untyped_storage()) is None:
-                self._start_storages()
-        storages = self._storages
-        ended = storages.ended_by if storages is not None and not storages.active else ""
-        reason = ended or self._expired()
+        if module is not None:
+            self._tracing.notice(module)
+        reason = self._tracing.ended_by or self._expired()
         if reason:
             self.stop_tracing(reason)
 
     def _expired(self) -> str:
         """Why a trace without an optimizer step should end, an empty string while it should not."""
-        if not self._tracing or self._phases.steps != self._first_traced:
+        if not self._armed or self._phases.steps != self._first_traced:
             return ""
         if (self._clock() - self._trace_ns) / 1e9 > MAX_UNSTEPPED_S:
             return f"{MAX_UNSTEPPED_S:.0f} s without an optimizer step"
-        if self._storages is not None and self._storages.event_count > MAX_UNSTEPPED_EVENTS:
+        if self._tracing.event_count > MAX_UNSTEPPED_EVENTS:
             return f"{MAX_UNSTEPPED_EVENTS:,} events without an optimizer step"
         return ""
 
     def _on_step(self, steps: int) -> None:
-        if not self._tracing:
+        if not self._armed:
             reason = self._watch.reason()
             if reason:
                 self.retrace(reason)
@@ -233,21 +188,14 @@ class Run:
 
     def stop_tracing(self, ended_by: str) -> None:
         """Take the probes away and keep the sampler: what is left of the cell costs nothing you notice."""
-        if not self._tracing:
+        if not self._armed:
             return
         self._traced_steps += self._phases.steps - self._first_traced
         self.guard("the namespace could not be read", self._owners.namespace)
         self.guard("the watch for growth is blind", self._learn_figures)
-        self._tracing = False
+        self._armed = False
         self.guard("phases did not stop cleanly", self._phases.stop_tracing)
-        storages, history = self._storages, self._history
-        if storages is not None:
-            self.guard("the storage trace did not stop cleanly", lambda: storages.stop(ended_by))
-        if history is not None:
-            self.guard(
-                "the allocator's history could not be read",
-                lambda: self._history_traces.extend(history.stop(ended_by)),
-            )
+        self._tracing.stop(ended_by)
 
     def _learn_figures(self) -> None:
         for device in counters.devices_in_use():
@@ -264,11 +212,12 @@ class Run:
         Returns
         -------
         bool
-            Whether a trace was started. Not inside somebody's dispatch mode: leaving it would take ours away instead.
+            Whether a trace was started. Off CUDA not inside somebody's dispatch mode: leaving it would take ours away.
         """
-        if self._tracing or self._recording is not None or not self._watch.allows():
+        if self._armed or self._recording is not None or not self._watch.allows():
             return False
-        if threading.get_ident() != self._thread or dispatch_modes._get_current_dispatch_mode_stack():
+        inside = bool(dispatch_modes._get_current_dispatch_mode_stack()) and not cuda_possible()
+        if inside or threading.get_ident() != self._thread:
             return False
         self._watch.retraces += 1
         self._why, self._first_traced = reason, self._phases.steps
@@ -303,7 +252,7 @@ class Run:
         self.guard("the device could not be restored", self._undo_device)
         counters_end: dict[str, dict[str, int]] = {}
         self.guard("allocator counters are unavailable", lambda: counters_end.update(_counters()))
-        traces = self._traces()
+        traces = self._tracing.traces()
         found_environment = self._environment(traces, samples)
         used = dict.fromkeys(["cpu", *(t.device for t in traces), *(s.device for s in samples)])
         devices = tuple(self._describe(name) for name in used)
@@ -318,8 +267,8 @@ class Run:
             traces=traces,
             claims=tuple(self._owners.claims),
             marks=tuple(self._phases.marks),
-            stacks=self._stacks.values(),
-            origins=self._origins.values(),
+            stacks=self._tracing.stacks.values(),
+            origins=self._tracing.origins.values(),
             samples=samples,
             counters_start=self._counters_start,
             counters_end=counters_end,
@@ -338,7 +287,7 @@ class Run:
 
     def _out_of_memory(self, error: BaseException | None) -> OomEvent | None:
         found: list[OomEvent | None] = [None]
-        event = self._oom.event or (self._storages.refused if self._storages is not None else None)
+        event = self._oom.event or self._tracing.refused
         self.guard(
             "what the error keeps alive is unknown",
             lambda: found.append(ending.out_of_memory(error, event, self._namespace)),
@@ -352,15 +301,8 @@ class Run:
             self.guard("the sampler did not stop cleanly", lambda: stopped.extend(sampler.stop()))
         return tuple(stopped)
 
-    def _traces(self) -> tuple[Trace, ...]:
-        found = list(self._history_traces)
-        for trace in self._past:
-            if isinstance(trace, StorageTrace):
-                self.guard("the storage trace could not be read", lambda t=trace: found.extend(t.traces()))  # type: ignore[misc]
-        return tuple(sorted(found, key=lambda trace: trace.start_ns))
-
     def _all_notes(self) -> tuple[str, ...]:
-        parts = (self._cards, self._sampler, *self._past)
+        parts = (self._cards, self._sampler, self._tracing)
         return tuple(dict.fromkeys([*self.notes, *(note for part in parts for note in getattr(part, "notes", ()))]))
 
     def _describe(self, name: str) -> Device:

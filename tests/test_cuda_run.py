@@ -267,3 +267,38 @@ def test_a_recording_of_a_card_comes_back_from_its_file(tmp_path):
         recording, report = measured(cuda, train)
     recording.save(tmp_path / "r.zip")
     assert analyse(Recording.load(tmp_path / "r.zip")) == report
+
+
+def test_a_cell_that_grows_is_traced_again_on_cuda():
+    """The second trace has the peak: its account, and the first one's, are to the byte what the allocator counts."""
+
+    def program():
+        model = nn.Linear(256, 256)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for batch in (64, 64, 64, 64, 8000, 8000, 8000):
+            model(torch.randn(batch, 256)).square().mean().backward()
+            sample()
+            optimizer.step()
+            optimizer.zero_grad()
+        return model
+
+    runs = []
+
+    def sample():
+        runs[0]._sampler.sample()
+
+    with SimulatedCuda() as cuda, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "open_cards", lambda: DriverView(cuda))
+        runs.append(Run(Options(interval_s=60)))
+        runs[0].start()
+        kept = program()
+        recording = runs[0].stop()
+        report = analyse(recording)
+        card = check_sums(report, cuda)
+        assert report.peak_bytes == card.allocator.allocated_peak
+        del kept
+    first, second = (t for t in recording.traces if t.device == "cuda:0")
+    assert first.ended_by == "3 steps"
+    assert second.ended_by.startswith("step 6 (memory grew by")
+    assert report.peak["other"] == 0
+    assert report.peak_step == 6

@@ -1,0 +1,133 @@
+"""The probes that see allocations, for one traced stretch of a cell after another: armed, taken away, read.
+
+On CUDA the allocator's own history; the storage trace for host memory, for other devices, and where there is no history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from ipyvram.probes.clock import Clock
+from ipyvram.probes.history import HistoryTrace
+from ipyvram.probes.stacks import Interner, StackReader
+from ipyvram.probes.storages import StorageTrace
+from ipyvram.recording import OomEvent, Origin, Stack, Trace
+
+Guard = Callable[[str, Callable[[], None]], None]
+
+
+class Tracing:
+    """Traces between `start` and `stop`, which may follow each other several times.
+
+    Parameters
+    ----------
+    guard : callable
+        Runs what may fail, and turns a failure into a note.
+    expired : callable
+        See `StorageTrace`.
+    budget : mapping of str to int, optional
+        See `StorageTrace`; with one, storages are traced always.
+
+    Attributes
+    ----------
+    stacks, origins : Interner
+        What the events of all traces refer to.
+    """
+
+    def __init__(
+        self, clock: Clock, guard: Guard, expired: Callable[[], str], budget: Mapping[str, int] | None = None
+    ) -> None:
+        self.stacks: Interner[Stack] = Interner()
+        self.origins: Interner[Origin] = Interner()
+        self._clock, self._guard, self._expired, self._budget = clock, guard, expired, budget
+        self._storages: StorageTrace | None = None
+        self._history: HistoryTrace | None = None
+        self._probes: list[StorageTrace | HistoryTrace] = []  # of this stretch and of those before
+        self._read: list[Trace] = []
+        self._device_names: dict[torch.device, str] = {}
+
+    def start(self, cuda: bool) -> None:
+        """Arm a stretch; ``cuda``: the cell may allocate on an NVIDIA GPU."""
+        self._storages = self._history = None
+        if cuda:
+            self._guard("the allocator's history is unavailable", self._start_history)
+        if self._history is None or self._budget:
+            self._guard("the storage trace is unavailable", self._start_storages)
+
+    def _start_history(self) -> None:
+        history = HistoryTrace(self._clock, self.stacks)
+        self._probes.append(history)
+        history.start()
+        if history.active:
+            self._history = history
+
+    def _start_storages(self) -> None:
+        skip = frozenset({"cuda"} if self._history is not None else ())
+        stacks = StackReader(self.stacks)
+        trace = StorageTrace(self._clock, stacks, self.origins, budget=self._budget, skip=skip, expired=self._expired)
+        self._probes.append(trace)
+        trace.start()
+        self._storages = trace
+
+    def notice(self, module: nn.Module) -> None:
+        """A model runs: where the history does not follow its parameters, the storage trace has to."""
+        if self._history is None or self._storages is not None:
+            return
+        parameter = next(module.parameters(), None)
+        if parameter is not None and self._history.identify(parameter.untyped_storage()) is None:
+            self._start_storages()
+
+    def identify(self, storage: torch.UntypedStorage, before: bool) -> tuple[str, int] | None:
+        """Device and address of a storage in the trace that follows it, None where none does."""
+        if not storage.nbytes():
+            return None
+        if self._history is not None and (found := self._history.identify(storage)) is not None:
+            return found
+        if self._storages is not None and self._storages.active:
+            device = storage.device
+            name = self._device_names.get(device)
+            if name is None:
+                name = self._device_names[device] = str(device)
+            return name, self._storages.identify(storage, before=before)
+        return None
+
+    @property
+    def event_count(self) -> int:
+        """Events of the storage trace so far; the history does not tell before it is read."""
+        return self._storages.event_count if self._storages is not None else 0
+
+    @property
+    def ended_by(self) -> str:
+        """Why the storage trace ended by itself, an empty string while it has not."""
+        storages = self._storages
+        return storages.ended_by if storages is not None and not storages.active else ""
+
+    @property
+    def refused(self) -> OomEvent | None:
+        """The last allocation that the budget refused."""
+        return self._storages.refused if self._storages is not None else None
+
+    def stop(self, ended_by: str) -> None:
+        """Take the probes of this stretch away."""
+        storages, history = self._storages, self._history
+        if storages is not None:
+            self._guard("the storage trace did not stop cleanly", lambda: storages.stop(ended_by))
+        if history is not None:
+            read = self._read
+            self._guard("the allocator's history could not be read", lambda: read.extend(history.stop(ended_by)))
+
+    def traces(self) -> tuple[Trace, ...]:
+        """Everything that was traced, in order of time."""
+        found = list(self._read)
+        for probe in self._probes:
+            if isinstance(probe, StorageTrace):
+                self._guard("the storage trace could not be read", lambda p=probe: found.extend(p.traces()))  # type: ignore[misc]
+        return tuple(sorted(found, key=lambda trace: trace.start_ns))
+
+    @property
+    def notes(self) -> list[str]:
+        """What the probes could not see, one line each."""
+        return [note for probe in self._probes for note in probe.notes]
