@@ -115,13 +115,14 @@ class OnCard(TorchDispatchMode):
         return result
 
     def see(self, func: Operator, tensor: Tensor) -> None:
-        """Count the storage of a tensor; tensors without one (sparse) are passed over and said."""
-        try:
-            storage = tensor.untyped_storage()
-        except (NotImplementedError, RuntimeError):
-            self._note(f"{func._schema.name}: a tensor without a plain storage was not counted")
-            return
-        self._memory.see(storage, func._schema.name.replace("::", "."), tensor)
+        """Count the storage of a tensor, or those that a sparse one is made of."""
+        for part in _parts(tensor):
+            try:
+                storage = part.untyped_storage()
+            except (NotImplementedError, RuntimeError):
+                self._note(f"{func._schema.name}: a tensor without a plain storage was not counted")
+                continue
+            self._memory.see(storage, func._schema.name.replace("::", "."), part)
 
     def note(self, text: str) -> None:
         self._note(text)
@@ -147,6 +148,16 @@ class OnCard(TorchDispatchMode):
             return value
 
         return tuple(moved(a) for a in args), {k: moved(v) for k, v in kwargs.items()}
+
+
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    if tensor.layout is torch.strided:
+        return (tensor,)
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout is torch.sparse_csr:
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    return (tensor,)
 
 
 def tensors_of(args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:

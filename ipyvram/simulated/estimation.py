@@ -28,7 +28,7 @@ from ipyvram.recording import Cell, Origin, Recording, Stack
 from ipyvram.simulated import cuda_api, programs
 from ipyvram.simulated.autocast import Autocast
 from ipyvram.simulated.device import OnCard
-from ipyvram.simulated.front import Front
+from ipyvram.simulated.front import Front, keep_on_in_the_engine
 from ipyvram.simulated.host import HostTensors
 from ipyvram.simulated.kernels import CudaKernels
 from ipyvram.simulated.memory import DEVICE, DeviceMemory
@@ -41,7 +41,7 @@ from ipyvram.simulated.ways import Ways
 
 #: Bounds for code that finishes no optimizer step: passes through a model, events, the thread's own seconds since the last.
 MAX_FORWARDS = 64
-MAX_INFERENCES = 10
+MAX_INFERENCES = 32
 MAX_EVENTS = 1_000_000
 MAX_SECONDS = 60.0
 
@@ -136,6 +136,7 @@ class Estimation:
         cuda_api.install(patches, self.card, self.memory)
         programs.install(patches, self._note)
         programs.devices(patches, self.namespace)
+        keep_on_in_the_engine(patches)
         for context in (CudaKernels(self.card, self._note), Autocast()):
             context.__enter__()
             undo.append(functools.partial(context.__exit__, None, None, None))

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.autograd import graph as autograd_graph
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
+from ipyvram.simulated.patches import Patches
 from ipyvram.simulated.placeholders import host_copy
 
 CARD = torch.device("cuda", 0)
@@ -38,7 +40,7 @@ def seen(device: torch.device) -> torch.device:
 
 
 class Front(TorchFunctionMode):
-    """The function mode; it also stays on while the autograd engine runs the cell's own backward code."""
+    """The function mode."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -161,13 +163,44 @@ def _cuda(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     return args[0].to(META)  # type: ignore[no-any-return]
 
 
+# -- answers that programs check: what stands in for a number is finite ------------------------------------------------------
+
+_TRUE = "_ipyvram_true"
+
+
+@_for(torch.isfinite, Tensor.isfinite)
+def _isfinite(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    result: Tensor = func(*args, **kwargs)
+    if result.device.type == "meta":
+        setattr(result, _TRUE, True)
+    return result
+
+
+@_for(torch.all, Tensor.all, torch.any, Tensor.any)
+def _all_of(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    result: Tensor = func(*args, **kwargs)
+    if getattr(args[0], _TRUE, False):
+        setattr(result, _TRUE, True)
+    return result
+
+
+@_for(Tensor.__bool__, Tensor.item)
+def _truth(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    return True if getattr(args[0], _TRUE, False) else func(*args, **kwargs)
+
+
 # -- backward: the cell's code inside it sees the card as well ---------------------------------------------------------------
 
 
-@_for(Tensor.backward)
-def _backward(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    names = ("gradient", "retain_graph", "create_graph", "inputs")
-    given = {**dict(zip(names, args[1:], strict=False)), **kwargs}
-    gradient = given.pop("gradient", None)
-    with front:
-        torch.autograd.backward(args[0], gradient, **given)
+def keep_on_in_the_engine(patches: Patches) -> None:
+    """The mode is off while a function that it has seen runs; the engine runs code of the cell, so there it is on again."""
+    original = autograd_graph._engine_run_backward
+
+    def _engine_run_backward(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(mode, Front) for mode in _get_current_function_mode_stack()):
+            return original(*args, **kwargs)
+        with Front():
+            return original(*args, **kwargs)
+
+    patches.set(autograd_graph, "_engine_run_backward", _engine_run_backward)
+    patches.set(torch.autograd, "_engine_run_backward", _engine_run_backward)

@@ -33,6 +33,7 @@ def install(patches: Patches, note: Callable[[str], None]) -> None:
     _compiling(patches, note)
     for name in _FILLS:
         patches.set(init, name, _only_small(getattr(init, name)))
+    patches.set(torch.nn.DataParallel, "forward", lambda self, *a, **k: self.module(*a, **k))  # there is one card
     patches.set(torch.nn.RNNBase, "flatten_parameters", recurrent.flatten)
     scaler = torch.amp.GradScaler
     patches.set(scaler, "_maybe_opt_step", lambda self, optimizer, state, *a, **k: optimizer.step(*a, **k))

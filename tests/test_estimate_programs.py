@@ -1,0 +1,123 @@
+"""Programs of many kinds that have to get through an estimate: each checks itself."""
+
+import pytest
+import torch
+from torch import nn
+
+import ipyvram
+
+PROGRAMS = {
+    "old amp": """
+model=nn.Linear(64,64).cuda(); opt=torch.optim.SGD(model.parameters(),0.1)
+scaler=torch.cuda.amp.GradScaler()
+for i in range(5):
+    with torch.cuda.amp.autocast(): loss=model(torch.randn(8,64).cuda()).pow(2).mean()
+    scaler.scale(loss).backward(); scaler.step(opt); scaler.update(); opt.zero_grad()
+""",
+    "data parallel": """
+model=nn.DataParallel(nn.Linear(64,64)).cuda(); opt=torch.optim.SGD(model.parameters(),0.1)
+for i in range(5): model(torch.randn(8,64).cuda()).sum().backward(); opt.step()
+""",
+    "sparse embedding": """
+e=nn.Embedding(1000,32,sparse=True).cuda(); opt=torch.optim.SparseAdam(e.parameters())
+for i in range(3): e(torch.randint(0,1000,(64,),device="cuda")).sum().backward(); opt.step(); opt.zero_grad()
+""",
+    "mha eval": """
+m=nn.TransformerEncoderLayer(64,4,batch_first=True).cuda().eval()
+with torch.no_grad(): m(torch.randn(2,10,64,device="cuda"))
+with torch.inference_mode(): m(torch.randn(2,10,64,device="cuda"))
+""",
+    "lbfgs": """
+w=torch.randn(10,device="cuda",requires_grad=True); opt=torch.optim.LBFGS([w])
+def closure():
+    opt.zero_grad(); l=(w**2).sum(); l.backward(); return l
+for i in range(3): opt.step(closure)
+""",
+    "custom function": """
+class F2(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx,x): ctx.save_for_backward(x); return x.exp()
+    @staticmethod
+    def backward(ctx,g):
+        x,=ctx.saved_tensors; assert x.is_cuda and g.device.type=="cuda"; return g*torch.ones(x.shape,device="cuda")
+x=torch.randn(100,device="cuda",requires_grad=True); F2.apply(x).sum().backward(); assert x.grad is not None
+""",
+    "early stop": """
+model=nn.Linear(64,64).cuda(); opt=torch.optim.AdamW(model.parameters()); best=float("inf")
+for i in range(40):
+    l=model(torch.randn(8,64,device="cuda")).pow(2).mean(); l.backward(); opt.step()
+    if l.item()<best: best=l.item()
+    if not torch.isfinite(l): break
+""",
+    "generate loop": """
+emb=nn.Embedding(100,32).cuda(); head=nn.Linear(32,100).cuda()
+ids=torch.zeros(1,1,dtype=torch.long,device="cuda")
+with torch.no_grad():
+    for _ in range(20):
+        logits=head(emb(ids))[:,-1]
+        nxt=torch.multinomial(logits.softmax(-1),1)
+        ids=torch.cat([ids,nxt],1)
+        if nxt.item()==99: break
+print(ids.shape, ids[0,:3].tolist())
+""",
+    "hooks": """
+m=nn.Linear(8,8).cuda(); seen=[]
+m.register_forward_hook(lambda mod,i,o: seen.append(o.shape))
+m.register_full_backward_hook(lambda mod,gi,go: None)
+m.weight.register_hook(lambda g: g*2)
+m(torch.randn(4,8,device="cuda",requires_grad=True)).sum().backward()
+""",
+    "optimizer in backward": """
+m=nn.Sequential(*[nn.Linear(256,256) for _ in range(4)]).cuda()
+opts={p: torch.optim.SGD([p],0.1) for p in m.parameters()}
+def step(p): opts[p].step(); opts[p].zero_grad()
+for p in m.parameters(): p.register_post_accumulate_grad_hook(step)
+for i in range(3): m(torch.randn(4,256,device="cuda")).sum().backward()
+""",
+    "vmap/func": """
+from torch.func import functional_call, vmap, grad
+m=nn.Linear(8,1).cuda(); params=dict(m.named_parameters())
+def loss(p,x): return functional_call(m,p,(x,)).sum()
+g=vmap(grad(loss),in_dims=(None,0))(params, torch.randn(4,8,device="cuda"))
+""",
+    "exotic device strings": """
+d=torch.device("cuda",0); assert torch.zeros(2,device=d).device==d; assert torch.zeros(2).to(0).is_cuda
+x=torch.zeros(2,device="cuda:0"); y=torch.zeros_like(x); assert y.device.type=="cuda"; z=torch.zeros(2).type_as(x); assert z.is_cuda
+w=x.new_zeros(3); assert w.is_cuda; assert torch.ones(1).to(x).is_cuda; assert torch.as_tensor([1,2],device="cuda").is_cuda
+""",
+    "grad accumulation": """
+model=nn.Linear(64,64).cuda(); opt=torch.optim.AdamW(model.parameters())
+for i in range(40):
+    (model(torch.randn(8,64,device="cuda")).sum()/8).backward()
+    if (i+1)%8==0: opt.step(); opt.zero_grad()
+""",
+    "topk multinomial sort": """
+x=torch.randn(8,1000,device="cuda"); v,i=x.topk(5); s=x.sort(); m=torch.multinomial(x.softmax(1),1); c=x.cumsum(1); w=torch.where(x>0); r=torch.randperm(10,device="cuda"); b=torch.bernoulli(x.sigmoid())
+""",
+    "conv1d/3d/groupnorm": """
+m=nn.Sequential(nn.Conv3d(1,4,3),nn.GroupNorm(2,4),nn.ReLU(),nn.AdaptiveAvgPool3d(1),nn.Flatten(),nn.Linear(4,2)).cuda()
+m(torch.randn(2,1,8,8,8,device="cuda")).sum().backward()
+m=nn.Sequential(nn.Conv1d(3,4,3),nn.BatchNorm1d(4),nn.PReLU(),nn.MaxPool1d(2)).cuda(); m(torch.randn(2,3,16,device="cuda")).sum().backward()
+""",
+}
+
+#: Optimizer steps after which an estimate of each ends; 0 where there is no optimizer.
+STEPS = {
+    "old amp": 3,
+    "data parallel": 3,
+    "sparse embedding": 3,
+    "lbfgs": 3,
+    "early stop": 3,
+    "grad accumulation": 3,
+    "optimizer in backward": 3,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_it_gets_through(name):
+    report = ipyvram.estimate(PROGRAMS[name], card="T4", namespace={"torch": torch, "nn": nn, "__name__": "__main__"})
+    assert report.steps == STEPS.get(name, 0)
+    assert report.peak_bytes > 0
+    assert sum(report.peak.values()) == report.peak_bytes
+    assert report.peak["other"] == 0
