@@ -6,7 +6,7 @@ import os
 import sys
 import sysconfig
 from types import CodeType, FrameType
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import ipyvram
 from ipyvram.recording import Frame, Stack
@@ -43,37 +43,42 @@ class StackReader:
 
     def __init__(self, stacks: Interner[Stack]) -> None:
         self._stacks = stacks
-        self._kind: dict[CodeType, int] = {}
-        self._known: dict[tuple[CodeType | int, ...], int] = {}
+        # By identity, since a code object computes its hash from all its instructions; `_codes` keeps identities unique.
+        self._kind: dict[int, int] = {}
+        self._codes: list[CodeType] = []
+        self._known: dict[tuple[int, ...], int] = {}
 
     def __call__(self) -> int:
         """Index of the current user stack in the interner, -1 when there is none."""
         frame: FrameType | None = sys._getframe(1)
         kinds = self._kind
-        key: list[CodeType | int] = []
+        key: list[int] = []
         while frame is not None:
-            code = frame.f_code
+            code = id(frame.f_code)
             kind = kinds.get(code)
             if kind is None:
                 kind = kinds[code] = _kind(frame)
+                self._codes.append(frame.f_code)
             if kind:
                 if kind != _BOTTOM:
-                    key += (code, frame.f_lineno)
+                    key += (code, frame.f_lasti)  # the line would have to be decoded
                 if kind != _USER or len(key) == 2 * _DEPTH:
                     break
             frame = frame.f_back
         place = tuple(key)
         index = self._known.get(place)
         if index is None:
-            index = self._known[place] = self._build(place)
+            index = self._known[place] = self._build(sys._getframe(1), len(place) // 2)
         return index
 
-    def _build(self, place: tuple[Any, ...]) -> int:
-        frames = (
-            Frame(code.co_filename, line, code.co_name) for code, line in zip(place[::2], place[1::2], strict=True)
-        )
-        found = tuple(frames)
-        return self._stacks(found) if found else -1
+    def _build(self, frame: FrameType | None, count: int) -> int:
+        found: list[Frame] = []
+        while frame is not None and len(found) < count:
+            code = frame.f_code
+            if self._kind[id(code)] in (_USER, _MAIN):
+                found.append(Frame(code.co_filename, frame.f_lineno, code.co_name))
+            frame = frame.f_back
+        return self._stacks(tuple(found)) if found else -1
 
 
 _FOREIGN_CODE, _USER, _MAIN, _BOTTOM = 0, 1, 2, 3
