@@ -69,9 +69,9 @@ def shoot(lab: Lab, name: str, out: Path) -> None:
 
 
 def save(element: Any, path: Path) -> None:
-    """A screenshot of an element with 128 colours: what is flat needs no more, and it goes into git."""
+    """A screenshot of an element with 256 colours: what is flat needs no more, and it goes into git."""
     image = Image.open(io.BytesIO(element.screenshot()))
-    image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def hover(lab: Lab, path: Path) -> None:

@@ -32,7 +32,7 @@ from ipyvram.step_accounts import step_accounts, unused_graphs
 from ipyvram.stretches import curves, highest, stretches
 from ipyvram.thinning import pick
 
-TIMELINE_POINTS = 800  # instants kept in a report: about two for each pixel column of the picture
+TIMELINE_POINTS = 1600  # instants kept in a report: about two for each pixel column of the picture
 MAX_TENSORS = 4000  # rows kept in a report; the smallest beyond are merged by category
 
 _SOURCES = {"history": "allocator trace", "storages": "storage trace"}

@@ -34,19 +34,20 @@ def extremes(values: NDArray[np.int64], buckets: NDArray[np.int64]) -> NDArray[n
 def pick(time: NDArray[np.float64], values: NDArray[np.int64], points: int) -> NDArray[np.int64]:
     """Indices of at most about ``points`` rows that keep every bucket's lowest and highest value, ascending.
 
-    Buckets are equal stretches of the row number, and beside them of the ups and downs: a step of allocations deserves the
-    room it needs, and a rise of a few large ones is not to be drowned by the many small ones of an optimizer.
+    There are three kinds of buckets, equal stretches of the row number, of time, and of the ups and downs: a step of many
+    allocations deserves room, a slow phase of few its width, and a rise of some large ones its steps.
     """
     count = len(values)
     if count <= points:
         return np.arange(count)
-    buckets = max(1, points // 8)
+    number = max(1, points // 12)
     travelled = np.cumsum(np.abs(np.diff(values, prepend=values[0])).astype(np.float64))
-    by_row = extremes(values, np.arange(count) * buckets // count)
-    if travelled[-1] <= 0:
-        return by_row
-    by_height = extremes(values, np.minimum(travelled / travelled[-1] * buckets, buckets - 1).astype(np.int64))
-    return np.union1d(by_row, by_height)
+    found = [extremes(values, np.arange(count) * number // count)]
+    for along in (time - time[0], travelled):
+        if along[-1] > 0:
+            buckets = np.minimum(along / along[-1] * number, number - 1).astype(np.int64)
+            found.append(extremes(values, buckets))
+    return np.unique(np.concatenate(found))
 
 
 def thin_timeline(timeline: Timeline, points: int) -> Timeline:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import ipyvram.render.html
-from ipyvram.render.html import html, page
+from ipyvram.render.html import MAX_BYTES, html, page
 from ipyvram.render.summary import summarise, tensor_words
 from ipyvram.render.text import TENSOR_ROWS as TEXT_ROWS
 from ipyvram.render.text import text
+from ipyvram.report import TensorRow
 from ipyvram.units import format_bytes
 from tests import reports
 from tests.sanitizer import Sanitizer
@@ -58,6 +59,14 @@ def test_it_is_well_formed_and_small(case):
     markup = html(CASES[case]())
     assert Tags(markup).open == []
     assert len(markup.encode()) <= 60_000
+
+
+def test_a_huge_report_leaves_out_detail_until_it_is_small():
+    rows = tuple(TensorRow(10**6 - i, "activations", f"tensor {i} " * 40, "module." * 40) for i in range(500))
+    report = reports.long(tensors_at_peak=rows, lifetimes=reports.lifetimes("name " * 40) * 40)
+    markup = html(report)
+    assert len(markup.encode()) <= MAX_BYTES
+    assert "tensor 0 " in markup
 
 
 @pytest.mark.parametrize("case", CASES)

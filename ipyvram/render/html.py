@@ -34,8 +34,14 @@ from ipyvram.render.timeline import sentence, timeline
 from ipyvram.report import LABELS, GroupRow, Report
 from ipyvram.units import format_bytes, format_share
 
-#: Rows of the folded tables; the rest is told as one line. Instants kept in the picture.
-TENSOR_ROWS, GROUP_ROWS, POINTS, LIFETIMES = 20, 14, 800, 70
+#: Instants to choose from for the picture, which shows fewer.
+POINTS = 2000
+
+#: Most bytes of a report of one device: it goes into version control with the notebook.
+MAX_BYTES = 60_000
+
+#: How much to tell, from most to least: rows of the folded tables, groups, and allocations to list at a moment.
+_DETAIL = ((20, 14, 60), (16, 10, 40), (10, 6, 24), (6, 4, 0))
 
 
 def html(report: Report) -> str:
@@ -44,10 +50,20 @@ def html(report: Report) -> str:
     Returns
     -------
     str
-        At most about 60 KB, whatever the size of the model.
+        At most about 60 KB for each device, whatever the size of the model: detail is left out as far as that needs.
     """
-    lifetimes = report.lifetimes[:LIFETIMES]
-    report = replace(report.trimmed(tensors=TENSOR_ROWS, groups=GROUP_ROWS, points=POINTS), lifetimes=lifetimes)
+    markup = ""
+    for tensors, groups, lifetimes in _DETAIL:
+        shown = replace(
+            report.trimmed(tensors=tensors, groups=groups, points=POINTS), lifetimes=report.lifetimes[:lifetimes]
+        )
+        markup = _fragment(shown)
+        if len(markup.encode()) <= MAX_BYTES * (1 + len(report.others)):
+            break
+    return markup
+
+
+def _fragment(report: Report) -> str:
     body = "".join([_account(report), *(_other(other) for other in report.others)])
     root = "ipyvram-" + hashlib.sha256(body.encode()).hexdigest()[:10]
     look = style(

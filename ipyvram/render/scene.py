@@ -27,7 +27,7 @@ TRACED_SHARE, GAP_W = 0.66, 24
 IN_SCALE = 2.2
 
 #: Instants kept of the exact account, and of the samples: more than can be told apart are of no use.
-MAX_POINTS, MAX_SAMPLES = 340, 150
+MAX_POINTS, MAX_SAMPLES = 320, 150
 
 SAMPLED_LABELS = {
     "allocated": "allocated",
