@@ -7,7 +7,9 @@ import re
 import pytest
 
 from ipyvram.render.text import text
+from ipyvram.units import GIB
 from tests import reports
+from tests.made import report
 
 CASES = {
     "training": reports.training,
@@ -38,6 +40,21 @@ def test_colour_changes_no_word(case):
 
 def test_a_label_cannot_move_the_cursor():
     assert "\x1b" not in text(reports.training(label="\x1b[2Jgone\r", note="a\nb"))
+
+
+@pytest.mark.parametrize(
+    ("limit", "card", "said"),
+    [
+        (6 * GIB, None, "5.00 GiB to the limit of 6.00 GiB"),  # on a CPU there is no card, and a limit all the same
+        (GIB // 2, None, "512 MiB over the limit of 512 MiB"),
+        (8 * GIB, 10 * GIB, "10 % of the card · 7.00 GiB to the 80 % limit"),
+        (GIB // 2, 10 * GIB, "10 % of the card · 512 MiB over the 5 % limit"),
+    ],
+)
+def test_the_room_to_the_limit_is_told(limit, card, said):
+    made = report({"parameters": GIB}, limit_bytes=limit, card_bytes=card, peak_when="forward")
+    shown = " ".join(text(made, width=200).split())
+    assert f"Peak 1.00 GiB in forward · {said}" in shown
 
 
 def test_golden(golden):

@@ -166,22 +166,21 @@ def _when(report: Report) -> str:
 
 def _remarks(report: Report) -> tuple[tuple[str, ...], bool]:
     """Share of the card, and the room that is left below the limit: what torch caches can be used again and counts as room."""
-    if not report.card_bytes:
-        return (), False
-    remarks = [f"{format_share(report.peak_bytes, report.card_bytes)} of the card"]
+    card = report.card_bytes or 0
+    remarks = [f"{format_share(report.peak_bytes, card)} of the card"] if card else []
     over = False
     if report.limit_bytes:
         taken = report.peak_bytes + report.card.get("context", 0) + report.card.get("other_processes", 0)
         room = report.limit_bytes - taken
         over = room < 0
-        limit = _limit(report.limit_bytes, report.card_bytes)
+        limit = _limit(report.limit_bytes, card)
         remarks.append(f"{format_bytes(-room)} over {limit}" if over else f"{format_bytes(room)} to {limit}")
     return tuple(remarks), over
 
 
 def _limit(limit: int, card: int) -> str:
     """``the 80 % limit`` where it was given so, else its size."""
-    percent = 100 * limit / card
+    percent = 100 * limit / card if card else 0.5
     return (
         f"the {percent:.0f} % limit" if abs(percent - round(percent)) < 1e-3 else f"the limit of {format_bytes(limit)}"
     )
