@@ -76,7 +76,8 @@ class Ranges:
             small = nearest.pool == "small"
         else:
             small = bool(size % self._settings.large_segment)
-        private = SHARED if nearest is None else nearest.private_pool
+        beside = nearest is not None and nearest.address - size <= address <= nearest.address + nearest.size
+        private = nearest.private_pool if nearest is not None and beside else SHARED
         return Segment(address, size, stream, "small" if small else "large", True, (), private)
 
     def spaces(self) -> Iterator[tuple[int, int, Segment]]:

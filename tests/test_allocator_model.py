@@ -127,7 +127,7 @@ def test_nothing_overlaps_and_nothing_is_lost(name, steps):
 @given(steps=STEPS, part=st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
 def test_replaying_its_own_trace_finds_no_difference(name, steps, part):
-    program = Program(CONFIGURATIONS[name], streams=(0, 7))
+    program = Program(CONFIGURATIONS[name], streams=(0, 7), privates=((0, 0), (0, 0), (0, 1)))
     program.run(steps)
     cut = int(part * len(program.rows))
     replayed = replay_trace(program.trace(cut), CONFIGURATIONS[name])
