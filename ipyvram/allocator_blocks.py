@@ -7,48 +7,11 @@ Knows where blocks are and how they split and merge. Which segment to ask the dr
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from ipyvram.allocator_rules import SMALL_SIZE, Settings
-
-_SHIFT = 64  # a free block's key is ``size << 64 | address``: one integer orders them by size, then address
-_ADDRESS = (1 << _SHIFT) - 1
-SHARED = (0, 0)
-
-
-@dataclass(slots=True, eq=False)
-class Pool:
-    """Free blocks of one stream, small or large, of the shared pool (0, 0) or of a private one."""
-
-    small: bool
-    stream: int
-    private: tuple[int, int] = SHARED
-    keys: list[int] = field(default_factory=list)  #: sorted
-
-    def free_blocks(self) -> Iterator[tuple[int, int]]:
-        """Address and size of the free blocks, smallest first."""
-        return ((key & _ADDRESS, key >> _SHIFT) for key in list(self.keys))
-
-
-class Live(NamedTuple):
-    """A block in use, or freed by the program while another stream still uses it."""
-
-    size: int
-    requested: int
-    pool: Pool
-
+from ipyvram.allocator_pools import ADDRESS, SHARED, SHIFT, Live, Pool, Range
+from ipyvram.allocator_rules import Settings
 
 _new = tuple.__new__  # what Live(…) comes down to, at half the time: there is one for every allocation
-
-
-class Range(NamedTuple):
-    """A segment; of an expandable one its reserved address space."""
-
-    size: int
-    pool: Pool
-    expandable: bool
 
 
 class Blocks:
@@ -95,24 +58,24 @@ class Blocks:
         if address not in self.segments:
             before = by_end.pop(address, None)
             if before is not None:
-                del keys[bisect_left(keys, sizes.pop(before) << _SHIFT | before)]
+                del keys[bisect_left(keys, sizes.pop(before) << SHIFT | before)]
                 address = before
         if end not in self.segments:
             after = sizes.pop(end, None)
             if after is not None:
-                del keys[bisect_left(keys, after << _SHIFT | end)]
+                del keys[bisect_left(keys, after << SHIFT | end)]
                 end += after
         size = end - address
         sizes[address] = size
         by_end[end] = address
-        insort(keys, size << _SHIFT | address)
+        insort(keys, size << SHIFT | address)
         return address, size
 
     def remove_free(self, address: int, pool: Pool) -> int:
         """Take the free block at ``address`` out of its pool; gives its size."""
         size = self._size.pop(address)
         del self._by_end[address + size]
-        del pool.keys[bisect_left(pool.keys, size << _SHIFT | address)]
+        del pool.keys[bisect_left(pool.keys, size << SHIFT | address)]
         return size
 
     def find(self, pool: Pool, size: int, settings: Settings) -> tuple[int, int] | None:
@@ -122,7 +85,7 @@ class Blocks:
         counts with the room it can grow into, so that others are taken first.
         """
         keys = pool.keys
-        at = bisect_left(keys, size << _SHIFT)
+        at = bisect_left(keys, size << SHIFT)
         if at == len(keys):
             return None
         if self.unmapped:
@@ -130,28 +93,28 @@ class Blocks:
             if found is None:
                 return None
             at = found
-        block = keys[at] >> _SHIFT
+        block = keys[at] >> SHIFT
         if size < settings.max_split_size:
             if block >= settings.max_split_size:
                 return None
         elif block >= size + settings.max_non_split_rounding:
             return None
-        return keys[at] & _ADDRESS, block
+        return keys[at] & ADDRESS, block
 
     def _find_expandable(self, keys: list[int], at: int, settings: Settings) -> int | None:
         if not settings.expandable_segments:  # switched off meanwhile: only blocks of plain segments
-            while at < len(keys) and self.is_expandable(keys[at] & _ADDRESS):
+            while at < len(keys) and self.is_expandable(keys[at] & ADDRESS):
                 at += 1
             return at if at < len(keys) else None
-        while at + 1 < len(keys) and self.is_expandable(keys[at] & _ADDRESS):
+        while at + 1 < len(keys) and self.is_expandable(keys[at] & ADDRESS):
             if self._room(keys[at + 1]) >= self._room(keys[at]):
                 break
             at += 1
         return at
 
     def _room(self, key: int) -> int:
-        size = key >> _SHIFT
-        return size + self.unmapped.get((key & _ADDRESS) + size, 0)
+        size = key >> SHIFT
+        return size + self.unmapped.get((key & ADDRESS) + size, 0)
 
     def free_at(self, address: int) -> int | None:
         """Size of the free block that begins at ``address``."""
@@ -175,12 +138,12 @@ class Blocks:
     def take(self, address: int, taken: int, block: int, requested: int, pool: Pool) -> None:
         """Make the first ``taken`` bytes of the free block at ``address`` live; ``block`` is its whole size."""
         keys, end = pool.keys, address + block
-        del self._size[address], keys[bisect_left(keys, block << _SHIFT | address)]
+        del self._size[address], keys[bisect_left(keys, block << SHIFT | address)]
         if taken < block:
             rest = block - taken
             self._size[address + taken] = rest
             self._by_end[end] = address + taken
-            insort(keys, rest << _SHIFT | (address + taken))
+            insort(keys, rest << SHIFT | (address + taken))
         else:
             del self._by_end[end]
         self.live[address] = _new(Live, (taken, requested, pool))
@@ -316,8 +279,3 @@ class Blocks:
         if address + size < end:
             self.add_free(address + size, end - address - size, pool)
         self._add_unmapped(address, size)
-
-
-def is_small(rounded: int) -> bool:
-    """Which pool serves a request of ``rounded`` bytes."""
-    return rounded <= SMALL_SIZE

@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from ipyvram.allocator_blocks import SHARED, Blocks, Pool, Range, is_small
+from ipyvram.allocator_blocks import Blocks
+from ipyvram.allocator_pools import SHARED, Pool, Range, is_small
 from ipyvram.allocator_rules import NO_LIMIT, Settings
-from ipyvram.recording import Action, Block, Segment
+from ipyvram.allocator_state import segments
+from ipyvram.recording import Action, Segment
 from ipyvram.units import format_bytes
 
 #: Called with every event, as torch's history records it: action, address, size, stream, private pool.
@@ -151,7 +153,7 @@ class CachingAllocator:
 
     def segments(self) -> tuple[Segment, ...]:
         """The state as torch's snapshot shows it: segments, or contiguous mapped ranges, with their blocks."""
-        return tuple(_segments(self.blocks))
+        return segments(self.blocks)
 
     # -- finding room ------------------------------------------------------------------------------------------------
 
@@ -314,29 +316,3 @@ class CachingAllocator:
             average = sum(ages.values()) / len(ages)
             for address in [a for a, age in ages.items() if age >= average]:
                 reclaimed += self._release_segment(address).size
-
-
-def _segments(blocks: Blocks) -> Iterator[Segment]:
-    pieces = [Block(a, b.size, b.requested) for a, b in blocks.live.items()]
-    pieces += [Block(a, b.size, b.requested, "active_awaiting_free") for a, b in blocks.awaiting.items()]
-    pieces += [Block(a, s, 0, "inactive") for pool in blocks.pools.values() for a, s in pool.free_blocks()]
-    row: list[Block] = []
-    start = -1
-    for piece in sorted(pieces):
-        found = blocks.segment_of(piece.address)
-        assert found is not None
-        if row and (found[0] != start or row[-1].address + row[-1].size != piece.address):
-            yield _segment(blocks, row)
-            row = []
-        start = found[0]
-        row.append(piece)
-    if row:
-        yield _segment(blocks, row)
-
-
-def _segment(blocks: Blocks, row: list[Block]) -> Segment:
-    found = blocks.segment_of(row[0].address)
-    assert found is not None
-    pool, size = found[1].pool, sum(b.size for b in row)
-    kind = "small" if pool.small else "large"
-    return Segment(row[0].address, size, pool.stream, kind, found[1].expandable, tuple(row), pool.private)

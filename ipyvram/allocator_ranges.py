@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ipyvram.allocator_blocks import SHARED, is_small
+from ipyvram.allocator_pools import SHARED, is_small
 from ipyvram.allocator_rules import SMALL_SEGMENT, Settings
 from ipyvram.recording import Action, Events, Segment
 

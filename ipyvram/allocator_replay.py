@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ipyvram.allocator_blocks import SHARED, Blocks, Live, Pool, is_small
+from ipyvram.allocator_blocks import Blocks
+from ipyvram.allocator_pools import SHARED, Live, Pool, is_small
 from ipyvram.allocator_ranges import cause
 from ipyvram.allocator_rules import SMALL_SEGMENT, Settings
 from ipyvram.allocator_undo import ADDRESS_SPACE, Start, undo

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ipyvram.allocator_blocks import Blocks, Live
+from ipyvram.allocator_blocks import Blocks
+from ipyvram.allocator_pools import Live
 from ipyvram.allocator_ranges import Ranges, pool_key
 from ipyvram.allocator_rules import SMALL_SIZE, Settings
 from ipyvram.recording import Action, Block, Events, Segment
