@@ -105,10 +105,36 @@ def subcommand_table() -> str:
     return "\n".join(["| line | meaning |", "|---|---|", *rows])
 
 
-@pytest.mark.parametrize(("name", "table"), [("options", option_table), ("subcommands", subcommand_table)])
-def test_tables_are_those_of_the_code(name, table, request):
+def estimate_table() -> str:
+    """Estimates against real traces, from what `benchmarks/estimate_accuracy.py` wrote."""
+    rows = []
+    for name in ("torch26", "second_program", "newest"):
+        found = json.loads((ROOT / f"benchmarks/results/estimate_traces_{name}.json").read_text(encoding="utf-8"))
+        rows += [
+            f"| `{r['case']}` | {found['torch'].partition('+')[0]} | {r['real_allocated_bytes'] / 2**20:,.1f} MiB "
+            f"| {r['predicted_allocated_bytes'] / 2**20:,.1f} MiB | {error(r['allocated_error'])} "
+            f"| {error(r['reserved_error'])} | {r['ordered_match']:.1%} |"
+            for r in found["rows"]
+        ]
+    head = "| trace | estimated with torch | real peak | estimated | allocated | reserved | in order |"
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
+
+
+def error(share: float) -> str:
+    return f"{share:+.2%}" if share else "0, to the byte"
+
+
+TABLES = [
+    ("options.md", "options", option_table),
+    ("options.md", "subcommands", subcommand_table),
+    ("how-it-measures.md", "estimates", estimate_table),
+]
+
+
+@pytest.mark.parametrize(("page", "name", "table"), TABLES)
+def test_tables_are_those_of_the_code(page, name, table, request):
     """``pytest tests/test_docs.py --overwrite`` writes them anew."""
-    path = ROOT / "docs" / "options.md"
+    path = ROOT / "docs" / page
     text = path.read_text(encoding="utf-8")
     region = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.S)
     assert region.search(text)
