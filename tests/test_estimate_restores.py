@@ -211,3 +211,22 @@ def test_one_estimate_inside_another_is_refused():
     with pytest.raises(ValueError, match="inside"):
         ipyvram.estimate("ipyvram.estimate('1', namespace={})", namespace=notebook)
     assert ipyvram.estimate("torch.zeros(3, device='cuda')", namespace=notebook).peak_bytes == 512
+
+
+def test_an_interrupt_while_everything_is_put_back_waits_until_it_is(monkeypatch):
+    import signal
+
+    from ipyvram.simulated.swap import Swap
+
+    back = Swap.back
+
+    def interrupted(self):
+        signal.raise_signal(signal.SIGINT)
+        back(self)
+
+    monkeypatch.setattr(Swap, "back", interrupted)
+    notebook = make_notebook()
+    before = picture(notebook)
+    with pytest.raises(KeyboardInterrupt):
+        ipyvram.estimate(CELL, card="T4", namespace=notebook)
+    assert picture(notebook) == before

@@ -73,7 +73,8 @@ class Autocast:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._guard.__exit__(None, None, None)
+        if self._guard is not None:
+            self._guard.__exit__(None, None, None)
         self._casts.clear()
         self._patches.undo()
 

@@ -38,6 +38,7 @@ from ipyvram.simulated.refusal import CannotEstimate
 from ipyvram.simulated.state import State, names_used, refuse_begun_generators
 from ipyvram.simulated.swap import Found, Swap
 from ipyvram.simulated.ways import Ways
+from ipyvram.sweep.uninterrupted import uninterrupted
 
 #: Bounds for code that finishes no optimizer step: passes through a model, events, the thread's own seconds since the last.
 MAX_FORWARDS = 64
@@ -115,7 +116,8 @@ class Estimation:
             stop_ns = self._clock()
             self.memory.stop()
         finally:
-            _all(undo)
+            with uninterrupted():
+                _all(undo)
         return predicted(self, start_ns, stop_ns)
 
     def _prepare(self, undo: list[Callable[[], None]], extra: Iterable[Any]) -> None:
@@ -138,8 +140,8 @@ class Estimation:
         programs.devices(patches, self.namespace)
         keep_on_in_the_engine(patches)
         for context in (CudaKernels(self.card, self._note), Autocast()):
+            undo.append(functools.partial(context.__exit__, None, None, None))  # also where entering is cut off
             context.__enter__()
-            undo.append(functools.partial(context.__exit__, None, None, None))
         undo.append(self._phases.stop)
         self._phases.start()
         self._owners.namespace(before=True)
@@ -212,17 +214,12 @@ class Estimation:
 
 
 def _all(undo: list[Callable[[], None]]) -> None:
-    """Undo everything, newest first; an interrupt or a failure on the way is raised when all is done."""
-    failure: BaseException | None = None
+    """Undo everything, newest first; a failure on the way is raised when all is done."""
+    failure: Exception | None = None
     while undo:
-        action = undo[-1]
         try:
-            action()
-        except KeyboardInterrupt as error:
-            failure = error
-            action()  # it may have been cut off in the middle
+            undo.pop()()
         except Exception as error:
             failure = error
-        undo.pop()
     if failure is not None:
         raise failure
