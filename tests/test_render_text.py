@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ipyvram.render.text import text
+from ipyvram.render.columns import display_width
+from ipyvram.render.markup import clean
+from ipyvram.render.text import Pen, text
 from ipyvram.units import GIB
 from tests import reports
 from tests.made import report
@@ -24,6 +28,18 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_no_line_is_too_long(case, width):
     assert max(map(len, text(CASES[case](), width=width).splitlines())) <= width
+
+
+@given(st.text(alphabet="ab 模型中 \u0301é", max_size=300), st.integers(40, 90))
+def test_wide_letters_take_two_columns_and_nothing_is_lost_by_wrapping(words, width):
+    lines = Pen(width, unicode=True, colour=False).wrap(words, "  ")
+    assert all(display_width(line) <= width for line in lines)
+    assert "".join("".join(lines).split()) == "".join(clean(words).split())
+
+
+def test_a_wide_label_fits():
+    report = reports.training(label="模型" * 60)
+    assert all(display_width(line) <= 80 for line in text(report).splitlines())
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -24,7 +24,7 @@ def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), rule: b
         Characters at which a cell is cut, with an ellipsis.
     """
     cells = [[_cut(printable(cell), widest) for cell in row] for row in rows]
-    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(display_width, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(_pad(c, w, i in right) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in cells
     ]
@@ -33,17 +33,17 @@ def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), rule: b
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _width(text: str) -> int:
+def display_width(text: str) -> int:
     """Cells of a terminal: East Asian letters take two, combining marks none."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _cut(text: str, widest: int) -> str:
-    while _width(text) > widest:
+    while display_width(text) > widest:
         text = text.removesuffix("…")[:-1] + "…"
     return text
 
 
 def _pad(text: str, width: int, right: bool) -> str:
-    space = " " * (width - _width(text))
+    space = " " * (width - display_width(text))
     return space + text if right else text + space

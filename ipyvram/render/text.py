@@ -5,10 +5,10 @@ The same facts as the HTML form, from the same `summary`; `tests/test_render_tex
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ipyvram.render.columns import display_width
 from ipyvram.render.markup import clean
 from ipyvram.render.oom import oom_text
 from ipyvram.render.palette import CARD_LETTERS, CARD_LETTERS_ASCII, COLOURS, LETTERS, STACK
@@ -72,22 +72,45 @@ class Pen:
     def cut(self, words: str, width: int) -> str:
         """``words`` in at most ``width`` columns."""
         words = self.plain(words)
+        if display_width(words) <= width:
+            return words
         dots = "…" if self.unicode else "..."
-        if width < len(dots):
-            return ""
-        return words if len(words) <= width else words[: width - len(dots)] + dots
+        return fitting(words, width - len(dots)) + dots if width >= len(dots) else ""
 
     def wrap(self, words: str, indent: str = "") -> list[str]:
-        """``words`` over as many lines as they need."""
-        return textwrap.wrap(
-            self.plain(words), self.width, initial_indent="", subsequent_indent=indent, break_long_words=True
-        )
+        """``words`` over as many lines as they need, from the second on behind ``indent``."""
+        words = self.plain(words)
+        lines, line = [], " " * (len(words) - len(words.lstrip(" ")))
+        for word in words.lstrip(" ").split(" "):
+            joined = f"{line} {word}" if line.strip() else line + word
+            if display_width(joined) <= self.width:
+                line = joined
+                continue
+            if line.strip():
+                lines.append(line)
+                line = indent
+            while display_width(line + word) > self.width:  # longer than a line
+                head = fitting(word, self.width - display_width(line))
+                lines.append(line + head)
+                line, word = indent, word[len(head) :]
+            line += word
+        return [*lines, line] if line.strip() else lines
 
     def letter(self, category: str) -> str:
         """What stands for a category in the bar and the chart."""
         if category in LETTERS:
             return LETTERS[category]
         return (CARD_LETTERS if self.unicode else CARD_LETTERS_ASCII)[category]
+
+
+def fitting(words: str, width: int) -> str:
+    """The longest beginning of ``words`` that takes at most ``width`` columns."""
+    taken = 0
+    for i, character in enumerate(words):
+        taken += display_width(character)
+        if taken > width:
+            return words[:i]
+    return words
 
 
 def _account(report: Report, pen: Pen) -> list[str]:
