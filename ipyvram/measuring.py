@@ -49,6 +49,8 @@ class Measurement:
     ----------
     notes : list of str
         One line each about what did not work and what that means.
+    refused : bool
+        Once finished: whether the budget refused an allocation, also where the program got over that.
 
     Parameters
     ----------
@@ -70,6 +72,7 @@ class Measurement:
         self.options, self.notes = options, list[str]()
         self._cell, self._namespace = cell, namespace
         self._budget, self._keep = budget, keep
+        self.refused = False
         self._run: Run | None = None
 
     def start(self) -> None:
@@ -106,7 +109,7 @@ class Measurement:
             return None
         doing = _UNCLEAN
         try:
-            recording = run.stop(error)
+            recording, self.refused = run.stop(error), run.refused
             doing = "measured this but could not analyse it"
             from ipyvram.analysis import analyse
 

@@ -294,6 +294,11 @@ class Run:
         )
         return found[-1]
 
+    @property
+    def refused(self) -> bool:
+        """Whether the byte budget refused an allocation, also where the program got over that."""
+        return any(isinstance(trace, StorageTrace) and trace.refused is not None for trace in self._past)
+
     def _stop_sampler(self) -> tuple[Samples, ...]:
         stopped: list[Samples] = []
         sampler = self._sampler

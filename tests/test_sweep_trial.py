@@ -218,6 +218,65 @@ def test_an_out_of_memory_wrapped_by_the_program_is_one():
     assert MeasuredTrials(body(cell, space(crash=crashing((0, "backward")))))(16, 3).out_of_memory
 
 
+def test_an_out_of_memory_that_the_program_gets_over_is_one():
+    cell = CELL.replace(
+        "    optimizer.step()",
+        "    try:\n        torch.zeros(2**22)\n    except torch.OutOfMemoryError:\n        pass\n    optimizer.step()",
+    )
+    trial = MeasuredTrials(body(cell, space(crash=crashing())), 8 * MIB)(16, 3)
+    assert trial.out_of_memory
+    assert trial.error == "caught by the program"
+    assert not MeasuredTrials(body(cell, space(crash=crashing())), 64 * MIB)(16, 3).out_of_memory
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("library", ["accelerate", "lightning"])
+def test_a_trial_ends_a_loop_that_a_library_runs(library):
+    pytest.importorskip(library)
+    programs = {"accelerate": accelerated, "lightning": lit}
+    trials = MeasuredTrials(FunctionBody(programs[library]))
+    assert [trials(size, 3).shape for size in (8, 16)] == [(8, 16), (16, 16)]
+    assert trials(8, 3).steps == 5
+    assert trials(8, 3).leftover == ""
+
+
+def accelerated(batch: int) -> None:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    model = torch.nn.Linear(16, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = torch.utils.data.DataLoader(torch.randn(400, 16), batch_size=batch)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    for x in loader:
+        accelerator.backward(model(x).square().mean())
+        optimizer.step()
+
+
+def lit(batch: int) -> None:
+    import lightning
+
+    class Lit(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = torch.nn.Linear(16, 4)
+
+        def training_step(self, x, index):
+            return self.model(x).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    loader = torch.utils.data.DataLoader(torch.randn(400, 16), batch_size=batch)
+    lightning.Trainer(max_epochs=2, accelerator="cpu", **quiet).fit(Lit(), loader)
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -185,8 +185,8 @@ class MeasuredTrials:
         trial = _trial(size, watch, report, (*measurement.notes,))
         return replace(
             trial,
-            out_of_memory=memory or trial.out_of_memory,
-            error=text,
+            out_of_memory=memory or measurement.refused or trial.out_of_memory,
+            error=text or ("caught by the program" if measurement.refused or trial.out_of_memory else ""),
             outside_bytes=max(outside, trial.outside_bytes),
             leftover=leftover_before,
         )
