@@ -297,7 +297,7 @@ class Run:
     @property
     def refused(self) -> bool:
         """Whether the byte budget refused an allocation, also where the program got over that."""
-        return any(isinstance(trace, StorageTrace) and trace.refused is not None for trace in self._past)
+        return self._tracing.refused is not None
 
     def _stop_sampler(self) -> tuple[Samples, ...]:
         stopped: list[Samples] = []

@@ -25,6 +25,8 @@ def test_without_a_gpu_nothing_is_set():
 def test_the_budget_is_for_devices_that_the_storage_trace_counts():
     assert guard.budget(None) is None
     assert guard.budget(100) == {"cpu": 100, "mps": 100}
+    with SimulatedCuda():
+        assert guard.budget(100) is None
 
 
 def test_the_fraction_leaves_room_for_what_is_outside_and_is_put_back():

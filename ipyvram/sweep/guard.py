@@ -16,8 +16,8 @@ _TRACED = ("cpu", "mps")
 
 
 def budget(limit_bytes: int | None) -> dict[str, int] | None:
-    """The limit for the storage trace."""
-    return None if limit_bytes is None else dict.fromkeys(_TRACED, limit_bytes)
+    """The limit for the storage trace; none where there is a GPU: then the CPU's memory is not what is to be filled."""
+    return None if limit_bytes is None or torch.cuda.is_available() else dict.fromkeys(_TRACED, limit_bytes)
 
 
 def make_ready() -> None:
