@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -144,6 +145,17 @@ def test_the_text_and_the_html_form_hold_the_same_facts(case):
     for fact in facts:
         assert fact in shown, fact
         assert fact in told, fact
+
+
+def test_what_is_not_exact_is_marked_where_it_stands():
+    report = reports.training()
+    report = replace(report, provenance=report.provenance | {"categories": "inferred", "peak": "sampled"})
+    for told in (Tags(html(report)).text, text(report)):
+        assert "(inferred)" in told.split("largest holder")[0].split("share")[0]
+        assert "CUDA context 410 MiB (inferred)" in " ".join(told.split())
+        assert "Other processes 300 MiB (sampled)" in " ".join(told.split())
+    assert "Peak 3.13 GiB (sampled)" in text(report)
+    assert ">sampled</span>" in html(report)
 
 
 def readable(markup: str) -> str:

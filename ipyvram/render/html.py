@@ -178,7 +178,7 @@ def _table(s: Summary) -> str:
     if not s.lines:
         return zeros
     columns = [
-        Column("category"), Column("start", numeric=True, muted=True), Column("peak", numeric=True),
+        Column(s.category_title), Column("start", numeric=True, muted=True), Column("peak", numeric=True),
         Column(s.end_title, numeric=True, muted=True), Column("share of peak"),
         Column("largest holder", muted=True, wrap=True),
     ]  # fmt: skip

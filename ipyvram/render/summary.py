@@ -54,6 +54,8 @@ class Summary:
         The parts of the bar adding up.
     lines, zeros : tuple
         Categories that hold something at the start, the peak or the end; labels of those that do not.
+    category_title : str
+        ``"category"``, with how the categories came about where they are not exact.
     end_title : str
         ``"end"``, or ``"end of trace"`` where the trace ended before the cell.
     sources : str
@@ -72,6 +74,7 @@ class Summary:
     sums: str
     lines: tuple[Line, ...]
     zeros: tuple[str, ...]
+    category_title: str
     end_title: str
     sources: str
     trouble: str
@@ -98,6 +101,7 @@ def summarise(report: Report) -> Summary:
         sums=_sums(report),
         lines=lines,
         zeros=tuple(LABELS[c] for c in CATEGORIES if c not in shown),
+        category_title=_marked("category", report.provenance.get("categories", "")),
         end_title="end of trace" if report.provenance.get("end") == "end of trace" else "end",
         sources=_sources(report),
         trouble=_trouble(report),
@@ -210,11 +214,16 @@ def _sums(report: Report) -> str:
     cache = report.card.get("cache", 0)
     parts = [f"tensors {peak} + cache {format_bytes(cache)} = reserved {format_bytes(report.peak_bytes + cache)}"]
     parts += [
-        f"{LABELS[name]} {format_bytes(count)}"
+        _marked(f"{LABELS[name]} {format_bytes(count)}", report.provenance.get(name, ""))
         for name, count in report.card.items()
         if name != "cache" and (count or name == "free")
     ]
     return " · ".join([*parts, "the bar is the peak alone"] if _tiny(report) else parts)
+
+
+def _marked(words: str, how: str) -> str:
+    """Words, and how the figure came about where it is not exact."""
+    return f"{words} ({how})" if how not in ("", "exact") else words
 
 
 def _sources(report: Report) -> str:

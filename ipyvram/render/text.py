@@ -166,7 +166,13 @@ def _table(s: Summary, pen: Pen) -> list[str]:
     rows = [_figures(line, pen.width < NARROW) for line in s.lines]
     widths = [max(len(head), *(len(row[i]) for row in rows)) for i, head in enumerate(heads)]
     name = max(len(line.label) for line in s.lines)
-    titles = [" " * (name + 4), *(h.rjust(w) for h, w in zip(heads, widths, strict=True)), "share", "largest holder"]
+    mark = "" if s.category_title == "category" else s.category_title.removeprefix("category ")
+    titles = [
+        f"{mark:<{name + 4}}",
+        *(h.rjust(w) for h, w in zip(heads, widths, strict=True)),
+        "share",
+        "largest holder",
+    ]
     lines = [pen.dim(pen.cut("  ".join(titles), pen.width))]
     for line, row in zip(s.lines, rows, strict=True):
         mark = pen.letter(line.category) + (" █" if pen.unicode else "  ")
