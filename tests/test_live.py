@@ -51,7 +51,7 @@ def test_growth_gives_the_time_left_to_the_limit():
     left = meter.seconds_left()
     beside = taken(pulse(29, 4.9 * GIB)) - 4.9 * GIB
     assert left == pytest.approx((12 - 4.9 - beside / GIB) / 0.1, rel=0.1)
-    assert any(word.startswith("limit in") for word in meter.words())
+    assert any(word.endswith("to the limit") for word in meter.words())
 
 
 def test_what_a_step_takes_and_gives_back_is_no_growth():
@@ -62,8 +62,25 @@ def test_what_a_step_takes_and_gives_back_is_no_growth():
 def test_an_old_peak_stays_and_the_last_minute_is_what_is_drawn():
     meter = fed(*(pulse(t, (8 if t == 3 else 1) * GIB) for t in range(300)))
     assert meter.peak_bytes == 8 * GIB
-    assert set(meter.spark()) == {"█"}
+    assert set(meter.spark()) == {"▄"}
     assert len(meter.spark()) == SPARK_CELLS
+
+
+def test_the_last_minute_is_drawn_from_its_lowest_to_its_highest():
+    spark = fed(*(pulse(t, (4 + t / 60) * GIB) for t in range(60))).spark()
+    assert spark[0] == "▁"
+    assert spark[-1] == "█"
+    assert list(spark) == sorted(spark)
+    assert fed(pulse(1, GIB)).spark(unicode=False).isascii()
+
+
+def test_the_bar_is_of_the_card_with_the_limit_on_it():
+    html = fed(pulse(5, 4 * GIB)).html()
+    assert 'title="Tensors 4.00 GiB"' in html
+    assert 'title="Cache 819 MiB"' in html
+    assert 'title="Context and other processes 1.00 GiB"' in html
+    assert "margin-left:75.0%" in html
+    assert 'title="limit 12.0 GiB"' in html
 
 
 def test_on_the_cpu_it_is_the_memory_of_the_process():

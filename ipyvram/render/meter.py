@@ -19,6 +19,7 @@ RATE_S = 10.0  # over which steps are counted
 SPARK = "▁▂▃▄▅▆▇█"
 SPARK_ASCII = "_.:-=+*#"
 SPARK_CELLS = 24
+SPARK_LEAST = 0.02  # of the highest: what moves less is drawn flat
 LIMIT_COLOUR = "#da3cb7"
 _SOON_S = 24 * 3600.0  # a limit farther off than a day is no news
 
@@ -55,7 +56,7 @@ class Meter:
             facts.append(f"step {p.steps:,}" + (f", {rate:.3g} a second" if rate else ""))
         left = self.seconds_left()
         if left is not None:
-            facts.append(f"limit in {format_duration(left)} at this rate")
+            facts.append(f"{format_duration(round(left))} to the limit")
         return facts
 
     def rate(self) -> float:
@@ -80,7 +81,7 @@ class Meter:
         return left if steady and grown > 0.01 * p.limit_bytes and 0 < left < _SOON_S else None
 
     def spark(self, unicode: bool = True) -> str:
-        """The last minute as a row of bars from 0 to its highest; as long as what was seen."""
+        """The last minute as a row of bars from its lowest to its highest; flat where it hardly moves."""
         if not self._past:
             return ""
         end = max(self._past[-1][0], HISTORY_S)
@@ -88,9 +89,11 @@ class Meter:
         for t, used, _ in self._past:
             at = min(SPARK_CELLS - 1, int((t - (end - HISTORY_S)) / HISTORY_S * SPARK_CELLS))
             cells[at] = max(cells[at], used)
-        high = max(cells) or 1.0
+        high, low = max(cells), min((c for c in cells if c), default=0.0)
         signs = SPARK if unicode else SPARK_ASCII
-        return "".join(signs[round(c / high * 7)] if c else " " for c in cells).strip()
+        span = high - low
+        flat = span < SPARK_LEAST * high
+        return "".join((signs[3] if flat else signs[round((c - low) / span * 7)]) if c else " " for c in cells).strip()
 
     def line(self, width: int, unicode: bool = True) -> str:
         """Everything on one line of at most ``width`` columns."""
@@ -115,7 +118,7 @@ class Meter:
         facts = " · ".join(map(escape, self.words()))
         spark = f'<span{style("letter-spacing:-1px", "margin-left:10px")} title="the last minute">{self.spark()}</span>'
         look = style("font:12px/1.5 system-ui,sans-serif", "color:inherit", "max-width:880px")
-        return f"<div{look}>{_bar(p)}<div{style(MUTED)}>{name}{facts}{spark}</div></div>"
+        return f"<div{look}>{_bar(p)}<div{style(MUTED, 'white-space:nowrap', 'overflow:hidden')}>{name}{facts}{spark}</div></div>"
 
     def text(self) -> str:
         """The plain form of `html`."""
