@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ipyvram.allocator_model import CachingAllocator, OutOfMemory
-from ipyvram.allocator_replay import TraceReplay, replay_events, replay_trace
-from ipyvram.allocator_rules import Settings
+from ipyvram.allocator.model import CachingAllocator, OutOfMemory
+from ipyvram.allocator.replay import TraceReplay, replay_events, replay_trace
+from ipyvram.allocator.rules import Settings
 from ipyvram.recording import Action, Events
 from ipyvram.snapshot_parts import events_of, segments_of
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ipyvram.allocator_blocks import Blocks
-from ipyvram.allocator_rules import MIB, Settings
+from ipyvram.allocator.blocks import Blocks
+from ipyvram.allocator.rules import MIB, Settings
 
 EXPANDABLE = Settings(expandable_segments=True)
 

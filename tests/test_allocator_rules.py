@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipyvram.allocator_rules import NO_LIMIT, Settings
+from ipyvram.allocator.rules import NO_LIMIT, Settings
 
 MIB = 1 << 20
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ipyvram.allocator_ranges import Ranges
-from ipyvram.allocator_rules import MIB, Settings
-from ipyvram.allocator_undo import undo
+from ipyvram.allocator.ranges import Ranges
+from ipyvram.allocator.rules import MIB, Settings
+from ipyvram.allocator.undo import undo
 from ipyvram.recording import Action, Block, Events, Segment
 
 ALLOC, FREE, DONE = Action.ALLOC, Action.FREE_REQUESTED, Action.FREE_COMPLETED

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ipyvram.allocator_model import CachingAllocator, OutOfMemory
+from ipyvram.allocator.model import CachingAllocator, OutOfMemory
 from ipyvram.marks import phase_spans
 from ipyvram.recording import Action, Claim, Device, Events, Observation, Recording, Samples, Segment, Trace
 from ipyvram.simulated.memory import DEVICE, DeviceMemory

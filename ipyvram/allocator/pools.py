@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ipyvram.allocator_rules import SMALL_SIZE
+from ipyvram.allocator.rules import SMALL_SIZE
 
 SHIFT = 64  # a free block's key is ``size << 64 | address``: one integer orders them by size, then address
 ADDRESS = (1 << SHIFT) - 1

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from ipyvram.allocator_pools import SHARED, is_small
-from ipyvram.allocator_rules import SMALL_SEGMENT, Settings
+from ipyvram.allocator.pools import SHARED, is_small
+from ipyvram.allocator.rules import SMALL_SEGMENT, Settings
 from ipyvram.recording import Action, Events, Segment
 
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ipyvram.allocator_blocks import Blocks
-from ipyvram.allocator_pools import SHARED, Live, Pool, is_small
-from ipyvram.allocator_ranges import cause
-from ipyvram.allocator_rules import SMALL_SEGMENT, Settings
-from ipyvram.allocator_undo import ADDRESS_SPACE, Start, undo
+from ipyvram.allocator.blocks import Blocks
+from ipyvram.allocator.pools import SHARED, Live, Pool, is_small
+from ipyvram.allocator.ranges import cause
+from ipyvram.allocator.rules import SMALL_SEGMENT, Settings
+from ipyvram.allocator.undo import ADDRESS_SPACE, Start, undo
 from ipyvram.recording import Action, Block, Events, Segment, Trace
 
 Ints = NDArray[np.int64]
@@ -79,7 +79,7 @@ def replay_trace(trace: Trace, settings: Settings | None = None) -> TraceReplay:
 def replay_events(
     events: Events, segments_end: Sequence[Segment], settings: Settings, hints: Mapping[int, Block]
 ) -> TraceReplay:
-    """Replay the events that led to ``segments_end``; see `allocator_undo.undo` for ``hints``."""
+    """Replay the events that led to ``segments_end``; see `allocator.undo.undo` for ``hints``."""
     start = undo(events, segments_end, settings, hints)
     allocated, reserved = start.blocks.allocated, start.blocks.reserved
     follower = _Follower(start, settings, events, segments_end)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ipyvram.allocator_blocks import Blocks
-from ipyvram.allocator_pools import Live
-from ipyvram.allocator_ranges import Ranges, pool_key
-from ipyvram.allocator_rules import SMALL_SIZE, Settings
+from ipyvram.allocator.blocks import Blocks
+from ipyvram.allocator.pools import Live
+from ipyvram.allocator.ranges import Ranges, pool_key
+from ipyvram.allocator.rules import SMALL_SIZE, Settings
 from ipyvram.recording import Action, Block, Events, Segment
 
 ADDRESS_SPACE = 1 << 40  #: of an expandable segment: more than any card, so that its end is never reached

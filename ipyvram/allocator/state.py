@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ipyvram.allocator_blocks import Blocks
+from ipyvram.allocator.blocks import Blocks
 from ipyvram.recording import Block, Segment
 
 

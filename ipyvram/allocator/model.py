@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from ipyvram.allocator_blocks import Blocks
-from ipyvram.allocator_pools import SHARED, Pool, Range, is_small
-from ipyvram.allocator_rules import NO_LIMIT, Settings
-from ipyvram.allocator_state import segments
+from ipyvram.allocator.blocks import Blocks
+from ipyvram.allocator.pools import SHARED, Pool, Range, is_small
+from ipyvram.allocator.rules import NO_LIMIT, Settings
+from ipyvram.allocator.state import segments
 from ipyvram.recording import Action, Segment
 from ipyvram.units import format_bytes
 

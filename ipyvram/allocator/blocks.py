@@ -1,15 +1,15 @@
 """The memory of one device as the caching allocator sees it: segments cut into live and free blocks.
 
 Knows where blocks are and how they split and merge. Which segment to ask the driver for, and when, is decided by
-`caching_allocator` (predicting) and `allocator_replay` (following a trace).
+`caching_allocator` (predicting) and `allocator.replay` (following a trace).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 
-from ipyvram.allocator_pools import ADDRESS, SHARED, SHIFT, Live, Pool, Range
-from ipyvram.allocator_rules import Settings
+from ipyvram.allocator.pools import ADDRESS, SHARED, SHIFT, Live, Pool, Range
+from ipyvram.allocator.rules import Settings
 
 _new = tuple.__new__  # what Live(…) comes down to, at half the time: there is one for every allocation
 
