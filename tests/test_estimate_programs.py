@@ -7,6 +7,17 @@ from torch import nn
 import ipyvram
 
 PROGRAMS = {
+    "checkpoint": """
+from torch.utils.checkpoint import checkpoint
+class Block(nn.Module):
+    def __init__(self): super().__init__(); self.f=nn.Sequential(nn.Linear(32,64),nn.GELU(),nn.Linear(64,32))
+    def forward(self,x): assert x.is_cuda; return x+self.f(x)
+net=nn.Sequential(*[Block() for _ in range(4)]).cuda(); opt=torch.optim.SGD(net.parameters(),0.1)
+for i in range(3):
+    x=torch.randn(8,32,device="cuda",requires_grad=True)
+    for block in net: x=checkpoint(block,x,use_reentrant=i==2)
+    x.sum().backward(); opt.step(); opt.zero_grad()
+""",
     "old amp": """
 model=nn.Linear(64,64).cuda(); opt=torch.optim.SGD(model.parameters(),0.1)
 scaler=torch.cuda.amp.GradScaler()
@@ -104,6 +115,7 @@ m=nn.Sequential(nn.Conv1d(3,4,3),nn.BatchNorm1d(4),nn.PReLU(),nn.MaxPool1d(2)).c
 #: Optimizer steps after which an estimate of each ends; 0 where there is no optimizer.
 STEPS = {
     "old amp": 3,
+    "checkpoint": 3,
     "data parallel": 3,
     "sparse embedding": 3,
     "lbfgs": 3,

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch.nn import init
+from torch.utils import checkpoint as checkpoints
 from torch.utils.data import DataLoader
 from torch.utils.data import dataloader as dataloaders
 
 from ipyvram.simulated import recurrent
-from ipyvram.simulated.front import META, place
+from ipyvram.simulated.front import META, place, seen
 from ipyvram.simulated.patches import Patches
 
 _FILLS = ("uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_",
@@ -31,6 +32,7 @@ def install(patches: Patches, note: Callable[[str], None]) -> None:
     _loading(patches, note)
     _files(patches, note)
     _compiling(patches, note)
+    _checkpointing(patches)
     for name in _FILLS:
         patches.set(init, name, _only_small(getattr(init, name)))
     patches.set(torch.nn.DataParallel, "forward", lambda self, *a, **k: self.module(*a, **k))  # there is one card
@@ -91,6 +93,17 @@ def _compiling(patches: Patches, note: Callable[[str], None]) -> None:
         context = stance("force_eager")
         context.__enter__()
         patches.later(lambda: context.__exit__(None, None, None))
+
+
+def _checkpointing(patches: Patches) -> None:
+    """A checkpoint compares what is saved the first time, when the front is off, with the second time, when it is on."""
+
+    def same_on_the_card(x: torch.Tensor) -> dict[str, Any]:
+        return {"shape": x.shape, "dtype": x.dtype, "device": seen(x.device)}
+
+    checks = getattr(checkpoints, "_allowed_determinism_checks_to_fns", None)
+    if checks is not None:
+        patches.set(checks, "default", same_on_the_card)
 
 
 def _only_small(fill: Callable[..., Any]) -> Callable[..., Any]:
