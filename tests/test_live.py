@@ -279,6 +279,22 @@ def test_the_users_clear_output_is_neither_set_off_nor_undone(kernel):
 
 
 @pytest.mark.kernel
+def test_plots_and_progress_bars_are_as_they_were(kernel):
+    pytest.importorskip("matplotlib")
+    code = "%%vram\n%matplotlib inline\nimport sys, time\nimport matplotlib.pyplot as plt\n"
+    code += (
+        "for i in range(6):\n    sys.stderr.write(f'\\r{i + 1}/6')\n    time.sleep(0.35)\nplt.plot([1, 2])\nplt.show()"
+    )
+    outcome = kernel.run(code, timeout=120)
+    assert outcome.status == "ok"
+    assert outcome.stderr == "".join(f"\r{i + 1}/6" for i in range(6))
+    shown = [content["data"] for content in outcome.contents("display_data")]
+    assert ["image/png" in data for data in shown] == [True, False]
+    assert outcome.report
+    assert updates(outcome)
+
+
+@pytest.mark.kernel
 def test_capture_below_captures_the_cell_and_not_the_meter(kernel):
     outcome = kernel.run("%%vram\n%%capture captured\nimport time\nprint('in')\ntime.sleep(1.8)")
     assert updates(outcome)

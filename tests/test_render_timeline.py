@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from ipyvram.render import scene as scenes
 from ipyvram.render.axes import Piece, TimeAxis, byte_ticks, second_ticks, spread
 from ipyvram.render.scene import LEFT, MAX_POINTS, PLOT_H, PLOT_W, TOP, columns, make_scene
 from ipyvram.render.timeline import sentence, timeline
-from ipyvram.report import LABELS
+from ipyvram.report import LABELS, OutOfMemory
 from ipyvram.units import format_bytes
 from tests import reports
 
@@ -146,6 +147,14 @@ def test_a_limit_in_scale_is_drawn():
     _svg, legend = timeline(report)
     assert "limit 5.00 GiB pink" in legend
     assert make_scene(report).limit_bytes == 5 * 2**30
+
+
+def test_what_an_out_of_memory_ran_into_is_drawn():
+    report = reports.cpu()
+    limit = report.peak_bytes + report.peak_bytes // 10
+    oom = OutOfMemory(report.peak_bytes // 5, report.peak_bytes, report.peak, limit_bytes=limit, budget=True)
+    assert make_scene(report).limit_bytes is None
+    assert make_scene(replace(report, oom=oom)).limit_bytes == limit
 
 
 def test_after_the_trace_the_samples_go_on():

@@ -124,10 +124,11 @@ def make_scene(report: Report) -> Scene:
     axis = TimeAxis([piece for panel in panels for piece in panel.pieces])
     data = _reduced(data, axis)
     alone = [n for n in highs if split and n not in drawn and not set(drawn) & set(highs)][:1]
-    limit = report.limit_bytes if report.limit_bytes and report.limit_bytes <= 1.5 * top else None
+    wanted = report.limit_bytes or (report.oom.limit_bytes if report.oom else None)
+    limit = wanted if wanted and wanted <= 1.5 * top else None
     untold = [f"{SAMPLED_LABELS[n]} up to {format_bytes(highs[n])}" for n in highs if n not in (*drawn, *alone)]
-    if report.limit_bytes and limit is None:
-        untold.append(f"limit {format_bytes(report.limit_bytes)}")
+    if wanted and limit is None:
+        untold.append(f"limit {format_bytes(wanted)}")
     return Scene(
         axis=axis,
         data=data,
