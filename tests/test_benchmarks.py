@@ -1,0 +1,55 @@
+"""The benchmarks' own arithmetic, and that their made recordings are what they say. Nothing is timed here."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import pair
+from benchmarks.alone import timed
+from benchmarks.cells import CELLS, make
+from benchmarks.synthetic import recording
+from benchmarks.tools import NOTHING, TOOLS
+from ipyvram.analysis import analyse
+
+
+def row(seconds, report=0.0):
+    return {"cell_s": seconds, "cell_cpu_s": seconds / 2, "report_s": report, "report_cpu_s": report / 2}
+
+
+def test_ratios_are_taken_within_pairs():
+    found = {"bare": [row(1.0), row(10.0), row(2.0)], "tool": [row(1.5, 0.5), row(11.0, 1.0), row(2.4, 0.2)]}
+    summary = pair.summary(found)
+    assert summary["ratio"] == summary["ratio_cpu"] == pytest.approx(1.2)
+    assert (summary["ratio_low"], summary["ratio_high"]) == (pytest.approx(1.1), pytest.approx(1.5))
+    assert summary["ratio_with_report"] == pytest.approx(1.3)
+    assert (summary["bare_s"], summary["bare_cpu_s"], summary["report_s"]) == (2.0, 1.0, 0.5)
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_made_recordings_have_the_size_they_were_asked_for_and_close(devices):
+    made = recording(60_000, live=1000, samples=500, devices=devices)
+    assert len(made.traces) == devices
+    for trace in made.traces:
+        assert 0.9 * 60_000 < len(trace.events) <= 60_000
+    report = analyse(made)
+    assert sum(report.peak.values()) == report.peak_bytes
+    assert report.peak["parameters"] == 500 * 4096
+    assert report.peak["activations"] > 0
+    assert sum(t.count for t in report.tensors_at_peak) >= 1000
+    assert len(report.others) == devices - 1
+
+
+def test_every_tool_and_cell_can_be_run():
+    cell = make("SimpleCNN, batch 64", 1)
+    assert sum(p.numel() for p in cell.namespace["model"].parameters()) == 62_006
+    found = pair.once(cell, TOOLS["ipyvram"])
+    assert found.keys() == pair.once(cell, NOTHING).keys()
+    assert TOOLS["ipyvram"].categories
+    assert "SimpleCNN, batch 64" in CELLS
+
+
+def test_timed_runs_as_often_as_it_says():
+    calls = []
+    found = timed(lambda: calls.append(1), repeats=3)
+    assert len(calls) == 3
+    assert found["low_s"] <= found["s"] <= found["high_s"]
