@@ -198,6 +198,12 @@ class Comparison:
 
         return bundle(self)
 
+    def __str__(self) -> str:
+        """The table and the answers as text, for ``print`` in a script."""
+        from ipyvram.render.comparison_text import text
+
+        return text(self)
+
     # -- JSON --------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:

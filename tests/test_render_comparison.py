@@ -84,6 +84,7 @@ def test_three_forms_and_no_others(case):
     assert list(data) == ["text/plain", "text/html", MIME_TYPE]
     assert Comparison.from_dict(data[MIME_TYPE]) == made
     assert made._repr_mimebundle_() == data
+    assert str(made) == text(made)
     assert len(data["text/html"]) < 60_000
 
 

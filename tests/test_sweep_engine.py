@@ -275,6 +275,13 @@ def test_progress_tells_which_trial_runs_and_what_came_before():
     assert lines == ["trial 1 of 2 · bs = 8", "trial 2 of 2 · bs = 16 · before: 8 → 116 MiB, 333 samples/s"]
 
 
+def test_rough_speeds_are_said_but_not_of_the_size_that_was_confirmed():
+    found, _ = ask(Program(room=300 * MIB), rule="largest", limit_bytes=300 * MIB, steps=1)
+    note = next(note for note in found.notes if "rough" in note)
+    assert note.startswith("fewer than 3 steps were timed at 16, 32")
+    assert "100" not in note
+
+
 def test_estimates_give_predictions_and_run_nothing_to_confirm():
     program = Program()
     found, _ = ask(program, sizes=(8, 16, 32), limit_bytes=200 * MIB, estimated=True)

@@ -60,9 +60,8 @@ def notes(
         pass  # nothing was timed
     elif ran and all(t.steps == 0 for t in ran):
         yield "there is no optimizer step: each trial was the whole cell, and its speed includes the tracing"
-    elif any(0 < t.timed_steps < 3 for t in ran) or any(t.steps and not t.timed_steps for t in ran):
-        few = [str(t.size) for t in ran if t.steps and t.timed_steps < 3]
-        yield f"fewer than 3 steps were timed at {', '.join(dict.fromkeys(few))}: those speeds are rough"
+    elif few := [str(r.batch) for r in rows if r.peak_bytes is not None and r.steps < 3]:
+        yield f"fewer than 3 steps were timed at {', '.join(few)}: those speeds are rough"
     if line is not None and line.linear and line.per_sample_bytes > 0:
         yield from _about_the_fixed_part(rows, line)
     retried = [t for t in ran if t.retries]
