@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ipyvram.recording import Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,8 @@ class Pulse:
         The last sample's, named as `recording.SAMPLE_COLUMNS`; what is unavailable is left out.
     card_bytes, limit_bytes : int or None
         The card's memory, and the part of it to stay within; None without a card.
+    held : mapping of str to int
+        Category → bytes of what is known to be there: parameters, optimizer state, buffers.
     """
 
     elapsed_s: float
@@ -31,6 +35,21 @@ class Pulse:
     card_bytes: int | None = None
     limit_bytes: int | None = None
     label: str | None = None
+    held: Mapping[str, int] = field(default_factory=dict)
+
+
+#: What is held for as long as the model lives: of these a claim once made stays true.
+LASTING = ("parameters", "optimizer_state", "buffers")
+
+
+def held_by_claims(claims: Sequence[Claim], device: str) -> dict[str, int]:
+    """Category of `LASTING` → bytes on a device, from the newest claim on each storage; zeros left out."""
+    newest = {claim.address: claim for claim in claims if claim.device == device and claim.category}
+    held = dict.fromkeys(LASTING, 0)
+    for claim in newest.values():
+        if claim.category in held:
+            held[claim.category] += claim.nbytes
+    return {category: size for category, size in held.items() if size}
 
 
 def leading_device(latest: Mapping[str, Mapping[str, float]]) -> str:

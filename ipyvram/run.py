@@ -24,7 +24,7 @@ from ipyvram.probes.oom import OomWatch
 from ipyvram.probes.owners import Owners
 from ipyvram.probes.phases import Phases
 from ipyvram.probes.stacks import StackReader
-from ipyvram.pulse import Pulse, leading_device, limit_of
+from ipyvram.pulse import Pulse, held_by_claims, leading_device, limit_of
 from ipyvram.recording import Cell, Device, ErrorInfo, OomEvent, Recording, Samples, Trace
 from ipyvram.sampler import Sampler, combined_reader
 from ipyvram.tracing import Tracing
@@ -71,6 +71,7 @@ class Run:
         self._cards: Cards | None = None
         self._card_names: list[str] = []
         self._sampler: Sampler | None = None
+        self._held: tuple[tuple[int, str], dict[str, int]] = ((0, ""), {})
         self._recording: Recording | None = None
         self._watch = Watch(namespace if namespace is not None else {})
         self._why = ""  # the reason of a trace after the first
@@ -184,7 +185,11 @@ class Run:
         card_bytes = self.options.card_bytes or (int(figures.get("device_total", 0)) or None)
         elapsed_s = (self._clock() - self._start_ns) / 1e9
         limit_bytes = limit_of(self.options.limit, card_bytes)
-        return Pulse(elapsed_s, self._phases.steps, device, figures, card_bytes, limit_bytes, self.options.label)
+        claims = self._owners.claims
+        if self._held[0] != (len(claims), device):  # on the meter's thread: what is appended meanwhile counts next time
+            self._held = (len(claims), device), held_by_claims(claims[:], device)
+        label, held = self.options.label, self._held[1]
+        return Pulse(elapsed_s, self._phases.steps, device, figures, card_bytes, limit_bytes, label, held)
 
     def stop_tracing(self, ended_by: str) -> None:
         """Take the probes away and keep the sampler: what is left of the cell costs nothing you notice."""

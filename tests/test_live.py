@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
-from ipyvram.pulse import Pulse, leading_device, limit_of
+from ipyvram.pulse import Pulse, held_by_claims, leading_device, limit_of
+from ipyvram.recording import Claim
 from ipyvram.render.live import LiveMeter, NotebookScreen, TerminalScreen
 from ipyvram.render.meter import SPARK_CELLS, Meter, taken
 from tests import kernels
@@ -81,6 +83,23 @@ def test_the_bar_is_of_the_card_with_the_limit_on_it():
     assert 'title="Context and other processes 1.00 GiB"' in html
     assert "margin-left:75.0%" in html
     assert 'title="limit 12.0 GiB"' in html
+
+
+def test_the_bar_tells_categories_as_far_as_they_are_known():
+    claims = [
+        Claim(1, "cuda:0", 10, 5 * GIB, "inputs", "x"),
+        Claim(2, "cuda:0", 10, GIB, "parameters", "fc.weight"),
+        Claim(2, "cuda:0", 11, GIB, "optimizer_state", "fc.weight.exp_avg"),
+        Claim(3, "cuda:0", 11, GIB, "", "only a name"),
+        Claim(3, "cuda:0", 12, GIB, "activations", "h"),
+        Claim(3, "cpu", 10, 7 * GIB, "parameters", "elsewhere"),
+    ]
+    held = held_by_claims(claims, "cuda:0")
+    assert held == {"parameters": GIB, "optimizer_state": GIB}
+    html = fed(replace(pulse(5, 4 * GIB), held=held)).html()
+    assert 'title="Parameters 1.00 GiB"' in html
+    assert 'title="Activations and other tensors 2.00 GiB"' in html
+    assert 'title="Tensors 1.00 GiB"' in fed(replace(pulse(5, GIB), held=held)).html()
 
 
 def test_on_the_cpu_it_is_the_memory_of_the_process():

@@ -11,6 +11,7 @@ from collections import deque
 from ipyvram.pulse import Pulse
 from ipyvram.render.markup import MUTED, Part, clean, escape, stacked_bar, style
 from ipyvram.render.palette import CARD_COLOURS, COLOURS
+from ipyvram.report import LABELS
 from ipyvram.units import format_bytes, format_duration
 
 HISTORY_S = 60.0  # what the sparkline shows
@@ -147,7 +148,7 @@ def _bar(pulse: Pulse) -> str:
     cache = max(0.0, figures.get("reserved", allocated) - allocated)
     beside = max(0.0, taken(pulse) - allocated)
     parts = [
-        Part("Tensors", COLOURS["parameters"], allocated, format_bytes(allocated)),
+        *_tensors(pulse, allocated),
         Part("Cache", CARD_COLOURS["cache"], cache, format_bytes(cache)),
         Part("Context and other processes", CARD_COLOURS["other_processes"], beside, format_bytes(beside)),
     ]
@@ -157,6 +158,16 @@ def _bar(pulse: Pulse) -> str:
     left = 100 * pulse.limit_bytes / pulse.card_bytes
     look = style("height:3px", f"margin-left:{left:.1f}%", f"border-left:2px solid {LIMIT_COLOUR}")
     return f'{bar}<div{look} title="limit {escape(format_bytes(pulse.limit_bytes))}"></div>'
+
+
+def _tensors(pulse: Pulse, allocated: float) -> list[Part]:
+    """What is allocated: by category as far as that is known while the cell runs, the rest as one."""
+    known = [Part(LABELS[c], COLOURS[c], size, format_bytes(size)) for c, size in pulse.held.items()]
+    rest = allocated - sum(part.size for part in known)
+    if rest < 0:  # a model that was let go since
+        known, rest = [], allocated
+    name = "Activations and other tensors" if known else "Tensors"
+    return [*known, Part(name, COLOURS["activations"], rest, format_bytes(rest))]
 
 
 def _lows(recent: list[tuple[float, float]], parts: int = 6) -> list[tuple[float, float]]:
