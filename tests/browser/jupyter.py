@@ -134,6 +134,9 @@ class Lab:
         if kernel:
             status = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
             page.wait_for_function(status, timeout=90_000)
+        else:
+            with contextlib.suppress(Exception):  # JupyterLab says that there is none, if it finds out in time
+                page.locator("dialog button.jp-mod-accept").click(timeout=5_000)
 
     def command(self, name: str, arguments: dict[str, Any] | None = None) -> None:
         """Run a command of JupyterLab; does not wait for its end, which may be that of a dialog."""
