@@ -7,8 +7,8 @@
 
 Each prints a table; ``--out FILE`` writes it as JSON. ``traces`` wants checkouts (not part of this project) of
 NiuHuangxiaozi/assignment2-systems, with einops and jaxtyping, and with torch 2.6.0, which the traces were made with:
-decompositions change between versions; or of Wedsonlin/assignment2-systems, with einx as well (its traces are of torch
-2.11). The traces are looked for in ``$IPYVRAM_TRACES``, else in ``../shared/traces``.
+decompositions change between versions; of Wedsonlin/assignment2-systems, with einx as well (its traces are of torch 2.11); or
+of silmont2000/assignment2-systems. The traces are looked for in ``$IPYVRAM_TRACES``, else in ``../shared/traces``.
 """
 
 from __future__ import annotations
@@ -176,6 +176,10 @@ def _programs(checkouts: list[Path]) -> Iterator[tuple[str, str, bool]]:
     for checkout in checkouts:
         scripts, basics = checkout / "cs336_systems" / "profile_memory", checkout / "cs336-basics"
         sys.path.insert(0, str(basics if basics.exists() else checkout))
+        attention = checkout / "cs336_systems" / "debug_memory.py"
+        if attention.exists():
+            yield "sil_mem_snapshot", f"import runpy\nrunpy.run_path({str(attention)!r})['main']()", True
+            continue
         if basics.exists():
             _stand_in_for_installed("cs336-basics", "cs336_basics")
             yield "wedson_medium_128_inference", _WEDSON_PROGRAM.format(length=128, training=False), False

@@ -114,6 +114,13 @@ def test_a_workspace_for_each_thread_at_its_first_product():
     assert sizes(made, "cublas.workspace") == []
 
 
+def test_an_expanded_operand_is_copied_for_the_product():
+    made, _ = run("a = torch.empty(1, 1, device='cuda').expand(64, 32)\na @ torch.empty(32, 16, device='cuda')")
+    assert sizes(made, "gemm copy") == [64 * 32 * 4]
+    made, _ = run("a = torch.empty(32, 64, device='cuda')\na.t() @ torch.empty(32, 16, device='cuda')")
+    assert sizes(made, "gemm copy") == []
+
+
 def test_gradients_are_summed_in_place():
     once, _ = run("w = torch.empty(4096, device='cuda', requires_grad=True)\n(w * 2).sum().backward()")
     source = "w = torch.empty(4096, device='cuda', requires_grad=True)\nfor _ in range(3): (w * 2).sum().backward()"
@@ -233,8 +240,9 @@ assert model[0].weight.grad is None and model[1].weight.grad is not None
 @pytest.mark.parametrize(
     ("shape", "dims", "expected"),
     [
-        ((10, 200, 512), (0, 1), (8_388_608, 16)),  # both in public traces of real runs
+        ((10, 200, 512), (0, 1), (8_388_608, 16)),  # these three in public traces of real runs
         ((10, 100, 512), (0, 1), ()),
+        ((8, 4096, 16), (0, 1, 2), (256, 4)),
         ((8, 16), (1,), ()),  # each output has a warp of its own
     ],
 )

@@ -60,7 +60,7 @@ class Ways:
     def after(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         """An operator has run and its results are counted."""
         if func in _GEMMS:
-            self._gemm()
+            self._gemm(args)
         elif func in _REDUCTIONS:
             self._reduce(func, args, kwargs, result)
         else:
@@ -74,8 +74,16 @@ class Ways:
         for serial, size in reversed(serials):
             self.memory.free(serial, size)
 
-    def _gemm(self) -> None:
-        """One workspace for each cuBLAS handle, at its first use; a thread has its own handle (CuBlasHandlePool.cpp)."""
+    def _gemm(self, args: Any) -> None:
+        """Copies of operands that cuBLAS cannot read in place (`prepare_batch_matrix_for_cublas`, Blas.cpp), and one workspace
+        for each cuBLAS handle at its first use; a thread has its own handle (CuBlasHandlePool.cpp)."""
+        factors = [a for a in args if isinstance(a, Tensor)][-2:]
+        copies = [(self.memory.scratch(n, "gemm copy"), n) for n in (_copied_bytes(t) for t in factors) if n]
+        self._handle()
+        for serial, size in reversed(copies):
+            self.memory.free(serial, size)
+
+    def _handle(self) -> None:
         engine = torch._C._current_graph_task_id() != -1
         if engine not in self._handles:
             self._handles.add(engine)
@@ -93,6 +101,17 @@ class Ways:
         out = result[0] if isinstance(result, (tuple, list)) else result
         if isinstance(out, Tensor) and out.numel():
             self.use(*reduction_scratch(name, source, out, _dims(func, args, kwargs), self.card), op=f"{name} scratch")
+
+
+def _copied_bytes(matrix: Tensor) -> int:
+    """Bytes of a dense copy where neither rows nor columns are contiguous, as in a tensor that was expanded."""
+    if matrix.dim() < 2 or not matrix.numel():
+        return 0
+    rows, columns = matrix.shape[-2:]
+    row, column = matrix.stride()[-2:]
+    if (column == 1 and row >= max(1, columns)) or (row == 1 and column >= max(1, rows)) or rows == columns == 1:
+        return 0
+    return matrix.numel() * matrix.element_size()
 
 
 def _dims(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[int, ...]:
