@@ -64,3 +64,19 @@ def test_the_warning_about_hooks_of_the_user_stays():
             model(torch.ones(1, 4))
     finally:
         handle.remove()
+
+
+def operators(traced) -> list[str]:
+    return [node.kind() for node in traced.inlined_graph.nodes()]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+def test_a_traced_program_is_the_same_and_the_report_plain():
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU())
+    alone = operators(torch.jit.trace(model, torch.ones(2, 8)))
+    with warnings.catch_warnings(), ipyvram.measure() as m:
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        traced = torch.jit.trace(model, torch.ones(2, 8))
+    assert operators(traced) == alone
+    assert ipyvram.Report.from_json(m.report.to_json()) == m.report
+    assert m.report.measurement.notes == ()

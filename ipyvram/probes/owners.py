@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.graph import kept_by_context, leaf_of, nodes_below, saved_by
 from ipyvram.probes.namespace import holdings
-from ipyvram.probes.tensors import dtype_name, is_parameter, plain_tensors, storage_of, tensors_in
+from ipyvram.probes.tensors import dtype_name, is_parameter, plain_tensors, shape_of, storage_of, tensors_in
 from ipyvram.recording import Claim
 
 #: storage → (device id, address in the trace of that device), None for a storage that no trace follows
@@ -77,7 +77,7 @@ class Owners:
             if storage is None or where is None:
                 continue
             found = where
-            shape, dtype = tuple(part.shape), dtype_name(part.dtype)
+            shape, dtype = tuple(shape_of(part)), dtype_name(part.dtype)
             self.claims.append(Claim(self._clock(), *where, storage.nbytes(), category, name, module, shape, dtype))
         return found
 
@@ -123,14 +123,14 @@ class Owners:
             if is_lazy(parameter):
                 lazy = True
                 continue
-            self._paths[path] = tuple(parameter.shape)
+            self._paths[path] = tuple(shape_of(parameter))
             name = self._give_name(parameter, path, label)
             self._claim_once(parameter, "parameters", name, label, before)
             if parameter.grad is not None:
                 self.claim(parameter.grad, "gradients", name + ".grad", label, before)
         for path, buffer in root.named_buffers():
             if not is_lazy(buffer):
-                self._paths[path] = tuple(buffer.shape)
+                self._paths[path] = tuple(shape_of(buffer))
                 self._claim_once(buffer, "buffers", path, label, before)
         if not lazy:
             self._modules[root] = label
@@ -269,7 +269,7 @@ class Owners:
                 self._claim_once(value.grad, "gradients", name + ".grad", "", before)
         else:
             path = name.partition("['")[2].removesuffix("']")
-            copied = bool(path) and self._paths.get(path) == tuple(value.shape)
+            copied = bool(path) and self._paths.get(path) == tuple(shape_of(value))
             self._claim_once(value, COPY if copied else "", name, "", before)
 
     def label_of(self, root: nn.Module) -> str:

@@ -19,7 +19,7 @@ from ipyvram.probes.dispatch import Mode
 from ipyvram.probes.engine import OUTSIDE, REUSING, current_node, may_reuse
 from ipyvram.probes.stacks import Interner
 from ipyvram.probes.storage_log import Live, Row, StorageLog, allocated
-from ipyvram.probes.tensors import NO_STORAGE, dtype_name, plain_tensors, storage_of
+from ipyvram.probes.tensors import NO_STORAGE, dtype_name, plain_tensors, shape_of, storage_of
 from ipyvram.recording import Block, OomEvent, Origin, Trace
 
 #: Events after which the trace ends by itself: a million rows are about 200 MB of Python objects.
@@ -222,10 +222,11 @@ class StorageTrace:
             return log
 
     def _origin(self, func: Any, tensor: Tensor) -> int:
-        key = (id(func), tensor.shape, tensor.dtype)
+        shape = shape_of(tensor)
+        key = (id(func), shape, tensor.dtype)
         index = self._origin_of.get(key)
         if index is None:
-            index = self._origins(Origin(_op_name(func), tuple(tensor.shape), dtype_name(tensor.dtype)))
+            index = self._origins(Origin(_op_name(func), tuple(shape), dtype_name(tensor.dtype)))
             self._origin_of[key] = index
         return index
 

@@ -71,6 +71,18 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
         return None
 
 
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """Sizes as plain numbers. While `torch.jit` traces, torch would give tensors and write the question into the program."""
+    tracing = torch._C._get_tracing_state()
+    if tracing is None:
+        return tensor.shape
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined, unused-ignore]
+    try:
+        return tuple(tensor.shape)
+    finally:
+        torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined, unused-ignore]
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """``float32`` of ``torch.float32``."""
     known = _DTYPES.get(dtype)
