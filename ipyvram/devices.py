@@ -48,8 +48,10 @@ def use_device(device: str | None) -> Callable[[], None]:
     if device is None:
         return lambda: None
     wanted = check_device(device)
-    default = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    context = torch._GLOBAL_DEVICE_CONTEXT
+    default = getattr(context, "device_context", None)
     before = default.device if default is not None else None
+    untouched = not hasattr(context, "device_context")
     current = torch.cuda.current_device() if wanted.type == "cuda" and torch.cuda.is_initialized() else None
     torch.set_default_device(wanted)
     if wanted.type == "cuda":
@@ -57,6 +59,8 @@ def use_device(device: str | None) -> Callable[[], None]:
 
     def undo() -> None:
         torch.set_default_device(before)
+        if untouched and hasattr(context, "device_context"):
+            del context.device_context  # torch 2.6 cannot tell its default device once it was set to None
         if wanted.type == "cuda":
             torch.cuda.set_device(0 if current is None else current)  # 0 is what a process starts with
 

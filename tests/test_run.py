@@ -294,16 +294,21 @@ def test_a_run_that_cannot_be_built_leaves_the_cell_alone(monkeypatch, caplog):
 
 @pytest.mark.parametrize("default", [None, "meta"])
 def test_the_default_device_is_put_back(default):
-    torch.set_default_device(default)
+    if default is not None:
+        torch.set_default_device(default)
     try:
-        before = global_state()
+        before, named = global_state(), torch.get_default_device()
         with ipyvram.measure("x", device="cpu"):
             inside = torch.zeros(1).device.type
         assert inside == "cpu"
         assert torch.zeros(1).device.type == (default or "cpu")
+        assert torch.get_default_device() == named
         assert global_state() == before
     finally:
-        torch.set_default_device(None)
+        if default is not None:
+            torch.set_default_device("cpu")
+            torch.set_default_device(None)
+            del torch._GLOBAL_DEVICE_CONTEXT.device_context
 
 
 def test_the_current_device_is_put_back(monkeypatch):
