@@ -9,12 +9,12 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from ipyvram.recording import CATEGORIES, Observation
+from ipyvram.recording import Observation
 from ipyvram.units import format_bytes
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ipyvram.ranks import Ranks
 
 SCHEMA_VERSION = 1
@@ -339,57 +339,36 @@ class Report:
 
     def to_frame(self) -> pd.DataFrame:
         """Category × (``start``, ``peak``, ``end`` in bytes; ``share`` of the peak; ``holder``), card rows below."""
-        rows = {
-            c: {
-                "start": self.start[c],
-                "peak": self.peak[c],
-                "end": self.end[c],
-                "share": self.peak[c] / self.peak_bytes if self.peak_bytes else 0.0,
-                "holder": self.holders.get(c, ""),
-            }
-            for c in CATEGORIES
-        }
-        for name, count in self.card.items():
-            rows[name] = {"start": None, "peak": count, "end": None, "share": None, "holder": ""}
-        frame = pd.DataFrame.from_dict(rows, orient="index")
-        return frame.astype({"start": "Int64", "peak": "Int64", "end": "Int64", "share": "Float64"}).rename_axis(
-            "category"
-        )
+        from ipyvram import report_frames
+
+        return report_frames.categories(self)
 
     def timeline(self) -> pd.DataFrame:
         """Seconds since the cell began × categories, ``allocated``, ``reserved``, ``device_used``, in bytes.
 
         Rows of the exact account have the categories; rows of the sampler have NA there.
         """
-        data = self.timeline_data
-        exact = pd.DataFrame(
-            {c: data.categories.get(c, (0,) * len(data.time_s)) for c in CATEGORIES}, index=list(data.time_s)
-        )
-        exact["allocated"] = data.allocated
-        exact["reserved"] = data.reserved or pd.NA
-        exact = exact.astype("Int64")
-        for begin, end in data.gaps_s:
-            exact.loc[(exact.index >= begin) & (exact.index < end)] = pd.NA
-        sampled = pd.DataFrame(dict(data.sampled), index=list(data.sampled_time_s))
-        frame = pd.concat([exact, sampled]).sort_index(kind="stable")
-        wanted = [*CATEGORIES, "allocated", "reserved", "device_used"]
-        wanted += [c for c in frame.columns if c not in wanted]
-        return frame.reindex(columns=wanted).astype("Int64").rename_axis("time_s")
+        from ipyvram import report_frames
+
+        return report_frames.timeline(self)
 
     def tensors(self) -> pd.DataFrame:
         """What is live at the peak, largest first: bytes, category, name, module, line, source, file, shape, dtype, phase, count."""
-        names = list(TensorRow.__slots__)
-        return pd.DataFrame([[getattr(row, n) for n in names] for row in self.tensors_at_peak], columns=names).astype(
-            {"line": "Int64"}
-        )
+        from ipyvram import report_frames
+
+        return report_frames.tensors(self)
 
     def by_module(self) -> pd.DataFrame:
         """Bytes live at the peak by module path × category."""
-        return _groups(self.modules_at_peak, "module")
+        from ipyvram import report_frames
+
+        return report_frames.groups(self.modules_at_peak, "module")
 
     def by_line(self) -> pd.DataFrame:
         """Bytes live at the peak by the source line that allocated them × category."""
-        return _groups(self.lines_at_peak, "line")
+        from ipyvram import report_frames
+
+        return report_frames.groups(self.lines_at_peak, "line")
 
     # -- JSON --------------------------------------------------------------------------------------------------------
 
@@ -445,56 +424,16 @@ class Report:
         points : int
             Instants of the exact account, and of the samples, to keep at most.
         """
-        from ipyvram.thinning import thin_timeline
+        from ipyvram.thinning import merge_groups, merge_tensors, thin_timeline
 
         return replace(
             self,
             tensors_at_peak=merge_tensors(self.tensors_at_peak, tensors),
-            modules_at_peak=_merge_groups(self.modules_at_peak, groups),
-            lines_at_peak=_merge_groups(self.lines_at_peak, groups),
+            modules_at_peak=merge_groups(self.modules_at_peak, groups),
+            lines_at_peak=merge_groups(self.lines_at_peak, groups),
             timeline_data=thin_timeline(self.timeline_data, points),
             phases=self.phases[:200],
             lifetimes=self.lifetimes[:tensors],
             step_accounts=self.step_accounts[:20],
             others=tuple(other.trimmed(tensors // 2, groups // 2, points // 2) for other in self.others),
         )
-
-
-def _groups(rows: tuple[GroupRow, ...], key: str) -> pd.DataFrame:
-    frame = pd.DataFrame(
-        [
-            {key: row.key, "bytes": row.bytes, "count": row.count, **dict.fromkeys(CATEGORIES, 0), **row.categories}
-            for row in rows
-        ],
-        columns=[key, "bytes", "count", *CATEGORIES],
-    )
-    if key == "line":
-        frame.insert(1, "source", [row.source for row in rows])
-    return frame.set_index(key)
-
-
-def merge_tensors(rows: tuple[TensorRow, ...], keep: int) -> tuple[TensorRow, ...]:
-    """The ``keep`` first rows, and one row for the rest of each category."""
-    if len(rows) <= keep:
-        return rows
-    rest: dict[str, list[TensorRow]] = {}
-    for row in rows[keep:]:
-        rest.setdefault(row.category, []).append(row)
-    merged = [
-        TensorRow(sum(r.bytes for r in group), category, f"{(n := sum(r.count for r in group))} smaller", count=n)
-        for category, group in rest.items()
-    ]
-    return rows[:keep] + tuple(sorted(merged, key=lambda r: -r.bytes))
-
-
-def _merge_groups(rows: tuple[GroupRow, ...], keep: int) -> tuple[GroupRow, ...]:
-    if len(rows) <= keep:
-        return rows
-    rest, total = rows[keep:], dict[str, int]()
-    for row in rest:
-        for category, count in row.categories.items():
-            total[category] = total.get(category, 0) + count
-    return (
-        *rows[:keep],
-        GroupRow(f"{len(rest)} smaller", sum(r.bytes for r in rest), total, sum(r.count for r in rest)),
-    )

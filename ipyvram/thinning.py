@@ -1,4 +1,4 @@
-"""Curves with many points made short without losing a peak or a valley (pure; used by `analysis` and `Report.trimmed`)."""
+"""Long curves and lists come in, short ones go out: no peak, no valley and no byte is lost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ipyvram.report import GroupRow, TensorRow
 
 if TYPE_CHECKING:
     from ipyvram.report import Timeline
@@ -67,4 +69,32 @@ def thin_timeline(timeline: Timeline, points: int) -> Timeline:
         reserved=take(timeline.reserved, exact) if timeline.reserved else (),
         sampled_time_s=tuple(timeline.sampled_time_s[i] for i in sampled),
         sampled={name: take(column, sampled) for name, column in timeline.sampled.items()},
+    )
+
+
+def merge_tensors(rows: tuple[TensorRow, ...], keep: int) -> tuple[TensorRow, ...]:
+    """The ``keep`` first rows, and one row for the rest of each category."""
+    if len(rows) <= keep:
+        return rows
+    rest: dict[str, list[TensorRow]] = {}
+    for row in rows[keep:]:
+        rest.setdefault(row.category, []).append(row)
+    merged = [
+        TensorRow(sum(r.bytes for r in group), category, f"{(n := sum(r.count for r in group))} smaller", count=n)
+        for category, group in rest.items()
+    ]
+    return rows[:keep] + tuple(sorted(merged, key=lambda r: -r.bytes))
+
+
+def merge_groups(rows: tuple[GroupRow, ...], keep: int) -> tuple[GroupRow, ...]:
+    """The ``keep`` first rows, and one for the rest."""
+    if len(rows) <= keep:
+        return rows
+    rest, total = rows[keep:], dict[str, int]()
+    for row in rest:
+        for category, count in row.categories.items():
+            total[category] = total.get(category, 0) + count
+    return (
+        *rows[:keep],
+        GroupRow(f"{len(rest)} smaller", sum(r.bytes for r in rest), total, sum(r.count for r in rest)),
     )
