@@ -29,8 +29,11 @@ def extremes(values: NDArray[np.int64], buckets: NDArray[np.int64]) -> NDArray[n
     starts = np.flatnonzero(np.r_[True, np.diff(buckets) != 0])
     ends = np.r_[starts[1:], len(values)]
     group = np.repeat(np.arange(len(starts)), ends - starts)
-    order = np.lexsort((values, group))  # within each group: lowest first, highest last
-    return np.unique(np.concatenate([starts, ends - 1, order[starts], order[ends - 1]]))
+    lowest = np.flatnonzero(values == np.minimum.reduceat(values, starts)[group])
+    highest = np.flatnonzero(values == np.maximum.reduceat(values, starts)[group])
+    first = lowest[np.r_[True, np.diff(group[lowest]) != 0]]  # of several equal ones: the first low, the last high
+    last = highest[np.r_[np.diff(group[highest]) != 0, True]]
+    return np.unique(np.concatenate([starts, ends - 1, first, last]))
 
 
 def pick(time: NDArray[np.float64], values: NDArray[np.int64], points: int) -> NDArray[np.int64]:
