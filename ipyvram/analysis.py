@@ -17,7 +17,7 @@ from ipyvram.lifetimes import largest_spans
 from ipyvram.marks import PhaseSpan, module_at
 from ipyvram.naming import Names
 from ipyvram.out_of_memory import explain, with_remedies
-from ipyvram.recording import Device, Observation, OomEvent, Origin, Recording, Samples
+from ipyvram.recording import Action, Device, Observation, OomEvent, Origin, Recording, Samples
 from ipyvram.report import (
     Lifetime,
     Measurement,
@@ -187,7 +187,17 @@ class _Account:
 
     def _observations(self) -> tuple[Observation, ...]:
         mine = [o for o in self.recording.observations if o.device in ("", self.device.id)]
+        if emptied := self._emptied():
+            mine.append(Observation("empty_cache", emptied, device=self.device.id))
         return (*mine, *unused_graphs(self.recording.marks, self.ledger, self.attribution, self.device.id))
+
+    def _emptied(self) -> int:
+        """Bytes of segments that were given back though no allocation had to be tried again: somebody emptied the cache."""
+        if any(self._allocator().get(name, 0) for name in ("retries", "ooms")):
+            return 0
+        events = [s.trace.events for s in self.stretches if s.trace.source == "history"]
+        back = (Action.SEGMENT_FREE, Action.SEGMENT_UNMAP)
+        return sum(int(e.size[np.isin(e.action, back)].sum()) for e in events)
 
     def _allocator(self) -> dict[str, int]:
         """How often the allocator had to retry in this cell, and its bytes at the end."""

@@ -36,8 +36,14 @@ def explain(
     """
     known = sum(account.values())
     allocated = max(known, event.allocated_bytes or 0)
-    account = account | {"other": account["other"] + allocated - known}
     words, phase, step = when
+    account = dict(account)
+    if not phase and event.phase:  # after the traced steps: what the traceback holds tells what it was
+        words, phase = f"{event.phase}, after the traced steps", event.phase
+        for category, count in event.pinned.items():
+            taken = min(count, allocated - sum(account.values())) if category != "other" else 0
+            account[category] += taken
+    account["other"] += allocated - sum(account.values())
     return OutOfMemory(
         requested_bytes=event.requested_bytes,
         allocated_bytes=allocated,

@@ -283,6 +283,10 @@ class OomEvent:
         Index into `Recording.stacks` and `Recording.origins`, -1 where unknown.
     pinned_bytes : int
         Tensors on this device that only the error's traceback may keep alive, when the cell had ended.
+    pinned : dict
+        The same by category, as far as its place tells.
+    phase : str
+        ``forward``, ``backward`` or ``optimizer`` by the frames of the traceback; empty where they do not tell.
     """
 
     time_ns: int
@@ -297,6 +301,8 @@ class OomEvent:
     stack: int = -1
     origin: int = -1
     pinned_bytes: int = 0
+    pinned: dict[str, int] = field(default_factory=dict)
+    phase: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

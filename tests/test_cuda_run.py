@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import numpy as np
@@ -40,6 +41,9 @@ class DriverView:
         return {
             "device_used": used, "device_total": self.cuda.capacity, "process_used": mine, "other_processes": others,
         }  # fmt: skip
+
+    def processes(self, device):
+        return {}
 
     def close(self):
         pass
@@ -302,3 +306,26 @@ def test_a_cell_that_grows_is_traced_again_on_cuda():
     assert second.ended_by.startswith("step 6 (memory grew by")
     assert report.peak["other"] == 0
     assert report.peak_step == 6
+
+
+def test_an_emptied_cache_is_told_from_a_full_card():
+    kept = []
+
+    def program(full=False):
+        large = torch.zeros(60 * MIB)
+        kept.append(torch.zeros(20 * MIB))
+        del large
+        if full:
+            kept.append(torch.zeros(80 * MIB))  # does not fit beside the cache: the allocator gives that back itself
+        else:
+            torch.cuda.empty_cache()
+
+    gc.collect()  # what earlier tests left is not freed into this card
+    with SimulatedCuda(capacity=900 * MIB) as cuda:
+        recording, report = measured(cuda, program)
+        assert recording.counters_end["cuda:0"]["retries"] == 0
+        assert [f.bytes for f in report.findings if f.kind == "empty_cache"] == [240 * MIB]
+        kept.clear()
+        _, report = measured(cuda, lambda: program(full=True))
+        assert not [f for f in report.findings if f.kind == "empty_cache"]
+        kept.clear()

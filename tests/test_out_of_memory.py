@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
 
+from ipyvram.options import Options
+from ipyvram.out_of_memory import explain
 from ipyvram.probes import oom as probe
 from ipyvram.probes.clock import Clock
+from ipyvram.recording import Cell, OomEvent
 from ipyvram.render.html import html
 from ipyvram.render.text import text
-from ipyvram.report import Report
+from ipyvram.report import Report, TensorRow
+from ipyvram.run import Run
+from tests.made import account
 from tests.test_findings_programs import Notebook, notebook  # noqa: F401
 
 MIB = 2**20
@@ -225,6 +231,45 @@ def test_what_is_in_no_account_is_no_way_out(notebook):  # noqa: F811
     notebook.fail("def f():\n    big = torch.zeros(32, 1024, 1024)\n    raise KeyError('x')\nf()")
     report = notebook.measure("train()", budget_bytes=20 * MIB)
     assert remedy(report, "traceback") is None
+
+
+# -- after the traced steps --------------------------------------------------------------------------------------------
+
+
+def test_what_the_traceback_holds_stands_for_the_account_after_the_trace():
+    """Nothing was traced then; what the frames hold is named, and what they do not is `other`."""
+    pinned = {"activations": 50, "outputs": 3, "other": 9}
+    event = OomEvent(1, "cuda:0", 40, allocated_bytes=170, pinned_bytes=62, pinned=pinned, phase="forward")
+    oom = explain(event, account(parameters=100), (), TensorRow(40, "other"), ("after the last traced phase", "", 0))
+    assert oom.account == account(parameters=100, activations=50, outputs=3, other=17)
+    assert (oom.when, oom.phase) == ("forward, after the traced steps", "forward")
+    full = explain(
+        replace(event, allocated_bytes=120), account(parameters=100), (), TensorRow(40, "other"), ("", "", 0)
+    )
+    assert sum(full.account.values()) == full.allocated_bytes == 120
+
+
+@pytest.mark.parametrize(
+    ("code", "phase"),
+    [
+        ("model(torch.randn(512, 128))", "forward"),
+        ("x = torch.randn(512, 128, requires_grad=True)\n(model(x).exp().exp()).sum().backward()", "backward"),
+        ("torch.zeros(100, 1024, 1024)", ""),
+    ],
+)
+def test_the_frames_tell_the_phase(notebook, code, phase):  # noqa: F811
+    start(notebook)
+    budget = 10 * MIB if phase != "backward" else peak(notebook, code) - 1024
+    run = Run(Options(budget_bytes=budget), Cell(code, "x"), notebook.names)
+    run.start()
+    error = None
+    try:
+        notebook.run(code)
+    except torch.OutOfMemoryError as raised:
+        error = raised
+    event = run.stop(error).oom
+    assert event.phase == phase
+    assert sum(event.pinned.values()) == event.pinned_bytes
 
 
 # -- shown -------------------------------------------------------------------------------------------------------------

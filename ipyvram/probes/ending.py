@@ -52,9 +52,27 @@ def out_of_memory(
     """The event that ended the cell, with what its traceback keeps alive; None when the cell ended otherwise."""
     if event is None or not _is_out_of_memory(error):
         return None
-    if error is None or namespace is None:
+    if error is None:
         return event
-    return replace(event, pinned_bytes=keeping.pinned_by(error, namespace, event.device))
+    event = replace(event, phase=_phase(error))
+    if namespace is None:
+        return event
+    pinned = keeping.pinned_by(error, namespace, event.device)
+    return replace(event, pinned_bytes=sum(pinned.values()), pinned=pinned)
+
+
+#: Part of a file's path → what it was doing; the innermost that fits tells.
+_PLACES = {"torch/optim/": "optimizer", "torch/autograd/": "backward", "torch/nn/modules/": "forward"}
+
+
+def _phase(error: BaseException) -> str:
+    """What the program was doing, by the frames of the traceback: also after the traced steps."""
+    found, step = "", error.__traceback__
+    while step is not None:
+        path = step.tb_frame.f_code.co_filename.replace("\\", "/")
+        found = next((phase for place, phase in _PLACES.items() if place in path), found)
+        step = step.tb_next
+    return found
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

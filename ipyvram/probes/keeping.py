@@ -187,11 +187,15 @@ def _own_storages(namespace: Mapping[str, Any]) -> set[Storage]:
     return {s for s in map(storage_of, tensors) if s is not None}
 
 
-def pinned_by(error: BaseException, namespace: Mapping[str, Any], device: str) -> int:
-    """Bytes on a device that the frames of an error hold and no variable does."""
-    group = _reached([("", error)], namespace)
-    walk = Walk((namespace,))
+def pinned_by(error: BaseException, namespace: Mapping[str, Any], device: str) -> dict[str, int]:
+    """Category → bytes on a device that the frames of an error hold and no variable does."""
+    own = Walk((namespace,))
     for name, value in roots.variables(namespace):
-        walk.root(value, name)
-        _graph_storages(walk, name)
-    return sum(s.nbytes for s in group if s.device == device and s not in walk.storages)
+        own.root(value, name)
+        _graph_storages(own, name)
+    walk, found = Walk((namespace,)), dict[str, int]()
+    reached = {s: walk.categories[s] for s in walk.root(error, "")}
+    for storage, category in (reached | dict.fromkeys(_graph_storages(walk, ""), "activations")).items():
+        if storage.device == device and storage not in own.storages:
+            found[category] = found.get(category, 0) + storage.nbytes
+    return found
