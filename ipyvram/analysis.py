@@ -253,7 +253,7 @@ class _Account:
         """The rest of the card at the peak, from the sample nearest to it; what is unknown counts as free."""
         held = reserved if reserved is not None else peak.bytes
         context = others = 0
-        row = self._nearest_sample(int(self.ledger.time_ns[peak.instant]))
+        row = self._nearest_sample(int(self.ledger.time_ns[peak.instant]), "process_used")
         used, process, at_sample = row.get("device_used"), row.get("process_used"), row.get("reserved")
         if used is not None and at_sample is not None:
             mine = process if process is not None else used
@@ -265,10 +265,14 @@ class _Account:
             "free": card_bytes - held - context - others,
         }
 
-    def _nearest_sample(self, time_ns: int) -> dict[str, int]:
+    def _nearest_sample(self, time_ns: int, wanted: str) -> dict[str, int]:
+        """The sample nearest to a time, of those that have the wanted figure, if any has."""
         if self.samples is None or not len(self.samples.time_ns):
             return {}
-        i = int(np.argmin(np.abs(self.samples.time_ns - time_ns)))
+        apart = np.abs(self.samples.time_ns - time_ns).astype(np.float64)
+        if wanted in self.samples.columns:
+            apart[np.isnan(self.samples.columns[wanted])] = np.inf
+        i = int(np.argmin(apart))
         return {name: int(c[i]) for name, c in self.samples.columns.items() if not np.isnan(c[i])}
 
     def _provenance(self, peak: _Peak) -> dict[str, str]:

@@ -3,7 +3,8 @@
 
 enum { OK = 0, INVALID = 2, NOT_FOUND = 6, TOO_SMALL = 7, CARDS = 2, NODES = 4, MAX_PROCESSES = 8 };
 typedef unsigned long long u64;
-typedef struct { const char *uuid; u64 total, used; int parent; } Node;
+typedef struct { const char *uuid; u64 total, used; int parent; } Node; /* used: without the driver's own */
+typedef struct { unsigned version; u64 total, reserved, free, used; } MemoryV2;
 typedef struct { unsigned pid; u64 used; unsigned gpu_instance, compute_instance; } Process;
 
 Node nodes[NODES] = {
@@ -12,6 +13,7 @@ Node nodes[NODES] = {
     {"MIG-33333333-aaaa-bbbb-cccc-000000000003", 20ull << 30, 1ull << 30, 1},
     {"MIG-44444444-aaaa-bbbb-cccc-000000000004", 40ull << 30, 2ull << 30, 1},
 };
+const u64 DRIVER = 512ull << 20;
 int init_result, memory_result, utilization_result, process_result, graphics_result, opened;
 unsigned process_count, graphics_count;
 Process processes[MAX_PROCESSES], graphics[MAX_PROCESSES];
@@ -29,9 +31,16 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, Node **node) {
 int nvmlDeviceGetUUID(Node *node, char *uuid, unsigned length) { strncpy(uuid, node->uuid, length); return OK; }
 int nvmlDeviceGetName(Node *node, char *name, unsigned length) { strncpy(name, "Stub 24GB", length); return OK; }
 int nvmlDeviceGetMemoryInfo(Node *node, u64 *info) {
-    info[0] = node->total, info[1] = node->total - node->used, info[2] = node->used;
+    info[0] = node->total, info[1] = node->total - node->used - DRIVER, info[2] = node->used + DRIVER;
     return memory_result;
 }
+#ifndef OLD_DRIVER
+int nvmlDeviceGetMemoryInfo_v2(Node *node, MemoryV2 *info) {
+    info->total = node->total, info->reserved = DRIVER;
+    info->used = node->used, info->free = node->total - node->used - DRIVER;
+    return memory_result;
+}
+#endif
 int nvmlDeviceGetUtilizationRates(Node *node, unsigned *rates) {
     rates[0] = 37, rates[1] = 12;
     return node->parent < 0 ? utilization_result : 3 /* slices have none */;

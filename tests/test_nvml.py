@@ -31,6 +31,11 @@ def torch_devices(monkeypatch):
     return report
 
 
+@pytest.fixture(autouse=True)
+def every_read_lists_processes(monkeypatch):
+    monkeypatch.setattr(nvml, "_PROCESSES_EVERY_S", 0.0)
+
+
 def test_a_card_is_found_by_uuid_and_not_by_index(stub, torch_devices, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
     torch_devices(nvml_stub.MIG_CARD, nvml_stub.CARD)
@@ -201,3 +206,21 @@ class TestOldDriver:
         torch_devices(nvml_stub.CARD)
         stub.processes({os.getpid(): GIB, 5: GIB})
         assert nvml.open_cards().read("cuda:0")["other_processes"] == GIB
+
+    def test_what_the_driver_keeps_for_itself_cannot_be_told(self, stub, torch_devices):
+        torch_devices(nvml_stub.CARD)
+        assert nvml.open_cards().read("cuda:0")["device_used"] == 3 * GIB + GIB // 2
+
+
+def test_processes_are_listed_now_and_then_only(stub, torch_devices, monkeypatch):
+    monkeypatch.setattr(nvml, "_PROCESSES_EVERY_S", 10.0)
+    now = [100.0]
+    monkeypatch.setattr(nvml.time, "monotonic", lambda: now[0])
+    torch_devices(nvml_stub.CARD, nvml_stub.MIG_CARD)
+    stub.processes({os.getpid(): GIB})
+    cards, listed = nvml.open_cards(), []
+    for second in (100, 105, 109.9, 110, 111):
+        now[0] = float(second)
+        listed.append("process_used" in cards.read("cuda:0"))
+    assert listed == [True, False, False, True, False]
+    assert "process_used" in cards.read("cuda:1")

@@ -6,7 +6,9 @@ not NVML's. Only NVML is asked, which makes no CUDA context.
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 
 _COMPUTE = tuple(f"nvmlDeviceGetComputeRunningProcesses{version}" for version in ("_v3", "_v2", ""))
 _GRAPHICS = tuple(f"nvmlDeviceGetGraphicsRunningProcesses{version}" for version in ("_v3", "_v2", ""))
+_PROCESSES_EVERY_S = 0.25  # to list processes takes the driver far longer than the rest: not in every sample
 _PATIENCE = 3  # refusals in a row after which a figure is not asked for again
 _ONE_FIGURE = ", so context and other processes are one figure"
 
@@ -48,6 +51,7 @@ class Cards:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self._handles: dict[str, Any] = {}  # torch device → NVML handle, None where no card matches
+        self._listed: dict[str, float] = {}  # device → when its processes were last listed
         self._refusals: dict[tuple[str, str], int] = {}  # (device, figure) → how often in a row
 
     def count(self) -> int:
@@ -65,16 +69,19 @@ class Cards:
         Returns
         -------
         dict of str to float
-            ``device_used``, ``device_total``, ``process_used``, ``other_processes`` in bytes;
-            ``gpu_utilization_percent``, ``memory_utilization_percent``.
+            ``device_used``, ``device_total`` in bytes; ``gpu_utilization_percent``, ``memory_utilization_percent``; four
+            times a second also ``process_used`` and ``other_processes`` in bytes.
         """
         handle = self._handle(device) if device.startswith("cuda") else None
         if handle is None:
             return {}
         found: dict[str, float] = {}
-        queries = (("memory", _memory), ("utilisation", _utilization), ("per-process memory", self._processes))
-        for figure, query in queries:
-            found |= self._ask(device, figure, query, handle)
+        found |= self._ask(device, "memory", _memory, handle)
+        found |= self._ask(device, "utilisation", _utilization, handle)
+        now = time.monotonic()
+        if now >= self._listed.get(device, -math.inf) + _PROCESSES_EVERY_S:
+            self._listed[device] = now
+            found |= self._ask(device, "per-process memory", self._processes, handle)
         return found
 
     def processes(self, device: str) -> dict[int, int]:
@@ -204,7 +211,11 @@ def _slices(card: Any) -> list[Any]:
 
 
 def _memory(handle: Any) -> dict[str, float] | str:
-    info = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    try:
+        # What nvidia-smi shows: without what the driver keeps for itself, which torch's total lacks as well.
+        info = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+    except (pynvml.NVMLError_FunctionNotFound, AttributeError):
+        info = pynvml.nvmlDeviceGetMemoryInfo(handle)  # drivers before 510
     return {"device_used": float(info.used), "device_total": float(info.total)}
 
 
