@@ -17,6 +17,7 @@ from torch import Tensor
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.dispatch import Mode
 from ipyvram.probes.engine import OUTSIDE, REUSING, current_node, may_reuse
+from ipyvram.probes.interrupts import Interrupts
 from ipyvram.probes.stacks import Interner
 from ipyvram.probes.storage_log import Live, Row, StorageLog, allocated
 from ipyvram.probes.tensors import NO_STORAGE, dtype_name, plain_tensors, shape_of, storage_of
@@ -95,6 +96,7 @@ class StorageTrace:
         self._serial = 0
         self._reusing: tuple[Live, Live, Row] | None = None  # operand, result, and its row if the operand survives
         self._mode: Mode | None = None
+        self._interrupts: Interrupts | None = None
         self.active = False
         self._operators = 0
         self._start_ns = self._stop_ns = 0
@@ -107,6 +109,8 @@ class StorageTrace:
         self._start_ns = self._clock()
         self._mode = Mode(self)
         self._mode.enter()
+        self._interrupts = Interrupts(self._freed, self._free_the_dead)
+        self._interrupts.start()
         self.active = True
 
     def stop(self, ended_by: str = "end of cell") -> None:
@@ -117,6 +121,9 @@ class StorageTrace:
             self.active, self._ended_by = False, ended_by
             self._live.clear()
             self._held.clear()
+        if self._interrupts is not None:
+            self._interrupts.stop()
+            self._interrupts = None
         self._leave()
 
     def _leave(self) -> None:
@@ -202,6 +209,11 @@ class StorageTrace:
         self._flush()
         self.event_count += 1
         live.log.freed(live, self._clock())
+
+    def _free_the_dead(self) -> None:
+        """For a storage whose end we were not told."""
+        for live in [live for live in self._live.values() if live() is None]:
+            self._freed(live)
 
     def _append(self, log: StorageLog, row: Row) -> None:
         self._flush()
