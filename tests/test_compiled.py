@@ -77,6 +77,7 @@ def test_a_traced_program_is_the_same_and_the_report_plain():
     with warnings.catch_warnings(), ipyvram.measure() as m:
         warnings.simplefilter("error", torch.jit.TracerWarning)
         traced = torch.jit.trace(model, torch.ones(2, 8))
+        traced(torch.ones(3, 8))
     assert operators(traced) == alone
     assert ipyvram.Report.from_json(m.report.to_json()) == m.report
     assert m.report.measurement.notes == ()

@@ -285,7 +285,7 @@ class Owners:
         if kind not in self._signatures:
             try:
                 self._signatures[kind] = tuple(inspect.signature(kind.forward).parameters)[1:]
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, AttributeError):  # a scripted module has no forward of Python
                 self._signatures[kind] = ()
         return self._signatures[kind]
 
