@@ -43,12 +43,14 @@ class Watch:
         self._names: dict[str, list[Shapes]] = {}  # variables that hold batches → their shapes at traced steps
         self._objects: dict[str, int] = {}
         self._pending = ""
+        self._accelerated = False
         self.retraces = 0
 
     # -- while a trace runs ------------------------------------------------------------------------------------------
 
     def learn_figures(self, device: str, figures: Mapping[str, float]) -> None:
         """Figures of this moment are covered by a trace."""
+        self._accelerated |= device != "cpu"
         for name in _RISES:
             if name in figures:
                 self._known[device, name] = max(self._known.get((device, name), 0.0), figures[name])
@@ -73,6 +75,9 @@ class Watch:
 
     def see_figures(self, device: str, figures: Mapping[str, float]) -> None:
         """Called by the sampler's thread; a rise is acted on when the step ends."""
+        self._accelerated |= device != "cpu"
+        if device == "cpu" and self._accelerated:
+            return  # the memory of interest has counters of its own
         for name, (least, share) in _RISES.items():
             if name not in figures:
                 continue

@@ -86,6 +86,14 @@ def test_a_rise_above_the_traced_steps_is_a_reason(figure, known, below, above):
     assert watch.reason() == ""
 
 
+def test_beside_a_gpu_the_resident_size_is_no_reason():
+    watch = Watch({})
+    watch.learn_figures("cpu", {"process_rss": 2000 * MIB})
+    watch.learn_figures("cuda:0", {"allocated_peak": 0})
+    watch.see_figures("cpu", {"process_rss": 9000 * MIB})
+    assert watch.reason() == ""
+
+
 def test_a_slow_leak_adds_up():
     watch = Watch({})
     watch.learn_figures("cuda:0", {"allocated_peak": 0})
