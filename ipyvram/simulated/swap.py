@@ -79,6 +79,9 @@ class Swap:
             self._exchange(tensor)
 
     def _exchange(self, tensor: Tensor) -> None:
+        # The collector also shows objects that only C++ holds (the base of a view); exchanged as such, they would dangle.
+        # An operator that gives back its argument hands them to Python first.
+        tensor.resolve_conj()
         shadow = self._shadow(tensor)
         if tensor.grad is not None and _plain(tensor.grad):
             shadow.grad = self._shadow(tensor.grad)
