@@ -158,6 +158,14 @@ def _to(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     return func(args[0], *rest, *args[2:], **kwargs)  # type: ignore[no-any-return]
 
 
+@_for(torch._C._nn._parse_to)
+def _parse_to(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """``Module.to(0)``: without an accelerator torch does not know what a number means."""
+    if args and isinstance(args[0], int) and not isinstance(args[0], bool):
+        args = (CARD, *args[1:])
+    return func(*args, **kwargs)
+
+
 @_for(Tensor.cuda)
 def _cuda(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     return args[0].to(META)  # type: ignore[no-any-return]
