@@ -13,6 +13,9 @@ from torch import Tensor
 
 from ipyvram.probes.tensors import tensors_in
 
+#: Nodes visited at most in one `GraphWalk`: a thousand losses of a deep model.
+MAX_NODES = 300_000
+
 _FIELDS: dict[type, tuple[str, ...]] = {}
 #: What a formula saves of its own results carries no history either, but is no data.
 _RESULTS = ("result", "output", "out", "mask", "indices", "logsumexp", "save_", "reserve", "total_weight", "buffer")
@@ -27,7 +30,7 @@ class Saved(NamedTuple):
     data: bool
 
 
-def nodes_below(roots: Iterable[Any], since: int = 0) -> Iterator[Any]:
+def nodes_below(roots: Iterable[Any], since: int = 0, seen: set[Any] | None = None) -> Iterator[Any]:
     """Every node of the graph once.
 
     Parameters
@@ -35,9 +38,11 @@ def nodes_below(roots: Iterable[Any], since: int = 0) -> Iterator[Any]:
     roots : iterable of Tensor or GradientEdge
     since : int
         Pass over nodes with a lower sequence number: they were made before.
+    seen : set, optional
+        Nodes to pass over; those that are visited are added.
     """
     stack = [getattr(root, "grad_fn", None) or getattr(root, "node", None) for root in roots]
-    seen: set[Any] = set()
+    seen = set() if seen is None else seen
     while stack:
         node = stack.pop()
         if node is None or node in seen or (since and node._sequence_nr() < since):
@@ -53,8 +58,8 @@ def leaf_of(node: Any) -> Tensor | None:
     return leaf if isinstance(leaf, Tensor) else None
 
 
-def saved_by(node: Any) -> Iterator[Saved]:
-    """What a node keeps; nothing once the graph was freed."""
+def packed_by(node: Any) -> Iterator[tuple[str, Any]]:
+    """Field and content of every saved tensor of a node, as it lies there; nothing once the graph was freed."""
     kind = type(node)
     fields = _FIELDS.get(kind)
     if fields is None:
@@ -65,13 +70,21 @@ def saved_by(node: Any) -> Iterator[Saved]:
         except RuntimeError:
             continue  # the graph was freed
         field = name.removeprefix("_raw_saved_")
-        result = field.startswith(_RESULTS) or field == "tensors"
         for raw in raws if isinstance(raws, (tuple, list)) else (raws,):
-            tensor = getattr(raw, "data", None)
-            if isinstance(tensor, Tensor):
-                yield Saved(node, field, tensor, not result and tensor.grad_fn is None and not tensor.requires_grad)
-            elif tensor is not None:  # what a hook packed, such as a copy on another device
-                yield from (Saved(node, field, packed, False) for packed in tensors_in(tensor))
+            content = getattr(raw, "data", None)
+            if content is not None:
+                yield field, content
+
+
+def saved_by(node: Any) -> Iterator[Saved]:
+    """What a node keeps; nothing once the graph was freed."""
+    for field, content in packed_by(node):
+        if isinstance(content, Tensor):
+            result = field.startswith(_RESULTS) or field == "tensors"
+            data = not result and content.grad_fn is None and not content.requires_grad
+            yield Saved(node, field, content, data)
+        else:  # what a hook packed, such as a copy on another device
+            yield from (Saved(node, field, packed, False) for packed in tensors_in(content))
 
 
 def kept_by_context(node: Any) -> Iterator[Saved]:
@@ -79,3 +92,35 @@ def kept_by_context(node: Any) -> Iterator[Saved]:
     if hasattr(type(node), "saved_tensors"):
         for key, value in list(getattr(node, "__dict__", {}).items()):
             yield from (Saved(node, key, tensor, False) for tensor in tensors_in(value))
+
+
+class GraphWalk:
+    """Walks graphs one after another; a node that two of them share is visited once.
+
+    Attributes
+    ----------
+    complete : bool
+        False when the walk ended at `MAX_NODES`.
+    packed : bool
+        True when hooks packed something away (checkpoints, offloading): then more is kept than can be seen.
+    """
+
+    def __init__(self) -> None:
+        self.complete, self.packed = True, False
+        self._seen: set[Any] = set()
+
+    def below(self, tensor: Tensor) -> Iterator[tuple[bool, Tensor]]:
+        """``(is a leaf, tensor)`` for everything that the graph of ``tensor`` holds and no earlier one did."""
+        for node in nodes_below([tensor], seen=self._seen):
+            if len(self._seen) > MAX_NODES:
+                self.complete = False
+                return
+            leaf = leaf_of(node)
+            if leaf is not None:
+                yield True, leaf
+                continue
+            for _, content in packed_by(node):
+                if isinstance(content, Tensor):
+                    yield False, content
+                else:
+                    self.packed = True

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ipyvram.findings.worth import MIN_BYTES
 from ipyvram.probes import roots
-from ipyvram.probes.graphs import GraphWalk
+from ipyvram.probes.graph import GraphWalk
 from ipyvram.probes.reach import Storage, Walk, storage_of
 from ipyvram.recording import Observation
 

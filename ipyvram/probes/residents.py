@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ipyvram.probes import counters, keeping, roots
 from ipyvram.probes.cycles import in_cycles
-from ipyvram.probes.graphs import GraphWalk
+from ipyvram.probes.graph import GraphWalk
 from ipyvram.probes.reach import Storage, Walk, storage_of
 from ipyvram.resident import Holding, Resident
 
