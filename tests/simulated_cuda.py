@@ -12,6 +12,7 @@ import contextlib
 import inspect
 import random
 import sys
+import threading
 import types
 from collections import deque
 from dataclasses import dataclass, field
@@ -173,6 +174,7 @@ class SimulatedCuda:
         self.current = 0
         self._place: dict[int, tuple[int, int]] = {}  # serial of a storage → card, address
         self._seen = 0
+        self._lock = threading.RLock()  # the sampler's thread asks for counters while the program allocates
         self._frames: list[list[dict[str, Any]]] = []
         self._stack = contextlib.ExitStack()
         self._random = random.Random(0)
@@ -258,6 +260,10 @@ class SimulatedCuda:
 
     def drain(self) -> None:
         """Give what the storage trace saw since the last time to the cards."""
+        with self._lock:
+            self._drain()
+
+    def _drain(self) -> None:
         log = self.trace._by_name.get("cpu")
         rows, made = log.rows if log is not None else [], False
         while self._seen < len(rows):
