@@ -343,6 +343,7 @@ class SimulatedCuda:
         )
 
     def _empty_cache(self) -> None:
+        self.drain()
         self.calls.append("empty_cache")
         for card in self.cards:
             card.allocator.empty_cache()
