@@ -193,7 +193,7 @@ def test_the_batch_is_told_from_the_data_set_it_was_taken_from():
 
 def test_the_other_lever():
     made = report({"parameters": 5, "optimizer_state": 1, "activations": 4}, steps=1)
-    assert "a smaller batch will hardly help" in text(made, "lever")
+    assert "a smaller batch lowers only the rest" in text(made, "lever")
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,7 @@ def test_one_larger_batch_is_no_growth(notebook):
 
 def test_lever_is_the_batch_or_the_model(notebook):
     assert "batch size is the lever" in found(notebook.measure("train(batch=2048)"), "lever")[0]
-    assert "a smaller batch will hardly help" in found(notebook.measure("train(batch=2)"), "lever")[0]
+    assert "a smaller batch lowers only the rest" in found(notebook.measure("train(batch=2)"), "lever")[0]
 
 
 def test_optimizer_temporaries(notebook):

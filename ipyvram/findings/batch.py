@@ -45,7 +45,7 @@ def _lever(report: Report) -> Iterator[Finding]:
     elif fixed >= LEVER_SHARE * report.peak_bytes:
         text = (
             f"Parameters, gradients and optimizer state are {format_share(fixed, report.peak_bytes)} of the peak: "
-            "a smaller batch will hardly help."
+            "a smaller batch lowers only the rest."
         )
         yield Finding("lever", text, fixed)
 
