@@ -14,11 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import ipyvram
 from benchmarks.alone import ROWS
 from benchmarks.pair import summary
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("ipyvram", "torch", "torchvision", "numpy", "pandas", "ipython", "memray", "scalene", "pytorch-memlab")
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "ipython", "memray", "scalene", "pytorch-memlab")
 CNN, RN18, RN50 = "SimpleCNN, batch 64", "ResNet-18, batch 8, 64×64", "ResNet-50, batch 4, 64×64"
 VIT, GPT, INFERENCE = "ViT-B/16, batch 1, 224×224", "GPT-like, batch 4×128", "ResNet-18 inference"
 PROFILER, TRACKER, LINES = "torch.profiler, memory timeline", "MemTracker", "pytorch_memlab line profiler"
@@ -77,7 +78,7 @@ def _scalene(cell: str, steps: int, count: int) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What the figures belong to."""
-    versions = {}
+    versions = {"ipyvram": ipyvram.__version__}
     for name in PACKAGES:
         try:
             versions[name] = version(name)
@@ -122,10 +123,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", default="", help="rows whose cell, tool or name contains this text")
     parser.add_argument("--pairs", type=int, help="pairs in each row, instead of as many as the table says")
-    parser.add_argument("--output", type=Path, help="the JSON file (benchmarks/results/DATE.json)")
+    parser.add_argument("--output", type=Path, help="the JSON file (benchmarks/results/overhead.json)")
     chosen = parser.parse_args()
     found: dict[str, Any] = {"started": time.strftime("%Y-%m-%d %H:%M"), "machine": machine(), "pairs": [], "alone": {}}
-    path = chosen.output or RESULTS / f"{time.strftime('%Y-%m-%d')}.json"
+    path = chosen.output or RESULTS / "overhead.json"
     path.parent.mkdir(exist_ok=True)
     for name in ROWS:
         if chosen.only in name:
@@ -141,7 +142,8 @@ def main() -> None:
             else:
                 row = _run("-m", "benchmarks.pair", cell, str(steps), tool, str(count))
             print(_pair_line(cell, steps, tool, row), flush=True)
-            found["pairs"].append({"cell": cell, "steps": steps, "tool": tool, "pairs": count, **row})
+            runs = {f"{key}_runs": row.pop(key) for key in ("bare", "tool") if key in row}
+            found["pairs"].append({"cell": cell, "steps": steps, "tool": tool, "pairs": count, **row, **runs})
             path.write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(f"written to {path}")
 
