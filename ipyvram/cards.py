@@ -16,7 +16,6 @@ from ipyvram.units import GIB, MIB, parse_bytes
 TYPICAL_CONTEXT = 400 * MIB
 
 _PROPERTIES = "torch.cuda.get_device_properties, printed in public logs"
-_MESSAGE = "total capacity in torch's out-of-memory messages in public issues"
 _CUDA_SAMPLES = "CUDA's deviceQuery, bottlerocket-os/bottlerocket pull request 3873"
 
 
@@ -59,6 +58,10 @@ class Card:
         return 32 * MIB if self.capability >= (9, 0) else 8_519_680
 
 
+def _message(thread: str) -> str:
+    return f"total capacity in torch's out-of-memory message, {thread}"
+
+
 def _card(name: str, mib: float, capability: tuple[int, int], multiprocessors: int, source: str = _PROPERTIES) -> Card:
     return Card(name, int(mib * MIB), capability, multiprocessors, source)
 
@@ -67,32 +70,34 @@ CARDS = (
     _card("NVIDIA GeForce GTX 1080 Ti", 11178, (6, 1), 28),
     _card("Tesla P100-PCIE-16GB", 16280, (6, 0), 56),
     _card("Tesla V100-SXM2-16GB", 16160, (7, 0), 80),
-    _card("Tesla V100-SXM2-32GB", 31.75 * 1024, (7, 0), 80, _MESSAGE),
+    _card("Tesla V100-SXM2-32GB", 31.75 * 1024, (7, 0), 80, _message("uni-medical/SAM-Med3D issue 8")),
     _card("Tesla T4", 15095, (7, 5), 40),
     _card("NVIDIA GeForce GTX 1650 Ti", 4095, (7, 5), 16),
     _card("NVIDIA GeForce GTX 1660 Ti", 5936, (7, 5), 24),
     _card("NVIDIA GeForce RTX 2080 Ti", 11019, (7, 5), 68),
     _card("NVIDIA A100-PCIE-40GB", 40326, (8, 0), 108),
     Card("NVIDIA A100-SXM4-40GB", 42_298_834_944, (8, 0), 108, _CUDA_SAMPLES),
-    _card("NVIDIA A100-SXM4-80GB", 79.15 * 1024, (8, 0), 108, _MESSAGE),
+    _card("NVIDIA A100-SXM4-80GB", 79.25 * 1024, (8, 0), 108, _message("wbfwonderful/Vad-R1 issue 11")),
     _card("NVIDIA A10G", 22587, (8, 6), 80),
     _card("NVIDIA A40", 45416, (8, 6), 84),
     _card("NVIDIA RTX A6000", 48676, (8, 6), 84),
     _card("NVIDIA GeForce RTX 3060", 11931, (8, 6), 28),
-    _card("NVIDIA GeForce RTX 3070", 7.79 * 1024, (8, 6), 46, _MESSAGE),
-    _card("NVIDIA GeForce RTX 3080", 9.77 * 1024, (8, 6), 68, _MESSAGE),
+    _card("NVIDIA GeForce RTX 3070", 7.78 * 1024, (8, 6), 46, _message("akshitac8/OW-DETR issue 46")),
+    _card("NVIDIA GeForce RTX 3080", 9.78 * 1024, (8, 6), 68, _message("zai-org/CogVideo issue 34")),
     _card("NVIDIA GeForce RTX 3090", 24259, (8, 6), 82),
     _card("NVIDIA GeForce RTX 3090 Ti", 24114, (8, 6), 84),
-    _card("NVIDIA L4", 22.03 * 1024, (8, 9), 58, _MESSAGE),
+    _card("NVIDIA L4", 22.03 * 1024, (8, 9), 58, "recalled from out-of-memory messages, no page at hand"),
     _card("NVIDIA L40S", 45589, (8, 9), 142),
     _card("NVIDIA GeForce RTX 4070", 11874, (8, 9), 46),
     _card("NVIDIA GeForce RTX 4070 Ti SUPER", 15974, (8, 9), 66),
     _card("NVIDIA GeForce RTX 4080", 16049, (8, 9), 76),
-    _card("NVIDIA GeForce RTX 4090", 23.64 * 1024, (8, 9), 128, "total capacity in ali-vilab/VGen issue 104"),
+    _card("NVIDIA GeForce RTX 4090", 23.64 * 1024, (8, 9), 128, _message("ali-vilab/VGen issue 104")),
     _card("NVIDIA H100 80GB HBM3", 81089, (9, 0), 132),
     _card("NVIDIA H200", 143156, (9, 0), 132),
     _card("NVIDIA B200", 182642, (10, 0), 148),
-    _card("NVIDIA GeForce RTX 5090", 31.36 * 1024, (12, 0), 170, _MESSAGE),
+    _card(
+        "NVIDIA GeForce RTX 5090", 31.36 * 1024, (12, 0), 170, _message("TrajectoryCrafter/TrajectoryCrafter issue 20")
+    ),
 )
 
 #: What Tab offers after ``--card``.
