@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -69,9 +70,12 @@ class Outcome:
         return [c["data"]["text/plain"] for c in self.contents("display_data") if REPORT_TYPE not in c["data"]]
 
     @property
-    def traceback(self) -> str:
-        import re
+    def our_frames(self) -> list[str]:
+        """Files of the package that the traceback names (the folder around it may be called the same)."""
+        return re.findall(r"ipyvram[/\\](?:\w+[/\\])*\w+\.py", self.traceback)
 
+    @property
+    def traceback(self) -> str:
         errors = self.contents("error")
         return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(errors[0]["traceback"])) if errors else ""
 

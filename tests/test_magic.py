@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 
 import pytest
 
 from tests import kernels
-from tests.kernels import Kernel, Outcome
+from tests.kernels import Kernel
 
 pytestmark = pytest.mark.kernel
 
@@ -34,11 +33,6 @@ def process(request, tmp_path_factory):
 @pytest.fixture
 def kernel(process: Kernel) -> Kernel:
     return process.fresh()
-
-
-def our_frames(outcome: Outcome) -> list[str]:
-    """Files of the package that the traceback names (the folder around it may be called the same)."""
-    return re.findall(r"ipyvram[/\\](?:\w+[/\\])*\w+\.py", outcome.traceback)
 
 
 def armed(kernel: Kernel) -> bool:
@@ -102,7 +96,7 @@ def test_error_has_the_users_frames_and_lines_and_the_report(kernel):
     plain = kernel.run("#\ndef f():\n    raise KeyError('mine')\n\nf()")
     assert outcome.status == "error"
     assert outcome.reply["ename"] == "KeyError"
-    assert our_frames(outcome) == []
+    assert outcome.our_frames == []
     frames = [line for line in outcome.traceback.splitlines() if "line" in line and "in " in line]
     assert len(frames) == len([line for line in plain.traceback.splitlines() if "line" in line and "in " in line])
     for arrow in ("----> 5", "----> 3"):
@@ -187,7 +181,7 @@ def test_interrupt_stops_the_cell_and_the_report_is_shown(kernel, wait):
     outcome = kernel.run(f"%%vram\n{wait}", on_stdout=lambda text: "ready" in text and kernel.interrupt())
     assert outcome.status == "error"
     assert outcome.reply["ename"] == "KeyboardInterrupt"
-    assert our_frames(outcome) == []
+    assert outcome.our_frames == []
     assert outcome.report["error"].startswith("KeyboardInterrupt")
     assert not armed(kernel)
 
@@ -509,7 +503,7 @@ def test_a_budget_ends_the_cell_as_the_allocator_would(kernel):
         "%%vram --budget 10MiB\nimport torch\na = torch.ones(1000, 1000)\nb = torch.exp(a) * 2\nc = b + 1"
     )
     assert outcome.reply["ename"] == "OutOfMemoryError"
-    (refusing,) = our_frames(outcome)  # the place that refuses, and nothing below it
+    (refusing,) = outcome.our_frames  # the place that refuses, and nothing below it
     assert refusing.endswith("ipyvram/probes/dispatch.py")
     assert "----> 4" in outcome.traceback
     assert outcome.report["error"].startswith("OutOfMemoryError")
