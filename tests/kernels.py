@@ -100,9 +100,15 @@ class Kernel:
 
     def run(self, code: str, *, timeout: float = 60, on_stdout: Callable[[str], None] | None = None) -> Outcome:
         """Run a cell to its end; ``on_stdout`` sees each text as it arrives."""
+        deadline = time.monotonic() + timeout
+        outcome = self._run(code, deadline, on_stdout)
+        while outcome.status == "aborted":  # the kernel still drops what was queued behind an error
+            outcome = self._run(code, deadline, on_stdout)
+        return outcome
+
+    def _run(self, code: str, deadline: float, on_stdout: Callable[[str], None] | None) -> Outcome:
         request = self.client.execute(code)
-        outcome = Outcome({})
-        deadline, idle = time.monotonic() + timeout, False
+        outcome, idle = Outcome({}), False
         while not idle:
             message = self._next(self.client.get_iopub_msg, deadline, code)
             if message["parent_header"].get("msg_id") != request:
@@ -146,8 +152,6 @@ class Kernel:
     def fresh(self) -> Kernel:
         """The same process with an empty namespace and the extension loaded anew."""
         outcome = self.run("%reset -f\n%reload_ext ipyvram")
-        while outcome.status == "aborted":  # the kernel still drops what was queued behind an error
-            outcome = self.run("%reset -f\n%reload_ext ipyvram")
         assert outcome.status == "ok", outcome.messages
         return self
 
