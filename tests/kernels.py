@@ -133,14 +133,16 @@ class Kernel:
 
     def value(self, expression: str) -> str:
         """``repr`` of an expression in the kernel, without a trace in its history."""
-        request = self.client.execute("", silent=True, user_expressions={"value": expression})
-        deadline = time.monotonic() + 60
-        while True:
+        deadline, content = time.monotonic() + 60, {"status": "aborted"}
+        while content["status"] == "aborted":  # as in `run`
+            request = self.client.execute("", silent=True, user_expressions={"value": expression})
             message = self._next(self.client.get_shell_msg, deadline, expression)
-            if message["parent_header"].get("msg_id") == request:
-                answer = message["content"]["user_expressions"]["value"]
-                assert answer["status"] == "ok", answer
-                return answer["data"]["text/plain"]
+            while message["parent_header"].get("msg_id") != request:
+                message = self._next(self.client.get_shell_msg, deadline, expression)
+            content = message["content"]
+        answer = content["user_expressions"]["value"]
+        assert answer["status"] == "ok", answer
+        return answer["data"]["text/plain"]
 
     def complete(self, code: str) -> list[str]:
         reply = self.client.complete(code, reply=True, timeout=60)
