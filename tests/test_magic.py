@@ -463,6 +463,35 @@ def test_a_fault_around_the_probes_is_one_line_and_not_the_cells_failure(kernel,
     assert kernel.run("%%vram again\n1").report["label"] == "again"
 
 
+@pytest.mark.parametrize(
+    "target",
+    ["ipyvram.probes.storages:StorageTrace.start", "ipyvram.probes.storages:StorageTrace.traces",
+     "ipyvram.probes.owners:Owners.namespace", "ipyvram.probes.owners:Owners.graph", "ipyvram.probes.owners:Owners.optimizer",
+     "ipyvram.probes.phases:Phases.start", "ipyvram.sampler:Sampler.start", "ipyvram.probes.counters:read"],
+)  # fmt: skip
+def test_a_fault_in_each_probe_costs_one_line_of_the_report(kernel, target):
+    with broken(kernel, target):
+        outcome = kernel.run("%%vram\n" + TRAIN + "6 * 7")
+    assert outcome.status == "ok", outcome.traceback
+    assert outcome.result == "42"
+    assert outcome.notes == []
+    said = [note for note in outcome.report["measurement"]["notes"] if "injected fault" in note]
+    assert said
+    assert all("\n" not in note for note in said)
+    assert not armed(kernel)
+
+
+def test_the_peak_counters_of_torch_are_not_reset(kernel):
+    kernel.run(
+        "import torch\nasked = []\nkept = {n: getattr(torch.cuda, n) for n in ('reset_peak_memory_stats', 'empty_cache')}\n"
+        "for n in kept: setattr(torch.cuda, n, lambda *a, n=n, **k: asked.append(n))"
+    )
+    outcome = kernel.run("%%vram\n" + TRAIN)
+    assert outcome.report["peak_bytes"] > 0
+    assert kernel.value("asked") == "[]"
+    kernel.run("for n in kept: setattr(torch.cuda, n, kept[n])")
+
+
 def test_a_fault_does_not_hide_the_cells_own_error(kernel):
     with broken(kernel, "ipyvram.analysis:analyse"):
         outcome = kernel.run("%%vram\n1 / 0")
