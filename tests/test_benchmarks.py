@@ -7,6 +7,7 @@ import pytest
 from benchmarks import pair
 from benchmarks.alone import timed
 from benchmarks.cells import CELLS, make
+from benchmarks.parts import Shares, parts
 from benchmarks.synthetic import recording
 from benchmarks.tools import NOTHING, TOOLS
 from ipyvram.analysis import analyse
@@ -53,3 +54,26 @@ def test_timed_runs_as_often_as_it_says():
     found = timed(lambda: calls.append(1), repeats=3)
     assert len(calls) == 3
     assert found["low_s"] <= found["s"] <= found["high_s"]
+
+
+def test_a_part_does_not_count_what_another_part_takes() -> None:
+    class Work:
+        def outer(self) -> int:
+            return self.inner() + 1
+
+        def inner(self) -> int:
+            return sum(range(200_000))
+
+    shares = Shares()
+    with shares.timed(Work, "outer", "outer"), shares.timed(Work, "inner", "inner"):
+        assert Work().outer() == sum(range(200_000)) + 1
+    assert shares.calls == {"outer": 1, "inner": 1}
+    assert shares.seconds["inner"] > shares.seconds["outer"] >= 0.0  # though the one calls the other
+    assert "measured" not in Work.outer.__qualname__  # the method is itself again
+
+
+def test_the_parts_of_a_short_cell_are_all_there() -> None:
+    found = parts("SimpleCNN, batch 64", 1, 1)
+    assert found["parts"]["events: operators"]["calls"] > 100
+    assert found["parts"]["claims: what the graph saved"]["calls"] == 3  # model, criterion, backward
+    assert set(found) == {"bare_s", "empty", "ipyvram", "parts"}
