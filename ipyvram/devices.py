@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import sys
 from collections.abc import Callable
 
 import torch
 
 import ipyvram
+from ipyvram.probes.beginning import in_use
 from ipyvram.recording import Device
 
 
 def cuda_possible() -> bool:
-    """Whether a cell may allocate on an NVIDIA GPU."""
-    return bool(torch.cuda.is_available())
+    """Whether a cell may allocate on an NVIDIA GPU.
+
+    Until CUDA is in use its devices are counted, which torch does through NVML: `is_available` starts the driver, after
+    which processes that the cell forks cannot use CUDA.
+    """
+    return in_use() or torch.cuda.device_count() > 0
 
 
 def check_device(device: str) -> torch.device:
@@ -52,7 +59,7 @@ def use_device(device: str | None) -> Callable[[], None]:
     default = getattr(context, "device_context", None)
     before = default.device if default is not None else None
     untouched = not hasattr(context, "device_context")
-    current = torch.cuda.current_device() if wanted.type == "cuda" and torch.cuda.is_initialized() else None
+    current = torch.cuda.current_device() if wanted.type == "cuda" and in_use() else None
     torch.set_default_device(wanted)
     if wanted.type == "cuda":
         torch.cuda.set_device(wanted)
@@ -98,9 +105,23 @@ def environment() -> dict[str, str]:
         )
     if torch.backends.cudnn.benchmark:
         found["cudnn_benchmark"] = "True"
-    if torch.version.cuda and torch.cuda.is_available():
+    if torch.version.cuda and cuda_possible():
         found["cuda"] = torch.version.cuda
-        workspace = getattr(torch._C, "_cuda_getCublasWorkspaceSize", None)
-        if workspace is not None:
-            found["cublas_workspace_bytes"] = str(workspace())
+    if in_use():
+        found["cublas_workspace_bytes"] = str(_cublas_workspace_bytes())
     return found
+
+
+def _cublas_workspace_bytes() -> int:
+    """Of one handle and stream on the current device.
+
+    Newer torch tells. Before, it is what `getChosenWorkspaceSize` (CublasHandlePool.cpp) reads out of
+    ``CUBLAS_WORKSPACE_CONFIG``: pairs of KiB and how many of them.
+    """
+    ask = getattr(torch._C, "_cuda_getCublasWorkspaceSize", None)
+    if ask is not None:
+        return int(ask())
+    pairs = [int(n) for n in re.findall(r":(\d+)", os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""))]
+    if pairs and len(pairs) % 2 == 0:
+        return sum(size * count for size, count in zip(pairs[::2], pairs[1::2], strict=True)) * 1024
+    return 32 << 20 if torch.cuda.get_device_capability() == (9, 0) else 8_519_680

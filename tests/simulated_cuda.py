@@ -150,6 +150,8 @@ class SimulatedCuda:
         ``"native"`` or ``"cudaMallocAsync"``, which keeps no history.
     context_bytes, others_bytes : int
         What the driver counts beside the allocator's segments.
+    begun : bool
+        Whether the program has started CUDA; before `begin`, to ask the allocator is what ends a real process.
     """
 
     devices: int = 1
@@ -163,6 +165,7 @@ class SimulatedCuda:
     others_bytes: int = 0
     workspace: bool = True
     uuid: str = "00000000-0000-0000-0000-000000000000"
+    begun: bool = True
 
     def __post_init__(self) -> None:
         self._clock = Clock()
@@ -182,6 +185,7 @@ class SimulatedCuda:
         self._observers: list[Any] = []
         self._workspace: tuple[SimulatedDevice, int] | None = None  # made with the first operator, as by cuBLAS
         self._fraction = 1.0
+        self._started = False
 
     def _now(self) -> int:
         return self._clock() + self.skew_us * 1000
@@ -214,7 +218,8 @@ class SimulatedCuda:
     def _patches(self) -> list[tuple[Any, str, Any]]:
         cuda, memory = torch.cuda, torch.cuda.memory
         on_cuda = [
-            ("is_available", lambda: True), ("is_initialized", lambda: True), ("device_count", lambda: self.devices),
+            ("is_available", self._is_available), ("is_initialized", lambda: self.begun),
+            ("device_count", lambda: self.devices), ("_queued_calls", []),
             ("current_device", lambda: self.current), ("synchronize", lambda device=None: None),
             ("is_current_stream_capturing", lambda: False), ("manual_seed_all", lambda seed: None),
             ("get_device_name", lambda device=None: "Simulated GPU"), ("get_device_properties", self._properties),
@@ -232,7 +237,7 @@ class SimulatedCuda:
             ("get_rng_state_all", list), ("set_rng_state_all", lambda states: None),
         ]  # fmt: skip
         private = [
-            ("_cuda_isHistoryEnabled", lambda: self.history is not None),
+            ("_cuda_isHistoryEnabled", self._is_history_enabled),
             ("_cuda_hasPrimaryContext", lambda index: True),
             ("_cuda_getCublasWorkspaceSize", lambda: WORKSPACE),
             ("_cuda_memoryMetadataSupported", lambda: self.annotates),
@@ -255,6 +260,22 @@ class SimulatedCuda:
             (scope, "__exit__", self._annotated(scope.__exit__, "END")),
             (HistoryTrace, "_place", lambda history, storage: self._identify(storage)),
         ]
+
+    def begin(self) -> None:
+        """The program starts CUDA: torch makes the calls that were put off, and then says that it is initialised."""
+        self._started = True
+        for call, _ in torch.cuda._queued_calls:
+            call()
+        self.begun = True
+
+    def _is_available(self) -> bool:
+        self.calls.append("is_available")
+        return True
+
+    def _is_history_enabled(self) -> bool:
+        if not (self.begun or self._started):
+            raise SystemError("a segmentation fault: there is no allocator yet")
+        return self.history is not None
 
     # -- the program's storages ----------------------------------------------------------------------------------------
 
@@ -396,6 +417,7 @@ class SimulatedCuda:
         global_record_annotations: bool = False,
     ) -> None:  # fmt: skip
         self.drain()
+        self._started = True  # torch's own function starts the driver
         self.calls.append(f"_record_memory_history({enabled!r})")
         if enabled is None:
             self.history = None

@@ -79,6 +79,21 @@ def test_a_card_without_a_context_is_not_even_asked(cuda):
     assert counters.devices_in_use() == ["cpu"]
 
 
+def test_an_allocator_that_keeps_no_counters(cuda):
+    def none(index):
+        raise RuntimeError("pluggable does not yet support getDeviceStats")
+
+    cuda.setattr(torch.cuda, "memory_stats_as_nested_dict", none)
+    assert counters.read("cuda:1") == {}
+    assert counters.devices_in_use() == ["cpu", "cuda:0", "cuda:1"]  # each has a context
+
+
+def test_without_caching_a_context_is_use_enough(cuda):
+    cuda.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+    cuda.setattr(torch._C, "_cuda_hasPrimaryContext", lambda index: index == 0, raising=False)
+    assert counters.devices_in_use() == ["cpu", "cuda:0"]
+
+
 def test_cuda_that_was_not_started_is_left_alone(cuda):
     def forbidden(*args):
         raise AssertionError("this makes a context")

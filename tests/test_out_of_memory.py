@@ -314,6 +314,14 @@ def test_the_observer_is_attached_once_and_idle_between_cells(monkeypatch):
     assert (event.allocated_bytes, event.reserved_bytes, event.largest_free_bytes) == (70, 90, 15)
 
 
+def test_a_torch_that_reads_the_history_along_is_not_asked_for_blocks(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: SEGMENTS)
+    monkeypatch.setattr(torch._C, "_cuda_isHistoryEnabled", lambda: True, raising=False)
+    assert probe._largest_free(1) is None
+    monkeypatch.setattr(torch._C, "_cuda_isHistoryEnabled", lambda: False, raising=False)
+    assert probe._largest_free(1) == 15
+
+
 SEGMENTS = [
     {"device": 1, "blocks": [{"size": 15, "state": "inactive"}, {"size": 70, "state": "active_allocated"}]},
     {"device": 1, "blocks": [{"size": 5, "state": "inactive"}]},

@@ -81,8 +81,10 @@ def _cuda_used(index: int) -> bool:
         has_context = getattr(torch._C, "_cuda_hasPrimaryContext", None)
         if has_context is not None and not has_context(index):
             return False  # one cheap question instead of a hundred counters, for each idle card of eight
-        if not _read_cuda(index).get("reserved_peak"):
-            return False
+        figures = _read_cuda(index)
+        counts = "reserved_peak" in figures and os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") != "1"
+        if not (figures["reserved_peak"] if counts else has_context is not None):
+            return False  # where torch does not count, to have a context is to be in use
         _cuda_seen.add(index)
     return True
 
@@ -90,7 +92,10 @@ def _cuda_used(index: int) -> bool:
 def _read_cuda(index: int) -> dict[str, int]:
     if not torch.cuda.is_initialized():
         return {}
-    stats: dict[str, Any] = torch.cuda.memory_stats_as_nested_dict(index)
+    try:
+        stats: dict[str, Any] = torch.cuda.memory_stats_as_nested_dict(index)
+    except RuntimeError:  # an allocator of the user's own keeps none
+        return {}
     found = {}
     for name, path in _CUDA.items():
         value: Any = stats

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ipyvram.probes.anchors import Anchors
+from ipyvram.probes.beginning import in_use, when_in_use
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.stacks import Interner, is_user_file
 from ipyvram.recording import Action, Block, Events, Stack, Trace
@@ -45,16 +46,26 @@ class HistoryTrace:
         self._baseline: dict[int, tuple[Block, ...]] = {}
         self._allocated: dict[int, int] = {}
         self._anchors = Anchors(clock)
-        self._ours = False
+        self._ours = self._begun = False
+        self._cancel: Callable[[], None] = lambda: None
         self.active = False
         self.notes: list[str] = []
 
     def start(self) -> None:
-        """Read what is live and switch the history on, unless the user's own is on already."""
+        """Begin, now or when the cell starts CUDA; nothing is allocated before."""
         reason = _why_not()
         if reason:
             self.notes.append(f"the allocator's history is unavailable: {reason}")
             return
+        self._start_ns = self._clock()
+        if in_use():
+            self._begin()
+        else:
+            self._cancel = when_in_use(self._begin_late)
+        self.active = True
+
+    def _begin(self) -> None:
+        """Read what is live and switch the history on, unless the user's own is on already."""
         self._read_baseline()
         if _is_on(unknown=False):
             self.notes.append("the allocator's history was already on: it is read as it is, and left on")
@@ -63,10 +74,22 @@ class HistoryTrace:
             self._ours = True
         self._start_ns = self._clock()
         self._anchors.drop()
-        self.active = True
+        self._begun = True
+
+    def _begin_late(self) -> None:
+        begun_ns = self._start_ns
+        reason = _why_not()  # the cell may have chosen another allocator meanwhile
+        try:
+            if not reason:
+                self._begin()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+        self._start_ns = begun_ns
+        if reason:
+            self.notes.append(f"the allocator's history is unavailable: {reason}")
 
     def _read_baseline(self) -> None:
-        if not torch.cuda.is_initialized():
+        if not in_use():  # within the start of CUDA: nothing is allocated yet
             return
         segments = _segments_now()
         for device in {int(s["device"]) for s in segments}:
@@ -77,7 +100,7 @@ class HistoryTrace:
     def identify(self, storage: torch.UntypedStorage) -> tuple[str, int] | None:
         """Device and address of a storage in the trace; None for one that is not on a card."""
         found = self._place(storage)
-        if found is not None and self.active:
+        if found is not None and self.active and self._begun:
             self._anchors.pin(found[1])
         return found
 
@@ -91,6 +114,9 @@ class HistoryTrace:
         if not self.active:
             return ()
         self.active = False
+        self._cancel()
+        if not self._begun:
+            return ()
         self._anchors.drop()
         stop_ns = self._clock()
         on = _is_on(unknown=True)
@@ -164,8 +190,9 @@ def _explains(trace: Trace) -> bool:
 
 def _why_not() -> str:
     """Why this process has no native history, or an empty string."""
-    if os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING"):
-        return "PYTORCH_NO_CUDA_MEMORY_CACHING is set, so torch's allocator records nothing"
+    for name in ("PYTORCH_NO_CUDA_MEMORY_CACHING", "PYTORCH_NO_HIP_MEMORY_CACHING"):
+        if os.environ.get(name) == "1":  # torch heeds no other value
+            return f"{name} is set, so torch's allocator records nothing"
     backend = getattr(torch.cuda, "get_allocator_backend", lambda: "native")()
     if backend != "native":
         return f"the allocator is {backend}, which keeps none"

@@ -5,12 +5,14 @@ Torch's observer cannot be detached. It is attached once in the life of the proc
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ipyvram.probes import counters
+from ipyvram.probes.beginning import when_in_use
 from ipyvram.probes.clock import Clock
 from ipyvram.recording import OomEvent
 
@@ -28,6 +30,16 @@ def _observe(device: int, requested: int, limit: int, free: int) -> None:
             pass
 
 
+def _attach() -> None:
+    """Nothing where torch has no observer: a build without CUDA, an allocator other than its own."""
+    global _attached
+    attach: Any = getattr(torch._C, "_cuda_attach_out_of_memory_observer", None)
+    backend: Any = getattr(torch.cuda, "get_allocator_backend", lambda: "native")
+    if attach is not None and not _attached and backend() == "native":
+        attach(_observe)
+        _attached = True
+
+
 class OomWatch:
     """Keeps the last `OomEvent` between `start` and `stop`; a cell may catch earlier ones and go on.
 
@@ -38,27 +50,20 @@ class OomWatch:
 
     def __init__(self, clock: Clock, stacks: Callable[[], int]) -> None:
         self._clock, self._stacks = clock, stacks
+        self._cancel: Callable[[], None] = lambda: None
         self.event: OomEvent | None = None
 
     def start(self) -> None:
-        """Listen from now on; does nothing where torch has no observer (a build without CUDA)."""
-        global _attached, _listener
-        attach: Any = getattr(torch._C, "_cuda_attach_out_of_memory_observer", None)
-        if attach is None or not torch.cuda.is_available():
-            return
+        """Listen from now on; the observer itself is attached when CUDA is in use, perhaps by the cell itself."""
+        global _listener
         _listener = self._see
-        if not _attached and torch.cuda.is_initialized():
-            attach(_observe)
-            _attached = True
-
-    def attach_late(self) -> None:
-        """CUDA may have been initialised by the cell itself: call this again when it has."""
-        if _listener is not None and not _attached and torch.cuda.is_initialized():
-            self.start()
+        if not _attached:
+            self._cancel = when_in_use(_attach)
 
     def stop(self) -> None:
         """No longer listen."""
         global _listener
+        self._cancel()
         if _listener == self._see:
             _listener = None
 
@@ -79,10 +84,13 @@ class OomWatch:
 
 
 def _largest_free(device: int) -> int | None:
-    """The largest free block among the allocator's segments of a device."""
-    try:
-        segments: list[dict[str, Any]] = torch.cuda.memory_snapshot(include_traces=False)
-    except TypeError:  # an older torch
+    """The largest free block among the allocator's segments of a device; None where to ask would take seconds."""
+    segments: list[dict[str, Any]]
+    if "include_traces" in inspect.signature(torch.cuda.memory_snapshot).parameters:
+        segments = torch.cuda.memory_snapshot(include_traces=False)
+    elif torch._C._cuda_isHistoryEnabled():  # an older torch reads the whole history along with them
+        return None
+    else:
         segments = torch.cuda.memory_snapshot()
     blocks = [b for s in segments if s["device"] == device for b in s["blocks"]]
     return max((int(b["size"]) for b in blocks if b["state"] == "inactive"), default=0)
