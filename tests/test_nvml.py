@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -224,3 +226,19 @@ def test_processes_are_listed_now_and_then_only(stub, torch_devices, monkeypatch
         listed.append("process_used" in cards.read("cuda:0"))
     assert listed == [True, False, False, True, False]
     assert "process_used" in cards.read("cuda:1")
+
+
+def test_without_the_binding_it_is_said(monkeypatch):
+    monkeypatch.setattr(nvml, "pynvml", None)
+    with pytest.raises(RuntimeError, match="nvidia-ml-py is not installed"):
+        nvml.open_cards()
+
+
+def test_ipyvram_measures_without_the_binding():
+    code = (
+        "import sys; sys.modules['pynvml'] = None\n"
+        "import torch, ipyvram\n"
+        "with ipyvram.measure(quiet=True) as m: torch.ones(1 << 20)\n"
+        "assert m.report.peak_bytes == 4 << 20"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

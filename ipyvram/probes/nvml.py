@@ -12,8 +12,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import pynvml
 import torch
+
+try:
+    import pynvml
+except ImportError:  # declared, but whatever keeps it away must not keep ipyvram away
+    pynvml = None
 
 _COMPUTE = tuple(f"nvmlDeviceGetComputeRunningProcesses{version}" for version in ("_v3", "_v2", ""))
 _GRAPHICS = tuple(f"nvmlDeviceGetGraphicsRunningProcesses{version}" for version in ("_v3", "_v2", ""))
@@ -30,6 +34,8 @@ def open_cards() -> Cards:
     RuntimeError
         There is no NVIDIA driver here, or it does not answer; the message says which.
     """
+    if pynvml is None:
+        raise RuntimeError("nvidia-ml-py is not installed")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError_LibraryNotFound:
