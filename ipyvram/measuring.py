@@ -208,7 +208,7 @@ def retrace() -> bool:
     -------
     bool
         Whether a trace was started. False where none is measured, where one is being traced anyway, beyond the bound of
-        three, on another thread than the cell's, and inside a dispatch mode of your own.
+        four, on another thread than the cell's, and inside a dispatch mode of your own.
     """
     current = _current
     run = None if current is None else current._run

@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ from ipyvram.probes.owners import Owners
 from ipyvram.probes.phases import Phases
 from ipyvram.probes.stacks import StackReader
 from ipyvram.pulse import Pulse, held_by_claims, leading_device, limit_of
-from ipyvram.recording import Cell, Device, ErrorInfo, OomEvent, Recording, Samples, Trace
+from ipyvram.recording import Cell, Device, Observation, OomEvent, Recording, Samples, Trace
 from ipyvram.sampler import Sampler, combined_reader
 from ipyvram.tracing import Tracing
 from ipyvram.watch import Watch
@@ -71,15 +73,16 @@ class Run:
         self._cards: Cards | None = None
         self._card_names: list[str] = []
         self._sampler: Sampler | None = None
+        self._samples: tuple[Samples, ...] = ()
         self._held: tuple[tuple[int, str], dict[str, int]] = ((0, ""), {})
         self._recording: Recording | None = None
-        self._watch = Watch(namespace if namespace is not None else {})
+        self._watch = Watch()
         self._why = ""  # the reason of a trace after the first
         self._armed = False  # whether a stretch is being traced
         self._first_traced = self._traced_steps = self._trace_ns = 0
         self._overhead, self._guards = 0.0, 0
         self._counters_start: dict[str, dict[str, int]] = {}
-        self._undo_device: Callable[[], None] = lambda: None
+        self._started = ExitStack()  # what takes everything away again, also when `stop` itself fails
         self._start_ns = 0
         self._thread = threading.get_ident()
 
@@ -89,7 +92,8 @@ class Run:
         try:
             action()
         except Exception as error:
-            self._note(f"{what}: {type(error).__name__}: {error}".split("\n")[0][:300])
+            info = ending.error_info(error)
+            self._note(f"{what}: {info.type}: {info.message}".rstrip(": ")[:300])
         finally:
             self._guards -= 1
             if not self._guards:  # what runs within another is in that one's time
@@ -103,14 +107,23 @@ class Run:
 
     def start(self) -> None:
         """Arm everything. Never raises for a fault of ours; `Options.device` is applied here."""
-        self._undo_device = use_device(self.options.device)
+        self._undo("the device could not be restored", use_device(self.options.device))
         self._start_ns = self._clock()
         self._thread = threading.get_ident()
         self.guard("NVML is unavailable", self._open_cards)
         self.guard("allocator counters are unavailable", self._read_counters_start)
+        self._undo("phases did not stop cleanly", self._phases.stop)
+        self._undo("tracing did not stop cleanly", partial(self._tracing.stop, "end of cell"))
+        self._undo("tracing did not stop cleanly", partial(self.stop_tracing, "end of cell"))
         self._start_tracing(before=True)
+        self._undo("an out-of-memory would be explained after the cell", self._oom.stop)
         self.guard("an out-of-memory would not be explained", self._oom.start)
+        self._undo("the sampler did not stop cleanly", self._stop_sampler)
         self.guard("the sampler is unavailable", self._start_sampler)
+
+    def _undo(self, what: str, action: Callable[[], None]) -> None:
+        """Have ``action`` run when the cell ends, whatever else fails then; the last one first."""
+        self._started.callback(self.guard, what, action)
 
     def _open_cards(self) -> None:
         try:
@@ -119,6 +132,7 @@ class Run:
             if cuda_possible():  # a machine without a GPU lacks nothing
                 raise
         else:
+            self._undo("NVML did not close cleanly", self._cards.close)
             self._card_names = self._cards.names()
 
     def _read_counters_start(self) -> None:
@@ -240,28 +254,35 @@ class Run:
         error : BaseException or None
             How the cell ended, when it did not end well. Only its type and message are kept.
         """
-        if self._recording is not None:
-            return self._recording
-        stop_ns = self._clock()
-        samples = self._stop_sampler()
-        self._oom.stop()
-        devices_seen = dict.fromkeys(["cpu", *(s.device for s in samples)])
-        observations = ending.observe(
-            self.guard, self._namespace, error, self._phases.orphans, self._cards, devices_seen
-        )
-        oom = self._out_of_memory(error)
-        if self._cards is not None:
-            self.guard("NVML did not close cleanly", self._cards.close)
-        self.stop_tracing("end of cell")
-        self.guard("phases did not stop cleanly", self._phases.stop)
-        self.guard("the device could not be restored", self._undo_device)
+        if self._recording is None:
+            with self._started:  # also when what follows fails, all that was started is taken away
+                stop_ns = self._clock()
+                self.guard("the sampler did not stop cleanly", self._stop_sampler)
+                self._oom.stop()
+                devices = dict.fromkeys(["cpu", *(s.device for s in self._samples)])
+                observations = ending.observe(
+                    self.guard, self._namespace, error, self._phases.orphans, self._cards, devices
+                )
+                oom = self._out_of_memory(error)
+            self._recording = self._record(stop_ns, error, observations, oom)
+            self._owners.claims, self._phases.marks = [], []
+        return self._recording
+
+    def _record(
+        self,
+        stop_ns: int,
+        error: BaseException | None,
+        observations: tuple[Observation, ...],
+        oom: OomEvent | None,
+    ) -> Recording:
+        """What the probes have seen, now that they are gone."""
         counters_end: dict[str, dict[str, int]] = {}
         self.guard("allocator counters are unavailable", lambda: counters_end.update(_counters()))
-        traces = self._tracing.traces()
+        traces, samples = self._tracing.traces(), self._samples
         found_environment = self._environment(traces, samples)
         used = dict.fromkeys(["cpu", *(t.device for t in traces), *(s.device for s in samples)])
         devices = tuple(self._describe(name) for name in used)
-        self._recording = Recording(
+        return Recording(
             start_ns=self._start_ns,
             stop_ns=stop_ns,
             label=self.options.label,
@@ -281,14 +302,12 @@ class Run:
             card_bytes=self.options.card_bytes,
             steps=self._phases.steps,
             traced_steps=self._traced_steps,
-            error=None if error is None else _error_info(error),
+            error=None if error is None else ending.error_info(error),
             notes=self._all_notes(),
             overhead_s=round(self._overhead, 6),
             observations=observations,
             oom=oom,
         )
-        self._owners.claims, self._phases.marks = [], []
-        return self._recording
 
     def _out_of_memory(self, error: BaseException | None) -> OomEvent | None:
         found: list[OomEvent | None] = [None]
@@ -304,12 +323,9 @@ class Run:
         """Whether the byte budget refused an allocation, also where the program got over that."""
         return self._tracing.refused is not None
 
-    def _stop_sampler(self) -> tuple[Samples, ...]:
-        stopped: list[Samples] = []
-        sampler = self._sampler
-        if sampler is not None:
-            self.guard("the sampler did not stop cleanly", lambda: stopped.extend(sampler.stop()))
-        return tuple(stopped)
+    def _stop_sampler(self) -> None:
+        if self._sampler is not None:
+            self._samples = self._sampler.stop()
 
     def _all_notes(self) -> tuple[str, ...]:
         parts = (self._cards, self._sampler, self._tracing)
@@ -347,10 +363,3 @@ def _used_cuda(traces: tuple[Trace, ...], samples: tuple[Samples, ...]) -> bool:
     return any(trace.device.startswith("cuda") and len(trace.events) for trace in traces) or any(
         s.device.startswith("cuda") and "allocated" in s.columns and s.columns["allocated"].max() > 0 for s in samples
     )
-
-
-def _error_info(error: BaseException) -> ErrorInfo:
-    kind = type(error).__name__
-    message = str(error).split("\n")[0][:500]
-    memory = isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in message.lower()
-    return ErrorInfo(kind, message, memory, isinstance(error, KeyboardInterrupt))

@@ -1,47 +1,83 @@
 """Decides when a cell deserves another short trace: samples and step ends come in, a reason or nothing goes out.
 
 Between traces nothing of ours hangs on the program but a counter of optimizer steps, so a change is noticed from what is
-there anyway: the sampler's figures, and the notebook's own variables at the end of a step.
+there anyway: the sampler's figures, and the variables of the functions that are running when a step ends.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import weakref
+from collections import UserDict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ipyvram.probes.tensors import tensors_in
+from ipyvram.probes.variables import Place, Variables
 from ipyvram.units import MIB, format_bytes
 
 #: Short traces after the first: a cell whose batches differ forever must not be traced forever.
-MAX_RETRACES = 3
+MAX_RETRACES = 4
+#: From so many on, only what can raise the peak, or a request, is worth another one.
+_MAX_FOR_OTHER_SHAPES = 3
 
 #: Figures whose rise says that memory peaked anew → (bytes, share) that the rise must exceed. The allocator's own
 #: high-water mark is exact; the resident size of a process also moves for reasons that are none of ours.
 _RISES = {"allocated_peak": (MIB, 0.02), "driver_allocated": (64 * MIB, 0.1), "process_rss": (256 * MIB, 0.25)}
-_MAX_NAMES = 32
-GROWTH = 1.1  # a batch with at least this many times the elements of any traced one is new
+GROWTH = 1.1  # a batch with at least this many times the elements of any traced one raises the peak
+
+_SEARCHED = 3  # steps at whose end all variables are looked at, traced or not: a batch shows by being another object
+_MAX_SEARCHES = 16
+_MAX_BATCHES = 32
+_MAX_SHAPES = 64  # of one variable: where every batch has its own, none comes again
 
 Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A variable that holds another batch at every step.
+
+    Attributes
+    ----------
+    sizes : list of int
+        Elements at the traced steps, in their order.
+    seen : dict of Shapes to int
+        Shapes that no trace has covered → the last step that had them.
+    """
+
+    name: str
+    sizes: list[int] = field(default_factory=list)
+    seen: dict[Shapes, int] = field(default_factory=dict)
 
 
 class Watch:
     """Knows what the traced steps looked like; `reason` says what is new since.
 
+    A larger batch is traced at once. Other shapes cannot raise the peak and are traced when they are expected: what has come
+    twice comes again after as many steps. So a change that lasts costs one short trace, the last batch of an epoch too, and a
+    single odd one none.
+
     Parameters
     ----------
-    namespace : mapping
-        The notebook's variables; read, never changed.
+    variables : Variables
+        What the running functions hold; read, never changed.
     """
 
-    def __init__(self, namespace: Mapping[str, Any]) -> None:
-        self._namespace = namespace
+    def __init__(self, variables: Variables | None = None) -> None:
+        self._variables = variables or Variables()
         self._known: dict[tuple[str, str], float] = {}  # (device, figure) → highest while a trace was running
-        self._names: dict[str, list[Shapes]] = {}  # variables that hold batches → their shapes at traced steps
-        self._objects: dict[str, int] = {}
+        self._batches: dict[Place, _Batch] = {}
+        self._wanted: dict[int, tuple[str, ...]] = {}  # their names, by code
+        self._covered: set[Shapes] = set()  # shapes of traced batches
+        self._objects: dict[Place, tuple[weakref.ref[Tensor], Shapes, bool]] = {}  # at the last search
+        self._expected: dict[int, tuple[str, Shapes]] = {}  # step → who will have which shapes
+        self._step = self._searches = 0
         self._pending = ""
         self._accelerated = False
         self.retraces = 0
@@ -56,20 +92,36 @@ class Watch:
                 self._known[device, name] = max(self._known.get((device, name), 0.0), figures[name])
 
     def learn_step(self) -> None:
-        """A traced step has ended: the shapes of its batch are covered.
+        """A traced step has ended: the shapes of its batch are covered."""
+        self._step += 1
+        for batch, shapes in self._search(traced=True):
+            self._cover(batch, shapes)
 
-        A batch is data in a variable of the notebook that holds another object than at the last step.
-        """
-        objects = {}
-        for name, value in list(self._namespace.items()):
-            shapes = _data_shapes(value) if not name.startswith("_") else ()
-            if not shapes:
+    def _search(self, traced: bool) -> list[tuple[_Batch, Shapes]]:
+        """The batches among all variables: data in one that holds another object than at the last search."""
+        self._searches += 1
+        found, objects = list[tuple[_Batch, Shapes]](), dict[Place, tuple[weakref.ref[Tensor], Shapes, bool]]()
+        for place, value in self._variables.all().items():
+            tensors = _data(value)
+            if not tensors:
                 continue
-            objects[name] = id(value)
-            rebound = self._objects.get(name, id(value)) != id(value)
-            if name in self._names or (rebound and len(self._names) < _MAX_NAMES):
-                self._names.setdefault(name, []).append(shapes)
+            shapes = _shapes(tensors)
+            objects[place] = weakref.ref(tensors[0]), shapes, traced
+            batch, before = self._batches.get(place), self._objects.get(place)
+            if batch is None and before and before[0]() is not tensors[0] and len(self._batches) < _MAX_BATCHES:
+                batch = self._batches[place] = _Batch(place[1])
+                self._wanted[place[0]] = (*self._wanted.get(place[0], ()), place[1])
+                if before[2]:
+                    self._covered.add(before[1])
+            if batch is not None:
+                found.append((batch, shapes))
         self._objects = objects
+        return found
+
+    def _cover(self, batch: _Batch, shapes: Shapes) -> None:
+        batch.sizes.append(_elements(shapes))
+        batch.seen.pop(shapes, None)
+        self._covered.add(shapes)
 
     # -- between traces ----------------------------------------------------------------------------------------------
 
@@ -92,35 +144,74 @@ class Watch:
         return self.retraces < MAX_RETRACES
 
     def reason(self) -> str:
-        """Why the next step should be traced, or an empty string; called at the end of a step."""
+        """Why the next step should be traced, or an empty string; called at the end of each step that was not."""
+        self._step += 1
         if not self.allows():
             return ""
         pending, self._pending = self._pending, ""
-        return pending or self._new_shapes()
+        grown = [self._grown(batch, shapes) for batch, shapes in self._new()]
+        return pending or next(filter(None, grown), "") or self._expected_next()
 
-    def _new_shapes(self) -> str:
-        for name, known in self._names.items():
-            shapes = _data_shapes(self._namespace.get(name))
-            sizes = [_elements(s) for s in known]
-            if not shapes or _elements(shapes) < GROWTH * max(sizes):
-                continue  # a smaller batch, such as the last of an epoch, cannot raise the peak
-            known.append(shapes)
+    def _new(self) -> list[tuple[_Batch, Shapes]]:
+        """Batches of this step whose shapes no trace has covered."""
+        held = self._variables.some(self._wanted)
+        if self._step <= _SEARCHED or (not held and self._searches < _MAX_SEARCHES):  # another loop has begun
+            found = self._search(traced=False)
+        else:
+            data = ((self._batches[place], _data(value)) for place, value in held.items() if place in self._batches)
+            found = [(batch, _shapes(tensors)) for batch, tensors in data if tensors]
+        return [(batch, shapes) for batch, shapes in found if self._covered and shapes not in self._covered]
+
+    def _grown(self, batch: _Batch, shapes: Shapes) -> str:
+        """The reason when these shapes raise the peak; else they are noted, and expected again if they came before."""
+        sizes = batch.sizes
+        if sizes and _elements(shapes) >= GROWTH * max(sizes):
             if len(sizes) > 1 and all(a < b for a, b in itertools.pairwise(sizes)):
-                continue  # it grew at every step: results that are collected, not a batch
-            return f"{name} grew to {' and '.join('×'.join(map(str, s)) for s in shapes[:2])}"
+                self._cover(batch, shapes)  # it grew at every step: results that are collected, not a batch
+                return ""
+            if shapes not in batch.seen:
+                batch.seen[shapes] = self._step
+                return f"{batch.name} grew to {_text(shapes)}"
+        last = batch.seen.get(shapes)
+        if last is not None or len(batch.seen) < _MAX_SHAPES:
+            batch.seen[shapes] = self._step
+        if last is not None:
+            self._expected[2 * self._step - last] = batch.name, shapes
         return ""
 
+    def _expected_next(self) -> str:
+        name, shapes = self._expected.pop(self._step + 1, ("", ()))
+        if not name or shapes in self._covered or self.retraces >= _MAX_FOR_OTHER_SHAPES:
+            return ""
+        return f"{name} changed to {_text(shapes)}"
 
-def _data_shapes(value: Any) -> Shapes:
-    """Shapes of a tensor, or of the few in a batch, that no gradient flows into; empty for anything else."""
-    if isinstance(value, Tensor):
-        return () if value.requires_grad else (tuple(value.shape),)
-    if isinstance(value, (Mapping, tuple, list)) and 0 < len(value) <= 16:
+
+def _data(value: Any) -> list[Tensor]:
+    """A tensor, or the few in a batch, that no gradient flows into; none for anything else."""
+    kind = type(value)  # not isinstance: that asks the object for its class, which lazy proxies answer by loading
+    if issubclass(kind, Tensor):
+        return [] if value.requires_grad else [value]
+    if issubclass(kind, (dict, UserDict, tuple, list)) and 0 < len(value) <= 16:
         tensors = list(tensors_in(value, 17))
         if len(tensors) <= 16 and not any(t.requires_grad for t in tensors):
-            return tuple(tuple(t.shape) for t in tensors)
-    return ()
+            return tensors
+    return []
+
+
+def _shapes(tensors: list[Tensor]) -> Shapes:
+    """Sizes as plain numbers, -1 for those that a nested tensor has several of."""
+    return tuple(tuple(n if type(n) is int else -1 for n in t.shape) for t in tensors if not _is_nested(t))
+
+
+def _is_nested(tensor: Tensor) -> bool:
+    """Whether it has no shape to be read: a nested tensor of the older layout."""
+    return tensor.is_nested and tensor.layout is torch.strided
 
 
 def _elements(shapes: Shapes) -> int:
     return sum(map(math.prod, shapes))
+
+
+def _text(shapes: Shapes) -> str:
+    """``64×3×32×32 and 64``."""
+    return " and ".join("×".join(map(str, s)) or "a number" for s in shapes[:2])

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from ipyvram.render.columns import display_width
 from ipyvram.render.markup import clean
+from ipyvram.render.summary import summarise
 from ipyvram.render.text import Pen, text
+from ipyvram.report import StepAccount
 from ipyvram.units import GIB
 from tests import reports
 from tests.made import report
@@ -76,3 +78,13 @@ def test_the_room_to_the_limit_is_told(limit, card, said):
 def test_golden(golden):
     golden("report-training.txt", text(reports.training()) + "\n")
     golden("report-cpu-ascii.txt", text(reports.cpu(), unicode=False) + "\n")
+
+
+def test_the_peak_of_each_batch_size_is_told_where_there_are_several():
+    def step(number, batch, size):
+        return StepAccount(number, 0.0, 1.0, size, 0, {}, {}, batch=batch)
+
+    several = summarise(reports.training(step_accounts=(step(1, 64, 3), step(2, 64, 5 * GIB), step(9, 8, GIB))))
+    assert "Peak by batch size: 8: 1.00 GiB (step 9), 64: 5.00 GiB (step 2)" in several.measured
+    one = summarise(reports.training(step_accounts=(step(1, 64, 3), step(2, 64, 5), step(3, 0, 7))))
+    assert not [fact for fact in one.measured if fact.startswith("Peak by")]

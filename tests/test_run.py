@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -16,12 +18,14 @@ from torch.optim import optimizer as optim_module
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import ipyvram
-from ipyvram import devices, measuring
+from ipyvram import devices, measuring, tracing
 from ipyvram import run as run_module
 from ipyvram.options import Options
-from ipyvram.probes import counters, history, owners, phases, storages
+from ipyvram.probes import counters, history, oom, owners, phases, storages
+from ipyvram.probes.clock import Clock
 from ipyvram.run import Run
 from ipyvram.sampler import Sampler
+from ipyvram.watch import MAX_RETRACES
 from tests import nvml_stub
 
 
@@ -47,7 +51,8 @@ def global_state():
     modes = [type(mode) for mode in _get_current_dispatch_mode_stack()]
     functions = torch._C._len_torch_function_stack()
     threads = sorted(t.name for t in threading.enumerate() if t.name.startswith("ipyvram"))
-    return hooks | patched | {"modes": modes, "function modes": functions, "threads": threads}
+    python = {"unraisable": sys.unraisablehook, "trace": sys.gettrace(), "profile": sys.getprofile()}
+    return hooks | patched | python | {"modes": modes, "function modes": functions, "threads": threads}
 
 
 def model():
@@ -271,6 +276,64 @@ def test_a_fault_in_a_probe_costs_one_line_and_not_the_cell(fault, monkeypatch):
     assert global_state() == before
 
 
+STOPPING = {
+    "the end's time": (Clock, "__call__"),
+    "sampler": (Run, "_stop_sampler"),
+    "out-of-memory watch": (oom.OomWatch, "stop"),
+    "observations": (run_module.ending, "observe"),
+    "out of memory": (Run, "_out_of_memory"),
+    "end of trace": (Run, "_learn_figures"),
+    "tracing": (tracing.Tracing, "stop"),
+    "traces": (tracing.Tracing, "traces"),
+    "environment": (Run, "_environment"),
+    "descriptions": (Run, "_describe"),
+    "notes": (Run, "_all_notes"),
+    "counters": (run_module, "_counters"),
+    "storage trace": (storages.StorageTrace, "_flush"),
+    "the rest": (Run, "_record"),
+    "recording": (run_module, "Recording"),
+}
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+@pytest.mark.parametrize("fault", STOPPING)
+def test_a_fault_in_the_end_itself_leaves_nothing_armed(fault, steps, monkeypatch, caplog):
+    net, before = model(), global_state()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    owner, name = STOPPING[fault]
+    with ipyvram.measure("faulty", device="cpu") as m:
+        train(net, optimizer, batches(steps))
+        monkeypatch.setattr(owner, name, broken)
+    monkeypatch.undo()
+    assert global_state() == before
+    assert not optimizer._optimizer_step_post_hooks
+    assert not measuring.is_busy()
+    said = [*(m.report.measurement.notes if m.report else ()), *(record.message for record in caplog.records)]
+    assert steps == 5 or any("injected" in line for line in said)  # after its steps a trace has nothing left to stop
+
+
+def test_an_interrupt_in_the_end_leaves_nothing_armed(monkeypatch, caplog):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    net, before = model(), global_state()
+    with ipyvram.measure("x", device="cpu"):
+        train(net, torch.optim.SGD(net.parameters(), 0.1), batches(2))
+        monkeypatch.setattr(run_module.ending, "observe", interrupted)
+    assert global_state() == before
+    assert "KeyboardInterrupt" in caplog.text
+
+
+def test_an_error_that_cannot_say_what_it_is_is_measured():
+    class Odd(Exception):
+        def __str__(self):
+            raise TypeError("no words")
+
+    with pytest.raises(Odd), ipyvram.measure("odd") as m:
+        raise Odd
+    assert m.report.error == "Odd"
+
+
 def test_a_fault_in_the_history_falls_back_to_storages(monkeypatch):
     monkeypatch.setattr(run_module, "cuda_possible", lambda: True)
     monkeypatch.setattr(history.HistoryTrace, "start", broken)
@@ -369,18 +432,18 @@ def no_driver():
 
 
 def retraced(sizes, ask_after=None, **options):
-    """Train on batches of these sizes from a notebook's namespace."""
-    namespace = {"net": model()}
-    optimizer = torch.optim.SGD(namespace["net"].parameters(), 0.1)
+    """Train on batches of these sizes, in a function that calls another one."""
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
 
     def body(run):
         for step, size in enumerate(sizes):
             if step == ask_after:
                 run.retrace("asked for")
-            namespace["x"] = torch.randn(size, 10)
-            train(namespace["net"], optimizer, [namespace["x"]])
+            x = torch.randn(size, 10)
+            train(net, optimizer, [x])
 
-    return measured(body, namespace, **options)
+    return measured(body, {"net": net}, **options)
 
 
 def test_a_larger_batch_is_traced_and_its_trace_tells_of_the_peak():
@@ -409,8 +472,66 @@ def test_the_first_trace_tells_of_the_peak_when_it_saw_more():
 
 def test_a_cell_that_always_grows_is_traced_a_bounded_number_of_times():
     _, recording, _ = retraced([8, 9, 8, 20, 20, 40, 40, 80, 80, 160, 160, 320, 320])
-    assert len(recording.traces) == 1 + run_module.Watch({}).retraces + 3
-    assert recording.traced_steps == 6
+    assert len(recording.traces) == 1 + MAX_RETRACES
+    assert recording.traced_steps == 3 + MAX_RETRACES
+
+
+def test_a_smaller_batch_has_an_account_of_its_own():
+    _, _, report = retraced([8] * 5 + [4] * 6)
+    assert report.measurement.ended_by == "3 steps; then step 8 (x changed to 4×10)"
+    assert {row.step: row.batch for row in report.step_accounts} == {1: 8, 2: 8, 3: 8, 8: 4}
+    assert report.batch == 8
+    assert report.peak_step in (1, 2, 3)
+    small, large = report.step_accounts[-1], report.step_accounts[1]
+    assert small.peak["inputs"] * 2 == large.peak["inputs"] == 8 * 10 * 4
+
+
+def test_the_same_shapes_are_not_traced_again():
+    assert retraced([8] * 30)[1].traced_steps == 3
+
+
+@pytest.mark.parametrize(("lengths", "steps"), [((16, 8), (1, 2, 3, 7)), ((8, 16), (1, 2, 3, 6))])
+def test_another_sequence_length_is_traced(lengths, steps):
+    torch.manual_seed(0)
+    net = nn.GRU(4, 5)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+
+    def body(run):
+        for step in range(9):
+            batch = {"tokens": torch.randn(lengths[step > 3], 3, 4), "mask": torch.ones(3)}
+            net(batch["tokens"])[0].sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    _, _, report = measured(body)
+    assert tuple(row.step for row in report.step_accounts) == steps
+
+
+def test_the_last_batch_of_each_epoch_is_traced_once():
+    _, _, report = retraced(([8] * 4 + [3]) * 6)
+    assert [row.step for row in report.step_accounts if row.batch == 3] == [15]
+
+
+def test_between_traces_nothing_is_left_on_torch_and_no_batch_is_kept():
+    net, before, seen, alive = model(), global_state(), {}, []
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+
+    def one_step(step, size):
+        x = torch.randn(size, 10)
+        train(net, optimizer, [x])
+        seen[step] = global_state() | {"threads": []}
+        return weakref.ref(x)
+
+    def body(run):
+        for step, size in enumerate([8, 8, 8, 8, 8, 64, 64, 64, 4, 4, 4, 4], 1):
+            alive.append(one_step(step, size)() is not None)
+
+    _, recording, _ = measured(body)
+    traced = [step for step in seen if seen[step] != before]
+    assert traced == [1, 2, 6, 10]  # at the end of the others the next one is not traced
+    assert recording.traced_steps == 5
+    assert not any(alive)
+    assert global_state() == before
 
 
 def test_growth_seen_by_the_sampler_starts_a_trace():

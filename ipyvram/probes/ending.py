@@ -11,7 +11,7 @@ import torch
 from ipyvram.probes import around, keeping
 from ipyvram.probes.nvml import Cards
 from ipyvram.probes.orphans import Orphans
-from ipyvram.recording import Observation, OomEvent
+from ipyvram.recording import ErrorInfo, Observation, OomEvent
 
 Guard = Callable[[str, Callable[[], None]], None]
 
@@ -73,6 +73,17 @@ def _phase(error: BaseException) -> str:
         found = next((phase for place, phase in _PLACES.items() if place in path), found)
         step = step.tb_next
     return found
+
+
+def error_info(error: BaseException) -> ErrorInfo:
+    """An error's type and the first line of its message; nothing of it is kept."""
+    kind = type(error).__name__
+    try:
+        message = str(error).split("\n")[0][:500]
+    except Exception:  # a class of the user's that cannot say what it is
+        message = ""
+    memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in message.lower()
+    return ErrorInfo(kind, message, memory, isinstance(error, KeyboardInterrupt))
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

@@ -117,12 +117,12 @@ class HistoryTrace:
         self._cancel()
         if not self._begun:
             return ()
-        self._anchors.drop()
-        stop_ns = self._clock()
         on = _is_on(unknown=True)
         if not on:
             self.notes.append("the cell switched the allocator's history off, which cleared it: events are missing")
         try:
+            self._anchors.drop()
+            stop_ns = self._clock()
             snapshot = torch.cuda.memory._snapshot()
         finally:
             if self._ours and on:

@@ -94,10 +94,6 @@ class Phases:
 
     def stop_tracing(self) -> None:
         """Take every hook away but one: the counter of steps, on the optimizer that counts them."""
-        stepping = None if self._stepping is None else self._stepping()
-        self._stepping = None
-        if stepping is not None:  # an error cut its step short: what state it has made is there
-            self._guard("optimizer", lambda: self._owners.optimizer(stepping))
         for handle in self._handles:
             handle.remove()
             # torch forgets this table of its own when a global hook is removed
@@ -108,6 +104,10 @@ class Phases:
         self._drop_optimizers(but_leader=True)
         if self._leader is not None:
             self._drop_first_step()
+        stepping = None if self._stepping is None else self._stepping()
+        self._stepping = None
+        if stepping is not None:  # an error cut its step short: what state it has made is there
+            self._guard("optimizer", lambda: self._owners.optimizer(stepping))
 
     def stop(self) -> None:
         self.stop_tracing()

@@ -13,7 +13,7 @@ from ipyvram.recording import Frame, Stack
 
 T = TypeVar("T")
 
-_OURS = os.path.dirname(os.path.abspath(ipyvram.__file__)) + os.sep
+OURS = os.path.dirname(os.path.abspath(ipyvram.__file__)) + os.sep
 _FOREIGN = tuple({os.path.join(sysconfig.get_paths()[k], "") for k in ("stdlib", "platstdlib", "purelib", "platlib")})
 _DEPTH = 8  # user frames kept: enough to tell a helper from its caller
 
@@ -35,7 +35,7 @@ def is_user_file(filename: str) -> bool:
     """Whether frames of ``filename`` are the user's: a cell, a script or a module that is not installed."""
     if filename.startswith("<") and not filename.startswith("<ipython-input"):
         return False  # <frozen importlib>, <string>, generated code
-    return not filename.startswith((_OURS, *_FOREIGN)) and "site-packages" not in filename
+    return not filename.startswith((OURS, *_FOREIGN)) and "site-packages" not in filename
 
 
 class StackReader:
@@ -85,9 +85,14 @@ _FOREIGN_CODE, _USER, _MAIN, _BOTTOM = 0, 1, 2, 3
 
 
 def _kind(frame: FrameType) -> int:
-    """Whose frame it is. Below the main module, or IPython's frame that runs a cell, there is nothing of the user's."""
+    """Whose frame it is. Below the main module there is nothing of the user's either."""
     code = frame.f_code
     if is_user_file(code.co_filename):
         main = code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__"
         return _MAIN if main else _USER
-    return _BOTTOM if code.co_name == "run_code" and "interactiveshell" in code.co_filename else _FOREIGN_CODE
+    return _BOTTOM if is_bottom(code) else _FOREIGN_CODE
+
+
+def is_bottom(code: CodeType) -> bool:
+    """Whether this is IPython's function that runs a cell: below it there is nothing of the user's."""
+    return code.co_name == "run_code" and "interactiveshell" in code.co_filename

@@ -115,16 +115,16 @@ class StorageTrace:
 
     def stop(self, ended_by: str = "end of cell") -> None:
         """Stop recording. The mode leaves at once, or, below one that the cell entered, when that has gone."""
+        if self._interrupts is not None:
+            self._interrupts.stop()
+            self._interrupts = None
+        self._leave()
         if self.active:
             self._stop_ns = self._clock()
             self._flush()
             self.active, self._ended_by = False, ended_by
             self._live.clear()
             self._held.clear()
-        if self._interrupts is not None:
-            self._interrupts.stop()
-            self._interrupts = None
-        self._leave()
 
     def _leave(self) -> None:
         if self._mode is not None and self._mode.leave():

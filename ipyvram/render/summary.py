@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ipyvram.render.palette import ALL_COLOURS, CARD_COLOURS, CATEGORIES
-from ipyvram.report import LABELS, GroupRow, Report, TensorRow
+from ipyvram.report import LABELS, GroupRow, Report, StepAccount, TensorRow
 from ipyvram.units import format_bytes, format_duration, format_share
 
 #: Figure → what it is called where its provenance is told.
@@ -259,6 +259,7 @@ def _measured(report: Report) -> tuple[str, ...]:
         reach = f"{m.events:,} events in {format_duration(m.traced_s)}" if m.events else "no events"
         ended = f", until {m.ended_by}" if m.ended_by else ""
         facts.append(f"Source: {m.source}, {reach}{ended}; {m.claims:,} claims of ownership")
+    facts += _batches(report)
     if m.samples:
         facts.append(
             f"Samples: {m.samples:,}, one every {format_duration(m.period_s)}, longest gap {format_duration(m.longest_gap_s)}"
@@ -277,6 +278,18 @@ def _measured(report: Report) -> tuple[str, ...]:
     if versions:
         facts.append("Versions: " + ", ".join(versions))
     return tuple(facts)
+
+
+def _batches(report: Report) -> tuple[str, ...]:
+    """The peak at each size of batch, where traced steps had several."""
+    highest: dict[int, StepAccount] = {}
+    for row in report.step_accounts:
+        if row.batch and (row.batch not in highest or row.peak_bytes > highest[row.batch].peak_bytes):
+            highest[row.batch] = row
+    if len(highest) < 2:
+        return ()
+    peaks = (f"{size}: {format_bytes(row.peak_bytes)} (step {row.step})" for size, row in sorted(highest.items()))
+    return ("Peak by batch size: " + ", ".join(peaks),)
 
 
 def tensor_words(row: TensorRow) -> tuple[str, str, str]:

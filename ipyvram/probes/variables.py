@@ -1,0 +1,71 @@
+"""The variables of the functions that are running at this instant; read, never changed, never kept alive."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+
+from ipyvram.probes.stacks import OURS, is_bottom
+
+#: A variable: the identity of the code it belongs to, and its name.
+Place = tuple[int, str]
+
+_CLOSED = (OURS, os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), ""))
+_DEPTH = 40  # frames: a trainer of a framework has about twenty between its loop and the optimizer
+# Before 3.13 `f_locals` of a function is a copy that the frame keeps: it is emptied, else it would hold the last batch while
+# the program makes the next one. A function that asks for that very copy itself is left alone.
+_COPIES = sys.version_info < (3, 13)
+_OWN_COPY = frozenset({"locals", "vars"})
+
+
+class Variables:
+    """Reads the frames above its caller, down to where IPython starts the cell; none of torch's and none of ours.
+
+    What comes out begins with the outermost: the loop of a notebook before the function that it calls. Of a function that
+    calls itself the innermost counts.
+    """
+
+    def __init__(self) -> None:
+        self._codes: dict[int, CodeType] = {}  # keeps identities unique
+
+    def all(self) -> dict[Place, Any]:
+        """Every variable in view whose name has no leading underscore."""
+        found: dict[Place, Any] = {}
+        for frame in _frames(sys._getframe(1)):
+            code = frame.f_code
+            if not code.co_filename.startswith(_CLOSED) and _OWN_COPY.isdisjoint(code.co_names):
+                self._codes[id(code)] = code
+                found |= {(id(code), n): value for n, value in _read(frame, None).items() if not n.startswith("_")}
+        return found
+
+    def some(self, wanted: Mapping[int, tuple[str, ...]]) -> dict[Place, Any]:
+        """Those of these names, by the identity of their code, that are in view."""
+        found: dict[Place, Any] = {}
+        for frame in _frames(sys._getframe(1)):
+            code = id(frame.f_code)
+            if code in wanted:
+                found |= {(code, name): value for name, value in _read(frame, wanted[code]).items()}
+        return found
+
+
+def _frames(frame: FrameType | None) -> list[FrameType]:
+    """Outermost first."""
+    found: list[FrameType] = []
+    while frame is not None and len(found) < _DEPTH and not is_bottom(frame.f_code):
+        found.append(frame)
+        frame = frame.f_back
+    return found[::-1]
+
+
+def _read(frame: FrameType, names: tuple[str, ...] | None) -> dict[str, Any]:
+    variables = frame.f_locals
+    found = dict(variables) if names is None else {name: variables[name] for name in names if name in variables}
+    if _COPIES and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+        variables.clear()
+    return found
