@@ -9,11 +9,27 @@ from ipyvram.recording import Claim
 
 
 def batch_size(claims: Iterable[Claim], begin_ns: int, end_ns: int) -> int:
-    """The most common dimension 0 among the inputs of that time; 0 where there were none, or scalars only.
+    """The most common dimension 0 among the inputs of that time; 0 where there were none, or single samples only.
 
     The shape is that of the tensor, not of its storage: a batch may be a view of the whole data set.
     """
-    sizes = Counter(
-        c.shape[0] for c in claims if c.category == "inputs" and c.shape and begin_ns <= c.time_ns <= end_ns
-    )
+    shapes = [
+        c.shape
+        for c in claims
+        if c.category == "inputs" and c.shape and begin_ns <= c.time_ns <= end_ns and not _is_one_sample(c)
+    ]
+    states = [shape for shape in shapes if _is_state(shape, shapes[0])]
+    sizes = Counter(shape[1] for shape in states) or Counter(shape[0] for shape in shapes)
     return sizes.most_common(1)[0][0] if sizes else 0
+
+
+def _is_one_sample(claim: Claim) -> bool:
+    """A vector of measured values: features of one sample, not samples of one feature; classes and indices are whole."""
+    return len(claim.shape or ()) == 1 and "float" in claim.dtype
+
+
+def _is_state(shape: tuple[int, ...], first: tuple[int, ...]) -> bool:
+    """Whether this is the state (layers, samples, width) of a recurrent model, whose first input may be (time, samples, …)."""
+    return (
+        len(shape) == 3 and len(first) > 1 and shape[0] != first[0] and shape[1] in first[:2] and shape[1] != shape[2]
+    )

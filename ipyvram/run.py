@@ -90,7 +90,10 @@ class Run:
         """Run ``action``; a failure becomes a note and costs only what ``action`` would have recorded."""
         begin, self._guards = time.perf_counter(), self._guards + 1
         try:
-            action()
+            with (
+                torch._C.DisableTorchFunction()
+            ):  # a mode or a class of the user's is not to see what we ask of tensors
+                action()
         except Exception as error:
             info = ending.error_info(error)
             self._note(f"{what}: {info.type}: {info.message}".rstrip(": ")[:300])
@@ -164,6 +167,10 @@ class Run:
         """Notice a model on the CPU of a machine with a GPU; end the trace of a cell without steps at its bounds."""
         if module is not None:
             self._tracing.notice(module)
+            if threading.get_ident() != self._thread and not cuda_possible():
+                self._note(
+                    "a model ran on another thread than the cell's: what operators allocated there is not traced"
+                )
         reason = self._tracing.ended_by or self._expired()
         if reason:
             self.stop_tracing(reason)

@@ -70,7 +70,7 @@ class Unclaimed:
         steps = np.array(self.borders, np.int64)
         kept = self.never | (np.searchsorted(steps, self.born_ns) != np.searchsorted(steps, self.died_ns))
         category = np.full(len(self.born_ns), INDEX["other"], np.int64)
-        category[~kept & ~self.before] = INDEX["temporaries"]
+        category[~self.before & (~kept | self._passed_on())] = INDEX["temporaries"]
         self._held(category)
         self._prepared(category)
         self._survivors(category, kept)
@@ -80,6 +80,12 @@ class Unclaimed:
             size = self.ledger.bytes
             category[(size >= least) & (size <= least + MIB) & self.never] = INDEX["workspaces"]
         return category
+
+    def _passed_on(self) -> Flags:
+        """Made outside any phase and freed before the next forward, if after the step's end: the norm of the gradients."""
+        forwards = np.array([p.begin_ns for p in self.phases if p.name == "forward"], np.int64)
+        same = np.searchsorted(forwards, self.born_ns) == np.searchsorted(forwards, self.died_ns)
+        return np.asarray(~self._in_phase()[0] & ~self.never & same & bool(len(forwards)))
 
     def _held(self, category: Ints) -> None:
         """Rule 7: a variable's data, when it was there before the first forward (without one: was not computed), or a result."""

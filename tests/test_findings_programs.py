@@ -179,7 +179,21 @@ for _ in range(3):
 """
 
 
-@pytest.mark.parametrize("cell", ["train()", FUNCTIONAL, TWO], ids=["module", "raw-tensors", "two-models"])
+COPIES = """
+halves = new_model().bfloat16()
+masters = [p.detach().float().requires_grad_() for p in halves.parameters()]
+optimizer = torch.optim.SGD(masters, lr=0.1)
+for _ in range(3):
+    halves(x.bfloat16()).square().mean().backward()
+    for master, half in zip(masters, halves.parameters()):
+        master.grad, half.grad = half.grad.float(), None
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    "cell", ["train()", FUNCTIONAL, TWO, COPIES], ids=["module", "raw-tensors", "two-models", "32-bit-copies"]
+)
 def test_an_optimizer_that_trains_is_no_orphan(notebook, cell):
     assert not found(notebook.measure(cell), "orphan_optimizer")
 

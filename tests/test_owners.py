@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ipyvram.probes.clock import Clock
-from ipyvram.probes.owners import DATA, RELEASED, Owners
+from ipyvram.probes.owners import COPY, DATA, RELEASED, Owners
 from tests.networks import needs_saved_tensors
 
 
@@ -193,3 +193,21 @@ def test_no_version_is_touched_and_no_operator_runs(owners):
         owners.optimizer(optimizer)
         owners.namespace()
     assert [t._version for t in itertools.chain(model.parameters(), [x, y])] == versions
+
+
+def test_a_sparse_tensor_is_claimed_once_with_all_its_parts(owners):
+    layer = nn.Embedding(10, 4, sparse=True)
+    layer(torch.tensor([1, 2])).sum().backward()
+    for _ in range(2):
+        owners.gradients([layer.weight])
+    assert said(owners) == [("gradients", "parameter.grad")] * 2  # indices and values
+
+
+def test_what_autograd_computed_from_the_parameters_is_no_copy_of_them():
+    model = nn.Linear(3, 2)
+    fast = {name: p - 0.1 for name, p in model.named_parameters()}
+    average = {name: p.detach().clone() for name, p in model.named_parameters()}
+    owners = new_owners({"model": model, "fast": fast, "average": average})
+    owners.namespace()
+    kinds = {claim.name: claim.category for claim in owners.claims}
+    assert (kinds["fast['weight']"], kinds["average['weight']"]) == ("", COPY)

@@ -15,6 +15,7 @@ import torch.autograd.graph as autograd_graph
 from torch import nn
 from torch.nn.modules import module as nn_module
 from torch.optim import optimizer as optim_module
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import ipyvram
@@ -591,3 +592,47 @@ def test_overhead_is_within_the_duration():
     _, recording, _ = measured(lambda run: train(net, torch.optim.SGD(net.parameters(), 0.1), batches(4)))
     assert 0 < recording.overhead_s < (recording.stop_ns - recording.start_ns) / 1e9 + 1.0
     assert np.isfinite(recording.overhead_s)
+
+
+def test_what_the_program_overrides_does_not_see_our_questions():
+    class Counting(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            Counting.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    def calls(measure):
+        net, Counting.calls = model(), 0
+        optimizer = torch.optim.Adam(net.parameters())
+
+        def body(run):
+            with Counting():
+                train(net, optimizer, batches(2))
+
+        if measure:
+            measured(body, {"net": net, "optimizer": optimizer})
+        else:
+            body(None)
+        return Counting.calls
+
+    assert calls(measure=True) == calls(measure=False) > 0
+
+
+def test_a_model_that_runs_on_another_thread_is_told():
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def here(run):
+        train(net, optimizer, batches(2))
+
+    def elsewhere(run):
+        worker = threading.Thread(target=here, args=(run,))
+        worker.start()
+        worker.join()
+
+    _, told, _ = measured(elsewhere)
+    _, untold, _ = measured(here)
+    assert len(told.notes) == 1
+    assert "ran on another thread" in told.notes[0]
+    assert untold.notes == ()

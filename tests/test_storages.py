@@ -16,6 +16,7 @@ from ipyvram.ledger import build
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.stacks import Interner, StackReader
 from ipyvram.probes.storages import StorageTrace
+from ipyvram.probes.tensors import plain_tensors
 from ipyvram.recording import Action
 
 
@@ -312,6 +313,33 @@ def test_storages_of_sparse_tensors_are_their_parts():
         layer.weight.grad = None
         assert rows_since(trace, before).count(("-", size)) == 1
     assert not trace.notes
+
+
+def test_a_view_of_a_sparse_tensor_that_was_there_before_is_nothing_new():
+    matrix = torch.eye(50).to_sparse_csr()
+    storages = [part.untyped_storage() for part in plain_tensors(matrix)]
+    with tracing() as trace:
+        for storage in storages:
+            trace.identify(storage, before=True)
+        matrix.t()
+    (found,) = trace.traces()
+    assert len(found.events) == 0
+    assert [block.size for block in found.baseline] == [storage.nbytes() for storage in storages]
+
+
+def test_rows_of_several_sizes_end_no_trace():
+    with tracing() as trace:
+        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]) * 2
+        torch.ones(7)
+    assert not trace.notes
+    assert rows(trace)[-2:] == [("+", 28), ("-", 28)]
+
+
+def test_the_zeros_of_forward_mode_derivatives_take_no_memory():
+    with tracing() as trace:
+        zeros = torch._efficientzerotensor(100)
+        assert zeros[:50]._is_zerotensor()
+    assert rows(trace) == []
 
 
 def test_a_mode_entered_by_the_cell_outlives_the_trace():

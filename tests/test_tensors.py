@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ipyvram.probes.tensors import dtype_name, plain_tensors, storage_of, tensors_in
+from ipyvram.probes.tensors import dtype_name, plain_tensors, shape_of, storage_key, storage_of, tensors_in
 
 
 @dataclass
@@ -59,3 +59,30 @@ def test_without_a_storage_there_is_none():
 
 def test_dtypes_by_their_name():
     assert (dtype_name(torch.bfloat16), dtype_name(torch.int64)) == ("bfloat16", "int64")
+
+
+def test_a_sparse_tensor_is_known_by_the_storage_of_its_first_part():
+    coo = torch.sparse_coo_tensor(torch.tensor([[0, 2]]), torch.ones(2), (3,), check_invariants=False)
+    assert storage_key(coo) == coo._indices().untyped_storage()._cdata
+    plain = torch.ones(3)
+    assert storage_key(plain) == plain.untyped_storage()._cdata
+    assert storage_key(nn.LazyLinear(3).weight) is None
+
+
+class Meshed(torch.Tensor):
+    """Names what is no tensor among its parts, as torch's distributed tensors do."""
+
+    mesh = object()
+
+    def __tensor_flatten__(self):
+        return ["local", "mesh"], None
+
+
+def test_what_a_wrapper_names_beside_its_tensors_is_passed_over():
+    wrapper = torch.ones(3).as_subclass(Meshed)
+    wrapper.local = torch.ones(5)
+    assert list(plain_tensors(wrapper)) == [wrapper.local]
+
+
+def test_rows_of_several_sizes_have_no_shape():
+    assert shape_of(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])) == ()

@@ -56,6 +56,9 @@ def categories(found: Recording) -> list[str]:
         (32, 55, "gradients"),  # what the backward leaves behind
         (52, 58, "temporaries"),  # foreach's copies
         (52, 150, "optimizer_state"),
+        (45, 70, "temporaries"),  # from backward to after the step: the norm of the gradients
+        (45, 105, "temporaries"),
+        (45, 150, "inputs"),  # there when the model ran again
         (5, 45, "inputs"),  # made before the forward, there while it ran
         (5, 8, "temporaries"),  # gone before the forward
         (113, 999, "outputs"),  # of the second forward, and its backward did not free it

@@ -15,10 +15,14 @@ from ipyvram.recording import Observation
 
 
 class Orphans:
-    """An optimizer is an orphan when it stepped, backwards ran, and none of them reached one of its parameters."""
+    """An optimizer is an orphan when it stepped, backwards ran, none of them reached one of its parameters, and none had a gradient.
+
+    The last is for those that own copies (32-bit weights, shards) whose gradients the program or a wrapper brings along.
+    """
 
     def __init__(self) -> None:
         self._leaves: set[int] = set()  # ids of tensors; the optimizers below keep theirs alive
+        self._fed: set[int] = set()  # ids of optimizers
         self._optimizers: dict[int, weakref.ref[torch.optim.Optimizer]] = {}
 
     def backward(self, leaves: Iterable[Tensor]) -> None:
@@ -28,13 +32,15 @@ class Orphans:
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer makes a step."""
         self._optimizers.setdefault(id(optimizer), weakref.ref(optimizer))
+        if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+            self._fed.add(id(optimizer))
 
     def observations(self, namespace: Mapping[str, Any]) -> list[Observation]:
         """The orphans among the optimizers that stepped."""
         found: list[Observation] = []
         for ref in self._optimizers.values():
             optimizer = ref()
-            if optimizer is None or not self._leaves:
+            if optimizer is None or not self._leaves or id(optimizer) in self._fed:
                 continue
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             if parameters and not any(id(p) in self._leaves for p in parameters):

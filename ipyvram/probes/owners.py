@@ -17,7 +17,15 @@ from torch.nn.parameter import is_lazy
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.graph import kept_by_context, leaf_of, nodes_below, saved_by
 from ipyvram.probes.namespace import holdings
-from ipyvram.probes.tensors import dtype_name, is_parameter, plain_tensors, shape_of, storage_of, tensors_in
+from ipyvram.probes.tensors import (
+    dtype_name,
+    is_parameter,
+    plain_tensors,
+    shape_of,
+    storage_key,
+    storage_of,
+    tensors_in,
+)
 from ipyvram.recording import Claim
 
 #: storage → (device id, address in the trace of that device), None for a storage that no trace follows
@@ -85,17 +93,16 @@ class Owners:
         """Claim it unless the same tensor with the same storage was claimed so."""
         if self._is_claimed(tensor, category):
             return
-        storage = storage_of(tensor)
-        if storage is not None and self.claim(tensor, category, name, module, before) is not None:
-            self._claimed[id(tensor), category] = (weakref.ref(tensor), storage._cdata)
+        key = storage_key(tensor)
+        if key is not None and self.claim(tensor, category, name, module, before) is not None:
+            self._claimed[id(tensor), category] = (weakref.ref(tensor), key)
 
     def _is_claimed(self, tensor: Tensor, category: str) -> bool:
         """Whether this tensor, with the storage that it has now, was claimed so: asked at every step for all of them."""
         known = self._claimed.get((id(tensor), category))
         if known is None or known[0]() is not tensor:
             return False
-        storage = storage_of(tensor)
-        return storage is not None and storage._cdata == known[1]
+        return storage_key(tensor) == known[1]
 
     def _name_of(self, parameter: Tensor) -> str:
         known = self._names.get(id(parameter))
@@ -269,7 +276,8 @@ class Owners:
                 self._claim_once(value.grad, "gradients", name + ".grad", "", before)
         else:
             path = name.partition("['")[2].removesuffix("']")
-            copied = bool(path) and self._paths.get(path) == tuple(shape_of(value))
+            # What autograd computed from the parameters (fast weights of an inner loop) is a result of the program.
+            copied = bool(path) and value.grad_fn is None and self._paths.get(path) == tuple(shape_of(value))
             self._claim_once(value, COPY if copied else "", name, "", before)
 
     def label_of(self, root: nn.Module) -> str:

@@ -254,7 +254,7 @@ class StorageTrace:
                     if value.untyped_storage()._cdata not in live:
                         self._input(value)
                 except NO_STORAGE:
-                    pass
+                    self._input(value)
             elif isinstance(value, (list, tuple)):
                 for item in value:
                     if isinstance(item, Tensor):
@@ -276,10 +276,15 @@ class StorageTrace:
 
     def _input(self, tensor: Tensor) -> None:
         storage = storage_of(tensor)
-        if storage is None or storage._cdata in self._live:
+        if storage is None:
+            for part in plain_tensors(tensor):
+                if part is not tensor:
+                    self._input(part)
+            return
+        if storage._cdata in self._live:
             return
         log = self._log(storage)
-        if log is not None and storage.nbytes():
+        if log is not None and storage.nbytes() and not tensor._is_zerotensor():
             # What wants a gradient was made by an operator, before; data that no operator made has no such wish.
             self._found(storage, log, tensor.requires_grad, self._origin("", tensor))
 
@@ -297,7 +302,7 @@ class StorageTrace:
                 self._resized(known, storage.nbytes(), self._origin(func, tensor))
             return
         log, size = self._log(storage), storage.nbytes()
-        if log is None or not size:
+        if log is None or not size or tensor._is_zerotensor():  # the zeros of forward-mode derivatives take no memory
             return
         operand = self._operand(args) if id(func) in REUSING else None
         reuses = operand is not None and operand.size == size

@@ -48,7 +48,9 @@ def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
     """The tensor itself, or the ones that a wrapper (quantised, distributed), a sparse tensor or a transform is made of."""
     if hasattr(tensor, "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:
-            yield from plain_tensors(getattr(tensor, name))
+            part = getattr(tensor, name)
+            if isinstance(part, Tensor):  # a distributed tensor names its mesh here too
+                yield from plain_tensors(part)
     elif tensor.layout in _SPARSE_PARTS:
         with torch._C._DisableTorchDispatch():  # type: ignore[no-untyped-call, attr-defined, unused-ignore]
             parts = [getattr(tensor.detach(), part)() for part in _SPARSE_PARTS[tensor.layout]]
@@ -71,11 +73,22 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
         return None
 
 
+def storage_key(tensor: Tensor) -> int | None:
+    """Identity of the storage of a tensor, of a sparse one of its first part; None where there is none."""
+    storage = storage_of(tensor)
+    if storage is None and tensor.layout is not torch.strided:
+        storage = next((storage_of(part) for part in plain_tensors(tensor) if part is not tensor), None)
+    return None if storage is None else storage._cdata
+
+
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
     """Sizes as plain numbers. While `torch.jit` traces, torch would give tensors and write the question into the program."""
     tracing = torch._C._get_tracing_state()
     if tracing is None:
-        return tensor.shape
+        try:
+            return tensor.shape
+        except RuntimeError:  # a nested tensor of strided layout has rows of several sizes
+            return ()
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined, unused-ignore]
     try:
         return tuple(tensor.shape)

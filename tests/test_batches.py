@@ -1,0 +1,35 @@
+"""The size of the batch, from what models were called with."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipyvram.batches import batch_size
+from ipyvram.recording import Claim
+
+
+def given(*inputs: tuple[tuple[int, ...], str]) -> list[Claim]:
+    return [Claim(10, "cpu", i, 4, "inputs", f"x{i}", "", shape, dtype) for i, (shape, dtype) in enumerate(inputs, 1)]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "size"),
+    [
+        ([((32, 3, 8, 8), "float32"), ((32,), "int64")], 32),
+        ([((4, 20), "int64"), ((4, 20), "int64"), ((20, 20), "bool")], 4),
+        ([((4, 20), "int64"), ((20,), "int64")], 4),  # the first, where as many say so
+        ([((15, 8), "int64"), ((2, 8, 64), "float32"), ((2, 8, 64), "float32")], 8),  # time first, and an LSTM's state
+        ([((8, 15), "int64"), ((2, 8, 64), "float32"), ((2, 8, 64), "float32")], 8),  # batch first
+        ([((4, 20), "int64"), ((1, 20, 20), "float32")], 4),  # a mask
+        ([((4,), "float32")], 0),  # one observation of four values
+        ([((4,), "float32"), ((16, 4), "float32")], 16),
+        ([((), "float32")], 0),
+        ([], 0),
+    ],
+)
+def test_the_batch_is_dimension_0_of_most_inputs(inputs, size):
+    assert batch_size(given(*inputs), 0, 20) == size
+
+
+def test_only_inputs_of_the_time_count():
+    assert batch_size(given(((32, 3), "float32")), 11, 20) == 0
