@@ -204,7 +204,7 @@ class Session:
         (armed, self._armed), (meter, self._meter) = (self._armed, None), (self._meter, None)
         by_itself, self._by_itself = self._by_itself, False
         if armed is not None:
-            _finish(armed[1], error, meter, _show_line if by_itself else _show)
+            _finish(armed[1], error, meter, _line_of if by_itself else _bundle_of)
 
     # -- magics ------------------------------------------------------------------------------------------------------
 
@@ -299,12 +299,19 @@ class Session:
         return source, above + text, self.ip.compile.cache(source, raw_code=above + text)
 
 
-def _show_line(report: Report) -> None:
+def _line_of(report: Report) -> dict[str, Any] | None:
     """One line that unfolds, where `%vram auto` finds the cell worth it."""
-    if auto.worth_a_line(report):
-        from ipyvram.render.oneline import oneline
+    if not auto.worth_a_line(report):
+        return None
+    from ipyvram.render.oneline import oneline
 
-        _publish(oneline(report, auto.line(report)))
+    return oneline(report, auto.line(report))
+
+
+def _bundle_of(report: Report) -> dict[str, Any]:
+    from ipyvram.render.bundle import bundle
+
+    return bundle(report)
 
 
 def _start_meter(ip: Shell, measurement: Measurement) -> LiveMeter | None:
@@ -329,20 +336,34 @@ def _finish(
     measurement: Measurement,
     error: BaseException | None,
     meter: LiveMeter | None = None,
-    show: Callable[[Report], None] | None = None,
+    form: Callable[[Report], dict[str, Any] | None] = _bundle_of,
 ) -> None:
     """Take the meter away, show what was measured and then the notes; never raises."""
+    place = None
     if meter is not None:
         with contextlib.suppress(Exception, KeyboardInterrupt):
-            meter.stop()
-    report = measurement.finish(error)
+            place = meter.stop()
+    report, data = measurement.finish(error), None
     if report is not None:
         try:
-            (show or _show)(report)
+            data = form(report)
+            if data is not None and place is None:
+                _publish(data)
         except (Exception, KeyboardInterrupt) as failure:
             what = "measured this but could not show it (it is in ipyvram.last)"
             measurement.notes.append(fault(what, failure))
-    _say(measurement.notes)
+    if place is None:
+        _say(measurement.notes)
+    else:
+        _fill(place, data, measurement.notes)
+
+
+def _fill(place: str, data: dict[str, Any] | None, notes: list[str]) -> None:
+    """All in the meter's place: the cell ends with a clear that waits, and a new output would wipe what the user left."""
+    from ipyvram.render.bundle import with_notes
+
+    with contextlib.suppress(Exception):
+        _publish(with_notes(data, notes), transient={"display_id": place}, update=True)
 
 
 def _help() -> str:
@@ -394,9 +415,7 @@ def _compile(ip: Shell, cell: str) -> tuple[CodeType, CodeType | None]:
 
 def _show(report: Report) -> None:
     """Display a report here and now, on the main thread."""
-    from ipyvram.render.bundle import bundle
-
-    _publish(bundle(report))
+    _publish(_bundle_of(report))
 
 
 def _show_comparison(comparison: Comparison) -> None:

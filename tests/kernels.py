@@ -29,6 +29,7 @@ class Outcome:
     reply: dict[str, Any]
     messages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     meter: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  #: what the live meter shows, kept apart
+    order: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  #: both, as they came
 
     @property
     def status(self) -> str:
@@ -116,6 +117,7 @@ class Kernel:
             kind, content = message["msg_type"], message["content"]
             idle = kind == "status" and content["execution_state"] == "idle"
             ours = str(content.get("transient", {}).get("display_id", "")).startswith("ipyvram-")
+            outcome.order.append((kind, content))
             (outcome.meter if ours else outcome.messages).append((kind, content))
             if kind == "stream" and on_stdout is not None:
                 on_stdout(content["text"])

@@ -17,8 +17,10 @@ from ipyvram.pulse import Pulse, held_by_claims, leading_device, limit_of
 from ipyvram.recording import Claim
 from ipyvram.render.live import LiveMeter, NotebookScreen, TerminalScreen
 from ipyvram.render.meter import SPARK_CELLS, Meter, taken
+from ipyvram.render.place import EMPTY, FixedPlace
 from tests import kernels
 from tests.conftest import ROOT
+from tests.front_end import FrontEnd
 from tests.kernels import Kernel
 
 GIB = 2**30
@@ -162,21 +164,21 @@ class Screen:
 
 def test_the_place_is_made_on_the_cells_thread_and_only_updated_on_the_meters():
     publisher = Publisher()
-    meter = LiveMeter(NotebookScreen(publisher), lambda: pulse(1, GIB), first_s=0.0)
+    meter = LiveMeter(NotebookScreen(FixedPlace(publisher)), lambda: pulse(1, GIB), first_s=0.0)
     meter.start()
     while len(publisher.sent) < 2:
         time.sleep(0.01)
     meter.stop()
     assert len({place for place, *_ in publisher.sent}) == 1
     assert [update for _, update, *_ in publisher.sent] == [False, True, True]
-    assert [data == {} for _, _, data, _ in publisher.sent] == [True, False, True]
+    assert [data == EMPTY for _, _, data, _ in publisher.sent] == [True, False, True]
     threads = [thread for *_, thread in publisher.sent]
     assert threads[0] == threads[2] == threading.get_ident() != threads[1]
 
 
 def test_unchanged_words_are_not_sent_again():
     publisher = Publisher()
-    screen, meter = NotebookScreen(publisher), fed(pulse(1, GIB))
+    screen, meter = NotebookScreen(FixedPlace(publisher)), fed(pulse(1, GIB))
     screen.show(meter)
     screen.show(meter)
     assert len(publisher.sent) == 2
@@ -184,10 +186,10 @@ def test_unchanged_words_are_not_sent_again():
 
 def test_a_short_cell_shows_nothing():
     publisher = Publisher()
-    meter = LiveMeter(NotebookScreen(publisher), lambda: pulse(1, GIB))
+    meter = LiveMeter(NotebookScreen(FixedPlace(publisher)), lambda: pulse(1, GIB))
     meter.start()
     meter.stop()
-    assert [(update, data) for _, update, data, _ in publisher.sent] == [(False, {})]
+    assert [(update, data) for _, update, data, _ in publisher.sent] == [(False, EMPTY)]
 
 
 def test_a_fault_ends_the_meter_and_nothing_else():
@@ -237,24 +239,24 @@ def kernel(process: Kernel) -> Kernel:
     return process.fresh()
 
 
-def updates(outcome: kernels.Outcome) -> list[str]:
-    """The texts that the meter showed; its place comes first and is emptied last."""
-    (first, placed), *rest = outcome.meter
-    assert first == "display_data"
-    assert placed["data"] == {}
-    assert len({content["transient"]["display_id"] for _, content in outcome.meter}) == 1
-    assert {kind for kind, _ in rest} <= {"update_display_data"}
-    texts = [content["data"].get("text/plain", "") for _, content in rest]
-    if rest:
-        assert texts.pop() == ""
-    assert "" not in texts
-    return texts
+def texts_of_meter(outcome: kernels.Outcome) -> list[str]:
+    """The texts that the meter showed; checks that it ended empty."""
+    front_end = FrontEnd()
+    for kind, content in outcome.order:
+        front_end.take(kind, content)
+    assert front_end.places in ([], [EMPTY])
+    assert {kind for kind, _ in outcome.meter} <= {"display_data", "update_display_data"}
+    assert len({content["transient"]["display_id"] for _, content in outcome.meter}) <= 1
+    return list(filter(None, (content["data"]["text/plain"] for _, content in outcome.meter)))
+
+
+CLEARS = "%%vram\nimport time\nfrom IPython.display import clear_output\n"
 
 
 @pytest.mark.kernel
 def test_a_long_cell_has_a_meter_and_it_is_gone_before_the_report(kernel):
     outcome = kernel.run("%%vram long one\nimport time\ntime.sleep(2.2)")
-    texts = updates(outcome)
+    texts = texts_of_meter(outcome)
     assert len(texts) >= 2
     assert all(text.startswith("long one · ") for text in texts)
     assert outcome.report["label"] == "long one"
@@ -262,16 +264,24 @@ def test_a_long_cell_has_a_meter_and_it_is_gone_before_the_report(kernel):
 
 
 @pytest.mark.kernel
-def test_a_short_cell_and_a_quiet_one_have_none(kernel):
-    assert updates(kernel.run("%%vram\n1")) == []
+def test_a_short_cell_and_a_quiet_one_leave_nothing_but_the_report(kernel):
+    assert kernel.run("%%vram\n1").meter == []
+    assert kernel.run("%%vram\nprint(1)").meter == []
     assert kernel.run("%%vram --quiet\nimport time\ntime.sleep(1.6)").meter == []
+
+
+@pytest.mark.kernel
+def test_the_kernel_sends_as_before_when_the_cell_has_ended(kernel):
+    kernel.run("%%vram\nprint(1)")
+    kernel.run("%%vram\n1 / 0")
+    assert kernel.value("'_really_send' in get_ipython().kernel.iopub_thread.__dict__") == "False"
 
 
 @pytest.mark.kernel
 def test_a_hundred_thousand_prints_arrive_whole_and_in_order(kernel):
     outcome = kernel.run("%%vram\nfor i in range(100_000): print(i)\nimport time\ntime.sleep(1.5)", timeout=240)
     assert outcome.stdout == "".join(f"{i}\n" for i in range(100_000))
-    assert updates(outcome)
+    assert texts_of_meter(outcome)
     assert outcome.stderr == ""
 
 
@@ -283,18 +293,87 @@ def test_a_cell_that_holds_the_interpreter_is_not_delayed_or_broken(kernel):
     outcome = kernel.run(code, timeout=120)
     assert outcome.status == "ok"
     assert outcome.report
-    updates(outcome)
+    texts_of_meter(outcome)
 
 
 @pytest.mark.kernel
-def test_the_users_clear_output_is_neither_set_off_nor_undone(kernel):
-    code = "%%vram\nimport time\nfrom IPython.display import clear_output\n"
-    code += "for i in range(8):\n    clear_output(wait=True)\n    time.sleep(0.3)\n    print('frame', i)"
-    outcome = kernel.run(code)
+def test_a_loop_that_clears_has_its_meter_in_front_of_each_frame(kernel):
+    outcome = kernel.run(
+        CLEARS + "for i in range(8):\n    clear_output(wait=True)\n    time.sleep(0.3)\n    print('frame', i)"
+    )
     kinds = [kind for kind, _ in outcome.messages if kind in ("clear_output", "stream", "display_data")]
-    assert kinds[-2:] == ["stream", "display_data"]
-    assert kinds[:-1] == ["clear_output", "stream"] * 8
-    assert updates(outcome)
+    assert kinds == ["clear_output", "stream"] * 8 + ["display_data"]
+    order = [kind for kind, _ in outcome.order if kind in ("clear_output", "stream", "display_data")]
+    # the last one is on its way when the cell ends: it needs no meter any more
+    assert order == ["clear_output", "display_data", "stream"] * 7 + ["clear_output", "stream", "display_data"]
+    assert texts_of_meter(outcome)
+    assert outcome.report
+
+
+@pytest.mark.kernel
+def test_a_clear_takes_the_meter_away_and_it_is_back_at_once(kernel):
+    code = "print('before')\ntime.sleep(1.5)\nclear_output()\nprint('after')\ntime.sleep(0.8)"
+    outcome = kernel.run(CLEARS + code)
+    order = outcome.order[[kind for kind, _ in outcome.order].index("clear_output") :]
+    assert [kind for kind, _ in order[:3]] == ["clear_output", "display_data", "stream"]
+    assert order[1][1]["data"]["text/plain"] in texts_of_meter(outcome)
+    assert order[2][1]["text"] == "after\n"
+    assert outcome.report
+
+
+@pytest.mark.kernel
+def test_a_clear_that_still_waits_at_the_end_does_not_cost_the_last_frame(kernel):
+    """A new output would set it off; the report takes the meter's place instead."""
+    outcome = kernel.run(
+        CLEARS + "for i in range(5):\n    print('frame', i)\n    time.sleep(0.4)\n    clear_output(wait=True)"
+    )
+    last = [kind for kind, _ in outcome.order if kind not in ("status", "execute_input")]
+    assert last[-3:] == ["stream", "clear_output", "update_display_data"]
+    assert kernels.REPORT_TYPE in outcome.meter[-1][1]["data"]
+    assert outcome.reports == []
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("bar", ["tqdm", "tqdm.notebook", "rich.progress"])
+def test_progress_bars_of_others_are_as_they_were(kernel, bar):
+    """What they send is the same, message by message, with and without the meter."""
+    pytest.importorskip(bar.partition(".")[0])
+    if bar != "tqdm":
+        pytest.importorskip("ipywidgets")
+    each = "track(range(6))" if bar == "rich.progress" else "tqdm(range(6))"
+    code = f"import time\nfrom {bar} import {each.partition('(')[0]}\nfor i in {each}:\n    time.sleep(0.3)"
+    plain, measured = kernel.run(code, timeout=120), kernel.run(f"%%vram\n{code}", timeout=120)
+    assert measured.status == "ok", measured.traceback
+    assert texts_of_meter(measured)
+    assert measured.report
+    for outcome in (plain, measured):
+        opened = {c["comm_id"] for c in outcome.contents("comm_open")}
+        assert {c["comm_id"] for c in outcome.contents("comm_msg")} <= opened
+    drawn = [
+        [c["name"] for c in o.contents("stream")] + [sorted(c["data"]) for c in o.contents("display_data")]
+        for o in (plain, measured)
+    ]
+    assert set(map(str, drawn[0])) == set(map(str, [d for d in drawn[1] if kernels.REPORT_TYPE not in d]))
+    if bar == "tqdm":
+        assert measured.stderr.count("\r") >= 3
+        assert measured.stderr.endswith("6/6" + measured.stderr.rpartition("6/6")[2])
+        assert "100%" in measured.stderr.rpartition("\r")[2]
+
+
+@pytest.mark.kernel
+def test_what_goes_into_an_output_widget_is_left_alone(kernel):
+    pytest.importorskip("ipywidgets")
+    code = CLEARS + "import ipywidgets\nout = ipywidgets.Output()\ndisplay(out)\nwith out:\n    for i in range(5):\n"
+    code += "        clear_output(wait=True)\n        print('in', i)\n        time.sleep(0.4)\ntime.sleep(0.8)"
+    outcome = kernel.run(code, timeout=120)
+    inside = False
+    for kind, content in outcome.order:
+        if kind == "comm_msg" and "msg_id" in content["data"].get("state", {}):
+            inside = bool(content["data"]["state"]["msg_id"])
+        ours = str(content.get("transient", {}).get("display_id", "")).startswith("ipyvram-")
+        assert not (inside and ours)
+    assert texts_of_meter(outcome)
+    assert outcome.report
 
 
 @pytest.mark.kernel
@@ -310,13 +389,13 @@ def test_plots_and_progress_bars_are_as_they_were(kernel):
     shown = [content["data"] for content in outcome.contents("display_data")]
     assert ["image/png" in data for data in shown] == [True, False]
     assert outcome.report
-    assert updates(outcome)
+    assert texts_of_meter(outcome)
 
 
 @pytest.mark.kernel
 def test_capture_below_captures_the_cell_and_not_the_meter(kernel):
     outcome = kernel.run("%%vram\n%%capture captured\nimport time\nprint('in')\ntime.sleep(1.8)")
-    assert updates(outcome)
+    assert texts_of_meter(outcome)
     assert kernel.value("captured.stdout, captured.outputs") == "('in\\n', [])"
 
 
@@ -324,12 +403,12 @@ def test_capture_below_captures_the_cell_and_not_the_meter(kernel):
 def test_an_error_and_an_interrupt_take_the_meter_away(kernel):
     outcome = kernel.run("%%vram\nimport time\ntime.sleep(1.6)\n1 / 0")
     assert outcome.status == "error"
-    assert updates(outcome)
+    assert texts_of_meter(outcome)
     done = threading.Timer(2.0, kernel.interrupt)
     done.start()
     outcome = kernel.run("%%vram\nimport time\ntime.sleep(30)")
     assert outcome.status == "error"
-    assert updates(outcome)
+    assert texts_of_meter(outcome)
     assert kernel.value("[t.name for t in __import__('threading').enumerate() if 'ipyvram' in t.name]") == "[]"
 
 

@@ -1,9 +1,8 @@
 """The live meter: shows what a running cell takes, from a thread, until the report appears.
 
-In a notebook the main thread displays an empty place when the cell begins; the thread only ever updates that one place
-(by its ``display_id``), a few times a second and only when its words changed, and never displays, prints or clears:
-outputs of the cell stay in order, and a pending ``clear_output(wait=True)`` of the user is not set off. A place that the
-user cleared stays gone. In a terminal it is one line on stderr, rewritten in place. A fault ends the meter, nothing else.
+In a notebook it has one place among the outputs of the cell (`render.place`); the thread only ever says what that place is to
+show, a few times a second and only when its words changed, and never prints or clears. In a terminal it is one line on
+stderr, rewritten in place. A fault ends the meter, nothing else.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import contextvars
 import shutil
 import sys
 import threading
-import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -20,14 +18,12 @@ from IPython.core.displaypub import CapturingDisplayPublisher
 
 from ipyvram.pulse import Pulse
 from ipyvram.render.meter import Meter
+from ipyvram.render.place import AnyPlace, place_for
 from ipyvram.render.terminal import encodes
 
 FIRST_S = 1.0  # a cell that ends earlier shows no meter
 PERIOD_S = 0.35
 _JOIN_S = 1.0  # of a thread that cannot get the interpreter; it ends by itself later
-
-#: An output that is there and shows nothing: front ends draw no box for it.
-NOTHING: dict[str, Any] = {}
 
 
 class Screen(Protocol):
@@ -36,32 +32,26 @@ class Screen(Protocol):
     def show(self, meter: Meter) -> None:
         """Replace what was shown."""
 
-    def close(self) -> None:
-        """Take it away."""
+    def close(self) -> str | None:
+        """Take it away; see `render.place.AnyPlace.close` for what it answers."""
 
 
 class NotebookScreen:
-    """A place among the outputs of the cell, updated by its id."""
+    """A place among the outputs of the cell."""
 
-    def __init__(self, publisher: Any) -> None:
-        self._publisher = publisher  # as it is now: a ``%%capture`` further down captures the cell and not the meter
-        self._id, self._shown = f"ipyvram-{uuid.uuid4().hex}", ""
-        self._publish(NOTHING, update=False)
+    def __init__(self, place: AnyPlace) -> None:
+        self._place, self._shown = place, ""
 
     def show(self, meter: Meter) -> None:
         """Update the place, if there is anything new to say."""
         html = meter.html()
         if html != self._shown:
             self._shown = html
-            self._publish({"text/plain": meter.text(), "text/html": html}, update=True)
+            self._place.show({"text/plain": meter.text(), "text/html": html})
 
-    def close(self) -> None:
+    def close(self) -> str | None:
         """Empty the place."""
-        if self._shown:
-            self._publish(NOTHING, update=True)
-
-    def _publish(self, data: dict[str, Any], update: bool) -> None:
-        self._publisher.publish(data=data, metadata={}, transient={"display_id": self._id}, update=update)
+        return self._place.close()
 
 
 class TerminalScreen:
@@ -90,7 +80,7 @@ def screen_for(ip: Any) -> Screen | None:
     if isinstance(ip.display_pub, CapturingDisplayPublisher):
         return None
     if hasattr(ip, "kernel"):
-        return NotebookScreen(ip.display_pub)
+        return NotebookScreen(place_for(ip))
     return TerminalScreen() if getattr(sys.stderr, "isatty", lambda: False)() else None
 
 
@@ -114,14 +104,20 @@ class LiveMeter:
         """Begin; the first second is silent."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End, and take the meter away."""
+    def stop(self) -> str | None:
+        """End, and take the meter away.
+
+        Returns
+        -------
+        str or None
+            The display id under which the report is to be shown, where a display of its own would wipe what the cell left.
+        """
         self._stop.set()
         self._thread.join(_JOIN_S)
         try:
-            self._screen.close()
+            return self._screen.close()
         except Exception:
-            return  # the output is gone: so is the meter
+            return None  # the output is gone: so is the meter
 
     def _work(self) -> None:
         meter, wait = Meter(), self._first_s
