@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ipyvram import grouping
-from ipyvram.batches import batch_size
+from ipyvram.batches import Batches
 from ipyvram.findings import find
 from ipyvram.findings.batch import AFTER_TRACE
 from ipyvram.grouping import by_line, by_module, group, holders
@@ -136,7 +136,7 @@ class _Account:
 
     def _step_accounts(self) -> tuple[StepAccount, ...]:
         parts = (
-            step_accounts(s.phases, s.ledger.time_ns, s.accounts, self.start_ns, s.recording.claims)
+            step_accounts(s.phases, s.ledger.time_ns, s.accounts, self.start_ns, Batches(s.recording.claims))
             for s in self.stretches
         )
         return tuple(row for part in parts for row in part)
@@ -145,7 +145,8 @@ class _Account:
         """Samples in the step of the peak; in the whole cell where that has none before it."""
         at = int(self.ledger.time_ns[peak.instant])
         begin = max((p.end_ns for p in self.phases if p.name == "optimizer" and p.end_ns <= at), default=0)
-        return batch_size(self.recording.claims, begin, at) or batch_size(self.recording.claims, 0, at)
+        batches = Batches(self.recording.claims)
+        return batches.size(begin, at) or batches.size(0, at)
 
     # -- out of memory -----------------------------------------------------------------------------------------------
 

@@ -120,6 +120,7 @@ class _Attributor:
         self.phases = phase_spans(recording.marks, recording.stop_ns)
         self.cut_short = self.phases[-1] if self.phases and recording.error is not None else None
         self.starts = [p.begin_ns for p in self.phases]
+        self.forwards = [p.begin_ns for p in self.phases if p.name == "forward"]
         self.born_ns = ledger.time_ns[np.minimum(ledger.born, ledger.instants - 1)]
         last = max(int(ledger.time_ns[-1]), recording.stop_ns) + 1  # later than any phase, not only than any event
         self.died_ns = np.where(
@@ -239,10 +240,8 @@ class _Attributor:
             return False  # an operator saved its result, or something with a history
         if len({bisect_right(self.steps, c.time_ns) for c in saved}) > 1:
             return True
-        begin = max(
-            (p.begin_ns for p in self.phases if p.name == "forward" and p.begin_ns <= saved[0].time_ns), default=0
-        )
-        return int(self.born_ns[row]) < begin
+        forward = bisect_right(self.forwards, saved[0].time_ns) - 1
+        return forward >= 0 and int(self.born_ns[row]) < self.forwards[forward]
 
     def _release(self, claims: tuple[Claim, ...]) -> int | None:
         """The instant at which the last graph that saved this let go of it; None while one still holds it."""

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable
 
 from ipyvram.recording import Claim
 
 
-def batch_size(claims: Iterable[Claim], begin_ns: int, end_ns: int) -> int:
-    """The most common dimension 0 among the inputs of that time; 0 where there were none, or single samples only.
+class Batches:
+    """The inputs among some claims, by time.
 
     The shape is that of the tensor, not of its storage: a batch may be a view of the whole data set.
     """
-    shapes = [
-        c.shape
-        for c in claims
-        if c.category == "inputs" and c.shape and begin_ns <= c.time_ns <= end_ns and not _is_one_sample(c)
-    ]
-    states = [shape for shape in shapes if _is_state(shape, shapes[0])]
-    sizes = Counter(shape[1] for shape in states) or Counter(shape[0] for shape in shapes)
-    return sizes.most_common(1)[0][0] if sizes else 0
+
+    def __init__(self, claims: Iterable[Claim]) -> None:
+        given = [(c.time_ns, c.shape) for c in claims if c.category == "inputs" and c.shape and not _is_one_sample(c)]
+        given.sort(key=lambda item: item[0])
+        self._times = [time_ns for time_ns, _ in given]
+        self._shapes = [shape for _, shape in given]
+
+    def size(self, begin_ns: int, end_ns: int) -> int:
+        """The most common dimension 0 among the inputs of that time; 0 where there were none, or single samples only."""
+        shapes = self._shapes[bisect_left(self._times, begin_ns) : bisect_right(self._times, end_ns)]
+        states = [shape for shape in shapes if _is_state(shape, shapes[0])]
+        sizes = Counter(shape[1] for shape in states) or Counter(shape[0] for shape in shapes)
+        return sizes.most_common(1)[0][0] if sizes else 0
 
 
 def _is_one_sample(claim: Claim) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ipyvram.batches import batch_size
+from ipyvram.batches import Batches
 from ipyvram.marks import PhaseSpan
 from ipyvram.recording import Observation, OomEvent, Recording
 from ipyvram.remedies import Situation, remedies
@@ -85,7 +85,7 @@ def with_remedies(
         live=live,
         steps=tuple(s for s in steps if s.step < oom.step or not oom.step),
         observations=observations,
-        batch=batch_size(recording.claims, last_step, event.time_ns) or None,
+        batch=Batches(recording.claims).size(last_step, event.time_ns) or None,
         device=event.device,
         implementation=recording.environment.get("optimizer_implementation", _default(event.device)),
         trains=any(p.name in ("backward", "optimizer") for p in before),

@@ -7,7 +7,7 @@ from bisect import bisect_right
 import numpy as np
 
 from ipyvram.attribution import RELEASED, Attribution
-from ipyvram.batches import batch_size
+from ipyvram.batches import Batches
 from ipyvram.ledger import Ints, Ledger
 from ipyvram.marks import PhaseSpan, root_forwards
 from ipyvram.recording import Claim, Mark, Observation
@@ -19,7 +19,7 @@ def step_accounts(
     time_ns: Ints,
     accounts: dict[str, Ints],
     start_ns: int,
-    claims: tuple[Claim, ...] = (),
+    batches: Batches,
 ) -> tuple[StepAccount, ...]:
     """One row for each step that an optimizer finished.
 
@@ -31,12 +31,13 @@ def step_accounts(
         Category → bytes.
     start_ns : int
         What `StepAccount.start_s` counts from.
-    claims : tuple of Claim
-        For the batch of each step.
+    batches : Batches
+        The inputs of these steps.
     """
     total = sum(accounts.values(), np.zeros(len(time_ns), np.int64))
     ends = {p.step: p.end_ns for p in phases if p.name == "optimizer"}
-    rows, begin = list[StepAccount](), min((p.begin_ns for p in phases), default=0)
+    begins = [p.begin_ns for p in phases]
+    rows, begin = list[StepAccount](), min(begins, default=0)
     for step, end in sorted(ends.items()):
         first = max(0, int(np.searchsorted(time_ns, begin, side="right")) - 1)
         last = max(first, int(np.searchsorted(time_ns, end, side="right")) - 1)
@@ -50,10 +51,8 @@ def step_accounts(
                 end_bytes=int(total[last]),
                 peak=_at(accounts, top),
                 end=_at(accounts, last),
-                peak_phase=_phase_at(phases, int(time_ns[top])),
-                batch=batch_size(
-                    claims, begin if rows else 0, end
-                ),  # the first batch is there before its forward begins
+                peak_phase=_phase_at(phases, begins, int(time_ns[top])),
+                batch=batches.size(begin if rows else 0, end),  # the first batch is there before its forward begins
             )
         )
         begin = end
@@ -64,8 +63,8 @@ def _at(accounts: dict[str, Ints], instant: int) -> dict[str, int]:
     return {c: int(column[instant]) for c, column in accounts.items() if column[instant]}
 
 
-def _phase_at(phases: tuple[PhaseSpan, ...], time_ns: int) -> str:
-    i = bisect_right([p.begin_ns for p in phases], time_ns) - 1
+def _phase_at(phases: tuple[PhaseSpan, ...], begins: list[int], time_ns: int) -> str:
+    i = bisect_right(begins, time_ns) - 1
     return phases[i].name if i >= 0 and time_ns <= phases[i].end_ns else ""
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given as for_all
+from hypothesis import strategies as st
 
-from ipyvram.batches import batch_size
+from ipyvram.batches import Batches
 from ipyvram.recording import Claim
 
 
@@ -28,8 +30,25 @@ def given(*inputs: tuple[tuple[int, ...], str]) -> list[Claim]:
     ],
 )
 def test_the_batch_is_dimension_0_of_most_inputs(inputs, size):
-    assert batch_size(given(*inputs), 0, 20) == size
+    assert Batches(given(*inputs)).size(0, 20) == size
 
 
 def test_only_inputs_of_the_time_count():
-    assert batch_size(given(((32, 3), "float32")), 11, 20) == 0
+    assert Batches(given(((32, 3), "float32"))).size(11, 20) == 0
+
+
+CLAIMS = st.lists(
+    st.builds(
+        lambda at, category, shape: Claim(at, "cpu", 1, 4, category, "x", "", shape, "int64"),
+        st.integers(0, 20),
+        st.sampled_from(["inputs", "inputs", "outputs"]),
+        st.sampled_from([(), (4, 2), (8,), (8, 1), (16, 2), (2, 4, 3)]),
+    ),
+    max_size=40,
+)
+
+
+@for_all(CLAIMS, st.integers(-1, 21), st.integers(-1, 21))
+def test_a_stretch_of_time_is_as_its_claims_alone(claims, begin, end):
+    inside = [claim for claim in claims if begin <= claim.time_ns <= end]
+    assert Batches(claims).size(begin, end) == Batches(inside).size(0, 20)

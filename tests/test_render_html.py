@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ipyvram.render.html
-from ipyvram.render.html import MAX_BYTES, html, page
+from ipyvram.render.html import FOLDED_FROM, MAX_BYTES, MIN_OTHER_BYTES, html, page
 from ipyvram.render.summary import summarise, tensor_words
 from ipyvram.render.text import TENSOR_ROWS as TEXT_ROWS
 from ipyvram.render.text import text
@@ -68,6 +68,24 @@ def test_a_huge_report_leaves_out_detail_until_it_is_small():
     markup = html(report)
     assert len(markup.encode()) <= MAX_BYTES
     assert "tensor 0 " in markup
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4, 8, 16])
+def test_many_devices_stay_within_a_size_and_lose_no_account(devices):
+    others = tuple(reports.long(device=f"cuda:{i}", label=None) for i in range(1, devices))
+    report = reports.long(others=others)
+    markup = html(report)
+    assert Tags(markup).open == []
+    assert len(markup.encode()) <= MAX_BYTES + max(MAX_BYTES, MIN_OTHER_BYTES * (devices - 1)) * (devices > 1)
+    text = Tags(markup).text
+    for other in others:
+        s = summarise(other)
+        assert markup.count(f'<summary style="cursor:pointer">{other.device} · peak {s.peak}') == (
+            devices > FOLDED_FROM
+        )
+        assert text.count(s.sums) == devices
+        assert all(text.count(line.label) >= devices for line in s.lines)
+    assert markup.count("data:image/svg") == devices
 
 
 @pytest.mark.parametrize("case", CASES)

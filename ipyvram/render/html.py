@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -34,14 +34,20 @@ from ipyvram.render.timeline import sentence, timeline
 from ipyvram.report import LABELS, GroupRow, Report
 from ipyvram.units import format_bytes, format_share
 
-#: Instants to choose from for the picture, which shows fewer.
-POINTS = 2000
-
-#: Most bytes of a report of one device: it goes into version control with the notebook.
+#: Most bytes of a report of one device: it goes into version control with the notebook. One or two further devices share as
+#: many; where there are more, each has so many: its account and its picture are always there.
 MAX_BYTES = 60_000
+MIN_OTHER_BYTES = 24_000
 
-#: How much to tell, from most to least: rows of the folded tables, groups, and allocations to list at a moment.
-_DETAIL = ((20, 14, 60), (16, 10, 40), (10, 6, 24), (6, 4, 0))
+#: What stands around all that, in bytes.
+_FRAME = 500
+
+#: From so many further devices on, each stands behind a line that opens it.
+FOLDED_FROM = 3
+
+#: How much to tell, from most to least: rows of the folded tables, groups, allocations to list at a moment, and instants to
+#: choose from for the picture, which shows fewer.
+_DETAIL = ((20, 14, 60, 2000), (16, 10, 40, 2000), (10, 6, 24, 2000), (6, 4, 0, 2000), (8, 5, 12, 200), (4, 2, 0, 100))
 
 
 def html(report: Report) -> str:
@@ -50,21 +56,11 @@ def html(report: Report) -> str:
     Returns
     -------
     str
-        At most about 60 KB for each device, whatever the size of the model: detail is left out as far as that needs.
+        At most about 60 KB for one device, twice as much for a few, and 24 KB for each further one, whatever the size of the
+        model: detail is left out as far as that needs.
     """
-    markup = ""
-    for tensors, groups, lifetimes in _DETAIL:
-        shown = replace(
-            report.trimmed(tensors=tensors, groups=groups, points=POINTS), lifetimes=report.lifetimes[:lifetimes]
-        )
-        markup = _fragment(shown)
-        if len(markup.encode()) <= MAX_BYTES * (1 + len(report.others)):
-            break
-    return markup
-
-
-def _fragment(report: Report) -> str:
-    body = "".join([_account(report), *(_other(other) for other in report.others)])
+    main = _within(report, MAX_BYTES - len(_sheet("")) - len(_script("")) - _FRAME, _DETAIL)
+    body = main + "".join(_others(report.others))
     root = "ipyvram-" + hashlib.sha256(body.encode()).hexdigest()[:10]
     look = style(
         "font:13px/1.5 system-ui,-apple-system,sans-serif", "color:inherit", f"max-width:{WIDTH}px", "padding:6px 0"
@@ -117,14 +113,14 @@ def _script(root: str) -> str:
 # -- one device ----------------------------------------------------------------------------------------------------------
 
 
-def _account(report: Report) -> str:
+def _account(report: Report, lean: bool = False) -> str:
     s = summarise(report)
     parts = [
         _head(s, report),
         _trouble(s),
         "" if report.oom is None else oom_html(report.oom),
         _bar(s),
-        _table(s),
+        _table(s, lean),
         _picture(report),
         _findings(s, report),
         _folded(s, report),
@@ -132,8 +128,31 @@ def _account(report: Report) -> str:
     return f'<div class="r">{"".join(parts)}</div>'
 
 
-def _other(report: Report) -> str:
-    return f"<div{style('margin-top:14px', 'border-top:1px solid rgba(128,128,128,0.4)', 'padding-top:10px')}>{_account(report)}</div>"
+def _within(report: Report, limit: int, details: Sequence[tuple[int, int, int, int]], lean: bool = False) -> str:
+    """One device in at most about ``limit`` bytes: the first of ``details`` that fits, else the last."""
+    markup = ""
+    for tensors, groups, lifetimes, points in details:
+        shown = report.trimmed(tensors=tensors, groups=groups, points=points)
+        markup = _account(replace(shown, lifetimes=report.lifetimes[:lifetimes]), lean)
+        if len(markup.encode()) <= limit:
+            break
+    return markup
+
+
+def _others(others: tuple[Report, ...]) -> Iterator[str]:
+    """Further devices: each below a line, or, when there are many, behind one that opens it."""
+    if len(others) >= FOLDED_FROM:
+        yield from (folded(_title(o), _within(o, MIN_OTHER_BYTES, _DETAIL[-2:], lean=True)) for o in others)
+        return
+    look = style("margin-top:14px", "border-top:1px solid rgba(128,128,128,0.4)", "padding-top:10px")
+    for other in others:
+        yield f"<div{look}>{_within(other, MAX_BYTES // len(others), _DETAIL)}</div>"
+
+
+def _title(report: Report) -> str:
+    s = summarise(report)
+    peak = f"peak {s.peak} ({s.how})" if s.how else f"peak {s.peak}"
+    return " · ".join((report.device, f"{peak} {s.when}".strip(), *s.remarks))
 
 
 def _head(s: Summary, report: Report) -> str:
@@ -172,7 +191,7 @@ def _bar(s: Summary) -> str:
     return (stacked_bar(parts, s.bar_total) if parts else "") + sums
 
 
-def _table(s: Summary) -> str:
+def _table(s: Summary, lean: bool = False) -> str:
     look = style("font-size:12px", MUTED, "margin:2px 0 6px")
     zeros = f"<div{look}>Nothing in: {escape(', '.join(s.zeros))}.</div>" if s.zeros else ""
     if not s.lines:
@@ -184,7 +203,7 @@ def _table(s: Summary) -> str:
     ]  # fmt: skip
     caption = f"Memory by category at the start, at the peak and at the {s.end_title}"
     scroll = style("overflow:auto")  # on a page that is too narrow for the table
-    return f'<div class="c"{scroll}>{table(caption, columns, [_row(line) for line in s.lines])}</div>{zeros}'
+    return f'<div class="c"{scroll}>{table(caption, columns, [_row(line) for line in s.lines], lean=lean)}</div>{zeros}'
 
 
 def _row(line: Line) -> list[str]:

@@ -178,6 +178,16 @@ def test_several_devices_are_each_alive(file_page):
     assert shown.locator(".w").count() == 2
 
 
+def test_many_devices_are_alive_when_they_are_opened(file_page):
+    others = tuple(reports.training(device=f"cuda:{i}") for i in range(1, 5))
+    shown = file_page(page(reports.training(others=others)))
+    assert shown.locator(".w:visible").count() == 1
+    shown.locator("summary", has_text="cuda:3").click()
+    assert shown.locator(".w:visible").count() == 2
+    shown.locator(".w").nth(3).hover()
+    assert shown.locator(".tip").nth(3).is_visible()
+
+
 def test_a_hostile_report_is_only_text(file_page):
     bad = "<img src=x onerror=alert(1)></script><script>document.title='owned'</script>\"'"
     report = reports.training(label=bad, note=bad, device_name=bad, lifetimes=reports.lifetimes(bad))
