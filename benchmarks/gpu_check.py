@@ -1,21 +1,24 @@
 """Everything that ipyvram says must be true on a GPU: one command checks it, prints a table, writes JSON and recordings.
 
     python benchmarks/gpu_check.py [--out FOLDER] [--minutes 8] [--only battery,overhead,…]
-    python benchmarks/gpu_check.py --simulate      # every check in full, on a simulated card: proves the script, measures nothing
+    python benchmarks/gpu_check.py --simulate      # every check on a simulated card: proves the script, measures nothing
 
-Needs torch, torchvision, numpy, pandas and nvidia-ml-py.
+Needs torch, torchvision, numpy, pandas and nvidia-ml-py. Each part runs in a process of its own with a limit on its time, and
+writes what it finds at once: whatever happens to one, the rest is there, and ``--only`` repeats it into the same folder.
+``estimates`` needs no GPU and may be repeated elsewhere. Then: ``python -m benchmarks.gpu.install FOLDER``.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
-import platform
+import os
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,36 +34,41 @@ except ImportError:
 
 import torch  # noqa: E402
 
-import ipyvram  # noqa: E402
-from benchmarks.gpu import battery, estimates, limits, oddities, overhead, rows  # noqa: E402
-from benchmarks.gpu.rows import Row, expect, note  # noqa: E402
+from benchmarks.gpu import oddities, rows  # noqa: E402
+from benchmarks.gpu.about import about  # noqa: E402
+from benchmarks.gpu.card import RealCard  # noqa: E402
+from benchmarks.gpu.parts import PARTS, Work  # noqa: E402
+from benchmarks.gpu.rows import Row, expect  # noqa: E402
 
-RECORDINGS_BYTES = 1_500_000
-_CHILD_S = 100.0
+_GRACE_S = 25.0  #: what a part gets beyond its share, to end by itself
+_WITHOUT_CARD = ("estimates",)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0 when every check passed."""
-    options = _parser().parse_args(arguments)
-    if not options.simulate and not torch.cuda.is_available():
+    """Exit status 0 when every check passed, 1 when one failed, 2 when nothing could be checked."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    names = options.only.split(",") if options.only else list(PARTS)
+    if unknown := [name for name in names if name not in PARTS]:
+        parser.error(f"--only {unknown[0]}: there are {', '.join(PARTS)}")
+    if not options.simulate and not torch.cuda.is_available() and not set(names) <= set(_WITHOUT_CARD):
         print("No CUDA device here. --simulate runs every check on a simulated card; that measures nothing.")
         return 2
-    with contextlib.ExitStack() as stack:
-        card = _card(options.simulate, stack)
-        if options.child:
-            for row in oddities.child(options.child, card):
-                print(json.dumps(dataclasses.asdict(row)))
-            return 0
-        return _Check(card, options).run()
+    if options.child:
+        return _child(options)
+    if options.part:
+        return _part(options)
+    return _Check(options, names).run()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulate", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("gpu_check"))
-    parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--only", default="", help="sections, separated by commas: " + ", ".join(_Check.SECTIONS))
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=Path("gpu_check"), help="folder for all that is found")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for everything")
+    parser.add_argument("--only", default="", help="parts, separated by commas: " + ", ".join(PARTS))
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # within a process of its own
+    parser.add_argument("--child", help=argparse.SUPPRESS)  # under another environment
     return parser
 
 
@@ -69,115 +77,86 @@ def _card(simulate: bool, stack: contextlib.ExitStack) -> Any:
         from benchmarks.gpu.simulated import SimulatedCard
 
         return stack.enter_context(SimulatedCard())
-    from benchmarks.gpu.card import RealCard
-
     return RealCard()
 
 
+def _child(options: argparse.Namespace) -> int:
+    with contextlib.ExitStack() as stack:
+        for row in oddities.child(options.child, _card(options.simulate, stack)):
+            print(json.dumps(asdict(row), default=str), flush=True)
+    return 0
+
+
+def _part(options: argparse.Namespace) -> int:
+    """One part: prints its rows, and appends each to its file."""
+    until = time.monotonic() + options.minutes * 60
+    path = rows.path_of(options.out, options.part)
+    with contextlib.ExitStack() as stack:
+        card = None
+        if options.part not in _WITHOUT_CARD:
+            card = _card(options.simulate, stack)
+            rows.written(options.out / "about.json", json.dumps(about(card), indent=1) + "\n")
+        work = Work(card, options.out, Path(__file__).resolve(), lambda: until - time.monotonic())
+        for row in PARTS[options.part][0](work):
+            rows.append(path, row)
+            print(rows.line(row), flush=True)
+    return 0
+
+
 class _Check:
-    """The sections in order of importance; what does not fit into the time is left out, and said."""
+    """Runs the parts one after the other, in the time there is."""
 
-    SECTIONS = ("battery", "oddities", "limits", "environments", "overhead", "estimates")
-
-    def __init__(self, card: Any, options: argparse.Namespace) -> None:
-        self.card, self.options = card, options
-        self.rows: list[Row] = []
-        self.measured: dict[str, tuple[Any, dict[str, Any]]] = {}
+    def __init__(self, options: argparse.Namespace, names: list[str]) -> None:
+        self.options, self.names = options, names
         self.started = time.monotonic()
 
     def run(self) -> int:
-        self.options.out.mkdir(parents=True, exist_ok=True)
-        print(
-            "Simulated card: this proves the script and measures nothing.\n"
-            if self.card.simulated
-            else self.card.name()
-        )
-        for name in self.options.only.split(",") if self.options.only else self.SECTIONS:
-            print(f"\n-- {name} ({time.monotonic() - self.started:.0f} s)")
-            self._section(name, getattr(self, "_" + name))
-        print(f"\n{rows.summary(self.rows)}\n{time.monotonic() - self.started:.0f} s")
-        rows.write(self.options.out / "results.json", self.rows, self._about())
-        return int(any(r.ok is False for r in self.rows))
+        out: Path = self.options.out
+        out.mkdir(parents=True, exist_ok=True)
+        if self.options.simulate:
+            print("Simulated card: this proves the script and measures nothing.")
+        seconds = {}
+        for name in self.names:
+            begun = time.monotonic()
+            print(f"\n-- {name} ({begun - self.started:.0f} s)", flush=True)
+            self._run(name)
+            seconds[name] = round(time.monotonic() - begun, 1)
+            found = rows.collect(out, seconds)
+        print(f"\n{rows.summary(found)}\n{time.monotonic() - self.started:.0f} s")
+        return int(any(r.ok is False for r in found))
 
-    def _section(self, name: str, section: Callable[[], Iterator[Row]]) -> None:
-        try:
-            for row in section():
-                self.rows.append(row)
-                print(rows.line(row), flush=True)
-        except Exception as error:  # one broken section must not cost the others
-            self.rows.append(expect(name, "the section itself", False, f"{type(error).__name__}: {error}"[:300]))
-            print(rows.line(self.rows[-1]), flush=True)
-
-    def _left(self) -> float:
-        return self.options.minutes * 60 - (time.monotonic() - self.started)
-
-    def _about(self) -> dict[str, Any]:
-        return {
-            "simulated": self.card.simulated, "card": self.card.name(), "card_bytes": self.card.total(),
-            "torch": torch.__version__, "cuda": torch.version.cuda, "ipyvram": ipyvram.__version__,
-            "python": platform.python_version(), "seconds": round(time.monotonic() - self.started, 1),
-        }  # fmt: skip
-
-    # -- sections ------------------------------------------------------------------------------------------------------
-
-    def _battery(self) -> Iterator[Row]:
-        written, folder = 0, self.options.out / "recordings"
-        folder.mkdir(exist_ok=True)
-        for case in battery.chosen(self.card.simulated):
-            if self._left() < self.options.minutes * 60 * 0.5:
-                yield note("battery", case.name, "left out: half of the time is used")
-                continue
-            m = battery.run(case, self.card.device)
-            yield from battery.check(case, m)
-            if m.error is None:
-                self.measured[case.name] = (case, battery.figures(m.report))
-                path = folder / f"{case.name}.ipyvram"
-                m.recording.save(path)
-                written += path.stat().st_size
-                if written > RECORDINGS_BYTES:
-                    written -= path.stat().st_size
-                    path.unlink()
-        kept = {n: figures for n, (_, figures) in self.measured.items() if (folder / f"{n}.ipyvram").exists()}
-        (folder / "figures.json").write_text(json.dumps(kept, indent=1) + "\n")
-        yield expect("recordings", "together", 0 < written <= RECORDINGS_BYTES, f"{written:,} bytes in {folder.name}/")
-
-    def _oddities(self) -> Iterator[Row]:
-        yield from oddities.run(self.card)
-
-    def _limits(self) -> Iterator[Row]:
-        yield from limits.out_of_memory(self.card.device, self.card.simulated)
-        yield from limits.sweep(self.card.device, self.card.simulated)
-
-    def _environments(self) -> Iterator[Row]:
-        yield from oddities.environments(self.card, Path(__file__), max(30.0, min(_CHILD_S, self._left() / 3)))
-
-    def _overhead(self) -> Iterator[Row]:
-        if self._left() < 60:
-            yield note("overhead", "all", "left out: no time left")
+    def _run(self, name: str) -> None:
+        path = rows.path_of(self.options.out, name)
+        path.unlink(missing_ok=True)
+        left = self.options.minutes * 60 - (time.monotonic() - self.started)
+        seconds = min(left, PARTS[name][1] * self.options.minutes * 60) if len(self.names) > 1 else left
+        if seconds < 5:
+            self._say(path, rows.note(name, "all", "left out: no time left"))
             return
-        for row in overhead.run(self.card.device, self.card.simulated):
-            yield row
-            if self._left() < 30:
-                yield note("overhead", "the rest", "left out: no time left")
-                return
-
-    def _estimates(self) -> Iterator[Row]:
-        """After all else: on a simulated card the column called measured is of a CPU program, and proves only the code."""
-        name = self._card_for_estimates()
-        self.card.leave()
-        for case, measured in self.measured.values():
-            if self._left() < 10:
-                yield note("estimate", case.name, "left out: no time left")
-                continue
-            yield from estimates.compare(case, name, measured)
-
-    def _card_for_estimates(self) -> str:
-        from ipyvram import cards
-
+        command = [sys.executable, str(Path(__file__).resolve()), "--part", name, "--out", str(self.options.out)]
+        command += ["--minutes", str(seconds / 60), *(["--simulate"] if self.options.simulate else [])]
+        process = subprocess.Popen(command, start_new_session=True)
         try:
-            return cards.find(self.card.name()).name
-        except ValueError:
-            return f"{self.card.total() >> 20}MiB"
+            status = process.wait(seconds + _GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._say(path, expect(name, "the part itself", False, f"ended after {seconds + _GRACE_S:.0f} s"))
+        else:
+            if status:
+                self._say(path, expect(name, "the part itself", False, f"ended with status {status}"))
+        finally:
+            _end(process)
+
+    def _say(self, path: Path, row: Row) -> None:
+        rows.append(path, row)
+        print(rows.line(row), flush=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a part and what it started, if it is still there."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 if __name__ == "__main__":

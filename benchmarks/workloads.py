@@ -27,6 +27,7 @@ class Case(NamedTuple):
     batch: int
     optimizer: str  #: ``sgd``, ``adam`` or ``adamw``
     precision: str  #: ``fp32`` or ``amp``
+    size: int = 0  #: pixels of a side, or length of a text; 0: what is usual for the family
 
     @property
     def name(self) -> str:
@@ -60,6 +61,9 @@ def program(case: Case, device: str = "cuda", steps: int = STEPS) -> str:
     return f"from benchmarks.workloads import Case, train\ntrain({case!r}, {device!r}, {steps})\n"
 
 
+_HALF = {"cuda": torch.float16, "cpu": torch.bfloat16}  # a CPU has no fast kernels for the former
+
+
 # -- what every program shares -------------------------------------------------------------------------------------------
 
 
@@ -75,13 +79,13 @@ def _supervised(
 ) -> Step:
     """Forward, loss, backward and step; with AMP the loop of PyTorch's own recipe, with a gradient scaler."""
     model = model.to(device).train()
-    optimizer, amp = _optimizer(case, model.parameters()), case.precision == "amp"
-    scaler = torch.amp.GradScaler(torch.device(device).type, enabled=amp)
+    optimizer, amp, kind = _optimizer(case, model.parameters()), case.precision == "amp", torch.device(device).type
+    scaler = torch.amp.GradScaler(kind, enabled=amp)
 
     def step() -> None:
         inputs, targets = (t.to(device) for t in batch())
         optimizer.zero_grad()
-        with torch.autocast(torch.device(device).type, dtype=torch.float16, enabled=amp):
+        with torch.autocast(kind, dtype=_HALF[kind], enabled=amp):
             value = loss(model(inputs), targets)
         scaler.scale(value).backward()
         scaler.step(optimizer)
@@ -106,7 +110,8 @@ def _images(name: str, batches: tuple[int, int], size: int = 224) -> None:
         model = getattr(torchvision.models, name)(weights=None)
 
         def batch() -> tuple[Tensor, Tensor]:
-            return torch.randn(case.batch, 3, size, size), torch.randint(0, 1000, (case.batch,))
+            side = case.size or size
+            return torch.randn(case.batch, 3, side, side), torch.randint(0, 1000, (case.batch,))
 
         return _supervised(case, device, model, batch, F.cross_entropy)
 
@@ -125,7 +130,8 @@ def _segmentation(case: Case, device: str) -> Step:
     model = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=21)
 
     def batch() -> tuple[Tensor, Tensor]:
-        return torch.randn(case.batch, 3, 256, 256), torch.randint(0, 21, (case.batch, 256, 256))
+        side = case.size or 256
+        return torch.randn(case.batch, 3, side, side), torch.randint(0, 21, (case.batch, side, side))
 
     return _supervised(case, device, model, batch, lambda out, target: F.cross_entropy(out["out"], target))
 
@@ -175,7 +181,8 @@ class Transformer(nn.Module):
 
 
 def _tokens(case: Case) -> Callable[[], tuple[Tensor, Tensor]]:
-    return lambda: (torch.randint(0, 20_000, (case.batch, 256)), torch.randint(0, 20_000, (case.batch, 256)))
+    shape = case.batch, case.size or 256
+    return lambda: (torch.randint(0, 20_000, shape), torch.randint(0, 20_000, shape))
 
 
 def _token_loss(out: Tensor, target: Tensor) -> Tensor:
@@ -228,7 +235,8 @@ class Tagger(nn.Module):
 @_family("lstm", (16, 64))
 def _lstm(case: Case, device: str) -> Step:
     def batch() -> tuple[Tensor, Tensor]:
-        return torch.randint(0, 20_000, (case.batch, 128)), torch.randint(0, 50, (case.batch, 128))
+        shape = case.batch, case.size or 128
+        return torch.randint(0, 20_000, shape), torch.randint(0, 50, shape)
 
     return _supervised(case, device, Tagger(), batch, _token_loss)
 
@@ -265,7 +273,8 @@ class UNet(nn.Module):
 @_family("unet", (4, 16))
 def _unet(case: Case, device: str) -> Step:
     def batch() -> tuple[Tensor, Tensor]:
-        return torch.randn(case.batch, 3, 256, 256), torch.rand(case.batch, 1, 256, 256)
+        side = case.size or 256
+        return torch.randn(case.batch, 3, side, side), torch.rand(case.batch, 1, side, side)
 
     return _supervised(case, device, UNet(), batch, F.binary_cross_entropy_with_logits)
 
@@ -303,13 +312,13 @@ def _gan(case: Case, device: str) -> Step:
         noise = torch.randn(case.batch, 100, 1, 1, device=device)
         ones = torch.ones(case.batch, device=device)
         of_d.zero_grad()
-        with torch.autocast(kind, dtype=torch.float16, enabled=amp):
+        with torch.autocast(kind, dtype=_HALF[kind], enabled=amp):
             fake = generator(noise)
             loss = judge(discriminator(real), ones) + judge(discriminator(fake.detach()), torch.zeros_like(ones))
         scaler.scale(loss).backward()
         scaler.step(of_d)
         of_g.zero_grad()
-        with torch.autocast(kind, dtype=torch.float16, enabled=amp):
+        with torch.autocast(kind, dtype=_HALF[kind], enabled=amp):
             loss = judge(discriminator(fake), ones)
         scaler.scale(loss).backward()
         scaler.step(of_g)

@@ -36,13 +36,19 @@ def combined_reader(cards: Cards | None) -> Reader:
             found |= cards.read(device)
         if "device_used" not in found:
             found |= counters.card_memory(device)
-        if found.get("process_used", np.inf) < found.get("reserved", 0.0):
-            # Less than torch alone holds: somebody else's PID in the driver's numbering.
+        if "process_used" in found and not _of_one_moment(device, found):
             found.pop("process_used")
             found.pop("other_processes", None)
         return found
 
     return read
+
+
+def _of_one_moment(device: str, found: Figures) -> bool:
+    """Whether the driver's figure for this process goes with torch's: else their difference is not the context."""
+    if found["process_used"] < found.get("reserved", 0.0):
+        return False  # somebody else's PID in the driver's numbering
+    return counters.read(device).get("reserved") == found.get("reserved")  # or memory was taken meanwhile
 
 
 class Sampler:

@@ -170,6 +170,16 @@ def test_another_process_with_our_pid_is_not_taken_for_us(monkeypatch):
     assert combined_reader(Card(process_used=100, **card))("cuda:0")["process_used"] == 100
 
 
+def test_a_figure_that_torch_outran_is_left_out(monkeypatch):
+    """Between torch's counters and the driver's answer the program took more: the difference is no context."""
+    amounts = iter([100, 300, 300, 300])
+    monkeypatch.setattr(counters, "read", lambda device: {"reserved": next(amounts)})
+    card = {"device_used": 900.0, "other_processes": 5.0, "process_used": 700.0}
+    read = combined_reader(Card(**card))
+    assert read("cuda:0") == {"reserved": 100, "device_used": 900}
+    assert read("cuda:0") == {"reserved": 300} | card
+
+
 def test_without_nvml_cuda_itself_tells_of_the_card(monkeypatch):
     monkeypatch.setattr(counters, "read", lambda device: {"reserved": 100})
     monkeypatch.setattr(counters, "card_memory", lambda device: {"device_used": 7})

@@ -63,9 +63,6 @@ class RealCard:
             self._static = work()
         return graph.replay
 
-    def leave(self) -> None:
-        """What follows runs without the card's help; nothing to do for a real one."""
-
     def environment(self) -> list[str]:
         """Arguments for a child process of this script."""
         return []

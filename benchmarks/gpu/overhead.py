@@ -8,19 +8,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.gpu.rows import Row, note
-from benchmarks.workloads import FAMILIES, Case
+from benchmarks.workloads import Transformer
 from ipyvram.options import from_keywords
 from ipyvram.run import Run
 
-CASES = (
-    Case("resnet50", 64, "adam", "fp32"), Case("resnet50", 64, "adam", "amp"), Case("gpt", 16, "adam", "fp32"),
-    Case("vit_b_16", 64, "adam", "amp"),
-)  # fmt: skip
-SMALL = (Case("unet", 2, "adam", "fp32"),)
 ROUNDS = 4
 STEPS = 5
+WORDS = 20_000
 
 #: Name → options of the measured rounds; ``trace_steps`` beyond the steps: traced throughout.
 WAYS: dict[str, dict[str, Any]] = {
@@ -31,20 +30,53 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(device: str, simulated: bool) -> Iterator[Row]:
-    for case in SMALL if simulated else CASES:
-        yield from of_case(case, device, simulated)
-    yield from compiled(device, simulated)
+def checks(device: str, simulated: bool) -> dict[str, Callable[[], Iterator[Row]]]:
+    """Programs by name; their data is on the card, so that nothing but training is timed."""
+    image, text = ((2, 64), (2, 32)) if simulated else ((64, 224), (16, 256))
+
+    def images(name: str, half: bool) -> Callable[[], Any]:
+        batch, side = (2, 224) if simulated and name == "vit_b_16" else image
+        model = getattr(torchvision.models, name)(weights=None).to(device)
+        x, y = torch.randn(batch, 3, side, side, device=device), torch.randint(0, 1000, (batch,), device=device)
+        return _step(model, x, y, half)
+
+    def gpt() -> Callable[[], Any]:
+        x, y = (torch.randint(0, WORDS, text, device=device) for _ in range(2))
+        return _step(Transformer(causal=True).to(device), x, y, half=False)
+
+    made: dict[str, Callable[[], Callable[[], Any]]] = {
+        "resnet50": lambda: images("resnet50", half=False),
+        "resnet50 amp": lambda: images("resnet50", half=True),
+        "gpt": gpt,
+        "vit_b_16 amp": lambda: images("vit_b_16", half=True),
+    }
+    found: dict[str, Callable[[], Iterator[Row]]] = {
+        name: lambda name=name, make=make: of_program(name, make(), simulated)  # type: ignore[misc]
+        for name, make in made.items()
+    }
+    return found | {"compiled": lambda: compiled(device, simulated)}
 
 
-def of_case(case: Case, device: str, simulated: bool) -> Iterator[Row]:
-    step = FAMILIES[case.family][0](case, device)
+def _step(model: nn.Module, x: Tensor, y: Tensor, half: bool) -> Callable[[], Any]:
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=half):
+            loss = F.cross_entropy(model(x).flatten(0, -2), y.flatten())
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def of_program(name: str, step: Callable[[], Any], simulated: bool) -> Iterator[Row]:
     rounds, steps = (1, 2) if simulated else (ROUNDS, STEPS)
     for _ in range(2):
         step()
-    for name, options in WAYS.items():
+    for way, options in WAYS.items():
         # "sampler at": the traced step is run before the clock starts
-        yield compare(f"{case.name}: {name}", step, options, rounds, steps, lead=1 if "sampler" in name else 0)
+        yield compare(f"{name}: {way}", step, options, rounds, steps, lead=1 if "sampler" in way else 0)
 
 
 def compiled(device: str, simulated: bool) -> Iterator[Row]:

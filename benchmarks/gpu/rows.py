@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,5 +57,52 @@ def summary(rows: Iterable[Row]) -> str:
     return "\n".join([text, *(line(r) for r in failed)])
 
 
-def write(path: Path, rows: Iterable[Row], about: dict[str, Any]) -> None:
-    path.write_text(json.dumps({"about": about, "rows": [asdict(r) for r in rows]}, indent=1, default=str) + "\n")
+# -- on disk -------------------------------------------------------------------------------------------------------------
+
+
+def path_of(out: Path, part: str) -> Path:
+    """Where a part appends its rows."""
+    return out / "rows" / f"{part}.jsonl"
+
+
+def append(path: Path, row: Row) -> None:
+    """Add a row to a file; it is there even if the process ends in the next moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(asdict(row), default=str) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file; a last line that was cut short is passed over."""
+    found = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            found.append(Row(**json.loads(text)))
+        except ValueError:
+            continue
+    return found
+
+
+def collect(out: Path, seconds: dict[str, float]) -> list[Row]:
+    """All rows of a folder; written to its ``results.json``, with the seconds that parts took."""
+    parts = {path.stem: read(path) for path in sorted((out / "rows").glob("*.jsonl"))}
+    head = out / "about.json"
+    before = out / "results.json"
+    known = json.loads(before.read_text())["seconds"] if before.exists() else {}
+    value = {
+        "about": json.loads(head.read_text()) if head.exists() else {},
+        "seconds": known | seconds,
+        "rows": [{"part": part} | asdict(row) for part, found in parts.items() for row in found],
+    }
+    written(before, json.dumps(value, indent=1, default=str) + "\n")
+    return [row for found in parts.values() for row in found]
+
+
+def written(path: Path, text: str) -> None:
+    """Put a file there as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(path.suffix + ".new")
+    beside.write_text(text)
+    beside.replace(path)

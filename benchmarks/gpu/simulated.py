@@ -33,13 +33,8 @@ class SimulatedCard:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.leave()
-
-    def leave(self) -> None:
-        """The card is gone; once is enough."""
-        if self._open_cards is not None:
-            run_module.open_cards, self._open_cards = self._open_cards, None
-            self.cuda.__exit__(None, None, None)
+        run_module.open_cards = self._open_cards
+        self.cuda.__exit__(None, None, None)
 
     def name(self) -> str:
         return "simulated"

@@ -1,17 +1,14 @@
-"""Training programs on the card: sums to the byte, names, replay, order, the driver's figures."""
+"""Programs on the card: sums to the byte, names, replay, order, the driver's figures."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.gpu import battery
-from benchmarks.workloads import FAMILIES, Case
+from benchmarks.gpu import battery, programs
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("optimizer", "precision"), [("adam", "fp32"), ("adamw", "amp")])
-def test_a_training_program(card, passes, family, optimizer, precision):
-    case = Case(family, FAMILIES[family][1][0], optimizer, precision)
-    passes(battery.check(case, battery.run(case, card.device)))
+@pytest.mark.parametrize("program", programs.every(small=False), ids=lambda p: p.name)
+def test_a_program(card, passes, program):
+    passes(battery.check(program, battery.run(program, card.device)))

@@ -29,5 +29,6 @@ def test_nothing_is_left_behind(card, passes):
     passes(oddities.nothing_left_behind(card.device))
 
 
-def test_other_allocators_and_settings(card, passes):
-    passes(oddities.environments(card, SCRIPT, seconds=120))
+@pytest.mark.parametrize("name", oddities.ENVIRONMENTS)
+def test_other_allocators_and_settings(card, passes, name):
+    passes(oddities.environment(name, card, SCRIPT, seconds=120))
