@@ -87,6 +87,14 @@ def test_a_fault_costs_one_check_and_no_time_costs_the_rest(tmp_path):
     assert "KeyError" in found[0].text
 
 
+@pytest.mark.parametrize(("enough", "ok"), [(0.05, False), (10.0, None)])
+def test_a_process_that_does_not_end(tmp_path, enough, ok):
+    with SimulatedCard() as card:
+        (row,) = oddities.environment("no caching", card, SCRIPT, 0.05, enough)
+    assert row.ok is ok
+    assert "0 s" in row.text
+
+
 def test_a_row_that_was_cut_short_is_passed_over(tmp_path):
     path = rows.path_of(tmp_path, "battery")
     rows.append(path, rows.expect("a", "x", True, "text", count=1))

@@ -104,7 +104,7 @@ def of_limits(work: Work) -> Iterator[Row]:
 def of_environments(work: Work) -> Iterator[Row]:
     checks: dict[str, Callable[[], Iterator[Row]]] = {
         name: lambda name=name: oddities.environment(  # type: ignore[misc]
-            name, work.card, work.script, max(10.0, min(_CHILD_S, work.left()))
+            name, work.card, work.script, min(_CHILD_S, work.left()), _CHILD_S
         )
         for name in oddities.ENVIRONMENTS
     }

@@ -31,4 +31,4 @@ def test_nothing_is_left_behind(card, passes):
 
 @pytest.mark.parametrize("name", oddities.ENVIRONMENTS)
 def test_other_allocators_and_settings(card, passes, name):
-    passes(oddities.environment(name, card, SCRIPT, seconds=120))
+    passes(oddities.environment(name, card, SCRIPT, seconds=120, enough=120))
