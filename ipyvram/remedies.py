@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ipyvram.findings.worth import release
 from ipyvram.recording import Observation
 from ipyvram.report import OutOfMemory, Remedy, StepAccount, TensorRow
 from ipyvram.units import format_bytes
@@ -78,7 +79,7 @@ def _remedy(s: Situation, kind: str, text: str, saves: float) -> Remedy:
 _RELEASE = {
     "traceback": "%vram free --traceback: an earlier error ({name}) still holds tensors",
     "out": "%vram free --out: {name} hold tensors that no variable does",
-    "old_model": "del {holder}: it holds the previous `{name}`",
+    "old_model": "{release}: {holder} holds the previous `{name}`",
     "graphs": "`{name}` keeps {count} autograd graphs: append loss.item() instead of loss",
 }
 
@@ -90,7 +91,8 @@ def _release(s: Situation) -> Iterator[Remedy]:
             # On the CPU what the cell does not use is in no account: it may be more than all there is.
             counted = o.bytes - s.oom.pinned_bytes <= (s.oom.limit_bytes or o.bytes)
             if counted and not own:
-                text = _RELEASE[o.kind].format(name=o.name, holder=o.holder, count=o.count)
+                words = {"name": o.name, "holder": o.holder, "count": o.count, "release": release(o.holder)}
+                text = _RELEASE[o.kind].format(**words)
                 yield _remedy(s, o.kind, text, o.bytes)
 
 

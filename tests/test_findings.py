@@ -140,6 +140,11 @@ CASES = {
         report(steps=0, environment={"idle_gpu": "a GPU"}),
         ("a GPU stood idle",),
     ),
+    "no_gpu": (
+        report(error="AssertionError: Torch not compiled with CUDA enabled"),
+        report(error="AssertionError: shapes"),
+        ("--estimate --card T4",),
+    ),
     "lever": (
         report({"activations": 5, "other": 5}, steps=1, batch=4),
         report({"activations": 4, "other": 6}, steps=1, batch=4),
@@ -156,6 +161,19 @@ CASES = {
         ("1 B of temporaries", "foreach=False"),
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("holder", "said"),
+    [
+        ("optimizer", ": del optimizer before"),
+        ("Out[7]", ": %vram free --out before"),  # del Out[7] leaves _7 and _
+        ("the last traceback", ": %vram free --traceback before"),
+        ("", ": del what holds it before"),
+    ],
+)
+def test_an_earlier_model_is_released_where_it_is_held(holder, said):
+    assert said in text(report(observations=seen("old_model", 50 * MIB, name="model", holder=holder)), "old_model")
 
 
 @pytest.mark.parametrize("kind", CASES)

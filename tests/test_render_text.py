@@ -12,8 +12,8 @@ from ipyvram.render.columns import display_width
 from ipyvram.render.markup import clean
 from ipyvram.render.summary import summarise
 from ipyvram.render.text import Pen, text
-from ipyvram.report import StepAccount
-from ipyvram.units import GIB
+from ipyvram.report import Measurement, StepAccount
+from ipyvram.units import GIB, MIB
 from tests import reports
 from tests.made import report
 
@@ -73,6 +73,45 @@ def test_the_room_to_the_limit_is_told(limit, card, said):
     made = report({"parameters": GIB}, limit_bytes=limit, card_bytes=card, peak_when="forward")
     shown = " ".join(text(made, width=200).split())
     assert f"Peak 1.00 GiB in forward · {said}" in shown
+
+
+def test_a_cell_without_tensors_says_no_more_than_that():
+    shown = text(
+        report({}, provenance={"peak": "sampled", "categories": "sampled"}, measurement=Measurement("sampler only"))
+    )
+    assert "Peak 0 B\n" in shown
+    assert "no tensors were made" in shown
+    assert "Nothing in" not in shown
+    assert "sampled" not in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": 10, "traced_steps": 3}, "exact for 3 of 10 steps"),
+        ({"steps": 3, "traced_steps": 3}, "exact for the traced part"),  # an evaluation may have followed
+        ({"steps": 10, "traced_steps": 3, "device": "cuda:0"}, "exact"),  # the allocator's own high-water mark tells
+        ({"steps": 10, "traced_steps": 3, "kind": "estimated"}, "exact"),
+    ],
+)
+def test_a_peak_is_exact_only_for_what_was_seen(changes, said):
+    unseen = {"peak": "exact", "end": "end of trace"}
+    assert f"Peak 1.00 MiB ({said})" in text(report({"parameters": MIB}, provenance=unseen, **changes))
+    seen = unseen | {"end": "exact"}
+    assert "Peak 1.00 MiB (exact)" in text(report({"parameters": MIB}, provenance=seen, **changes))
+
+
+def test_an_error_is_repeated_in_a_few_words():
+    shown = " ".join(text(report(error="RuntimeError: sizes differ (3 and 4).\nA second line.")).split())
+    assert "ended with RuntimeError: sizes differ (3 and 4) – the figures" in shown
+    shown = " ".join(text(report(error="RuntimeError: " + "very " * 100)).split())
+    assert "very… – the figures" in shown
+
+
+def test_one_event_is_no_plural():
+    shown = text(report({"parameters": 1}, measurement=Measurement("storage trace", events=1, claims=1)))
+    assert "1 event in" in shown
+    assert "1 claim of ownership" in shown
 
 
 def test_golden(golden):

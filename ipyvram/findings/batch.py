@@ -26,6 +26,19 @@ def _idle_gpu(report: Report) -> Iterator[Finding]:
         yield Finding("idle_gpu", text)
 
 
+#: How torch says that it cannot use a GPU: no driver, a build without CUDA, none visible.
+_NO_GPU = ("Found no NVIDIA driver", "Torch not compiled with CUDA enabled", "No CUDA GPUs are available")
+
+
+def _no_gpu(report: Report) -> Iterator[Finding]:
+    if report.error and any(words in report.error for words in _NO_GPU):
+        text = (
+            "torch can use no GPU here. To run the cell on the CPU, choose the device with "
+            "torch.cuda.is_available(); to see what it would take on a GPU, add --estimate --card T4 (or another card)."
+        )
+        yield Finding("no_gpu", text)
+
+
 def _lever(report: Report) -> Iterator[Finding]:
     """Which quantity the batch size moves."""
     if not report.peak_bytes or not report.steps:
@@ -84,4 +97,4 @@ def optimizer_is_foreach(report: Report) -> bool:
     return report.environment.get("optimizer_implementation", default) == "foreach"
 
 
-RULES: tuple[Rule, ...] = (_idle_gpu, _lever, _after_trace, _optimizer_temporaries)
+RULES: tuple[Rule, ...] = (_idle_gpu, _no_gpu, _lever, _after_trace, _optimizer_temporaries)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ipyvram.findings.worth import Rule, code, observed, worth
+from ipyvram.findings.worth import Rule, code, observed, release, worth
 from ipyvram.report import Finding, Report
 from ipyvram.units import format_bytes
 
@@ -55,7 +55,7 @@ def _old_model(report: Report) -> Iterator[Finding]:
             holder = f", held by {code(o.holder)}" if o.holder else ""
             text = (
                 f"The previous {code(o.name)} ({format_bytes(o.bytes)}) is still alive{holder}: "
-                f"del {o.holder or 'what holds it'} before making {code(o.name)} anew."
+                f"{release(o.holder)} before making {code(o.name)} anew."
             )
             yield Finding("old_model", text, o.bytes)
 

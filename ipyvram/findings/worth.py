@@ -27,6 +27,13 @@ def observed(report: Report, kind: str) -> Iterator[Observation]:
     yield from sorted(mine, key=lambda o: (-o.bytes, o.name))
 
 
+def release(holder: str) -> str:
+    """What to write so that ``holder`` lets go: ``del`` does it for a variable, not for what IPython keeps."""
+    if holder.startswith(("Out[", "_")):
+        return "%vram free --out"
+    return "%vram free --traceback" if holder == "the last traceback" else f"del {holder or 'what holds it'}"
+
+
 def code(name: str) -> str:
     """A name as it stands in code, cut to what fits a sentence; several, separated by commas, one by one."""
     parts = [part.strip() for part in name.split(",")]

@@ -47,7 +47,8 @@ class Summary:
     peak, when : str
         ``"3.22 GiB"`` and ``"in step 3, end of forward"``.
     how : str
-        ``exact``, ``sampled``, ``inferred`` or ``predicted``, of the peak.
+        ``exact``, ``sampled``, ``inferred`` or ``predicted``, of the peak, and what it holds for where that is not the whole
+        cell; empty where there is no peak.
     remarks : tuple of str
         Share of the card and headroom to the limit.
     sums : str
@@ -92,7 +93,7 @@ def summarise(report: Report) -> Summary:
         title=report.label or _untitled(report),
         context=_context(report),
         peak=format_bytes(report.peak_bytes),
-        how=report.provenance.get("peak", ""),
+        how=_how(report),
         when=_when(report),
         remarks=remarks,
         over_limit=over,
@@ -100,7 +101,7 @@ def summarise(report: Report) -> Summary:
         bar_total=total,
         sums=_sums(report),
         lines=lines,
-        zeros=tuple(LABELS[c] for c in CATEGORIES if c not in shown),
+        zeros=tuple(LABELS[c] for c in CATEGORIES if c not in shown) if shown else (),
         category_title=_marked("category", report.provenance.get("categories", "")),
         end_title="end of trace" if report.provenance.get("end") == "end of trace" else "end",
         sources=_sources(report),
@@ -161,6 +162,21 @@ def _steps(report: Report) -> str:
     return steps
 
 
+def _how(report: Report) -> str:
+    how = report.provenance.get("peak", "") if report.peak_bytes else ""
+    if how != "exact" or not _later_unseen(report):
+        return how
+    if 0 < report.traced_steps < report.steps:
+        return f"exact for {report.traced_steps} of {report.steps:,} steps"
+    return "exact for the traced part"
+
+
+def _later_unseen(report: Report) -> bool:
+    """Whether what came after the trace left no figure: only an allocator with counters tells that it stayed lower."""
+    counted = bool(report.allocator) or report.device.startswith("cuda")
+    return report.kind == "measured" and report.provenance.get("end") == "end of trace" and not counted
+
+
 def _when(report: Report) -> str:
     when = report.peak_when
     if not when or when.startswith(("after", "before")):
@@ -210,7 +226,7 @@ def _tiny(report: Report) -> bool:
 def _sums(report: Report) -> str:
     peak = format_bytes(report.peak_bytes)
     if not report.card:
-        return f"all categories together are the peak, {peak}" if report.peak_bytes else "nothing was allocated"
+        return f"all categories together are the peak, {peak}" if report.peak_bytes else "no tensors were made"
     cache = report.card.get("cache", 0)
     parts = [f"tensors {peak} + cache {format_bytes(cache)} = reserved {format_bytes(report.peak_bytes + cache)}"]
     parts += [
@@ -228,6 +244,8 @@ def _marked(words: str, how: str) -> str:
 
 def _sources(report: Report) -> str:
     groups: dict[str, list[str]] = {}
+    if not report.peak_bytes and not report.card:
+        return ""
     for figure, how in report.provenance.items():
         if figure in _FIGURES and (figure not in report.card or report.card[figure]):
             if figure in ("context", "other_processes") and not report.card:
@@ -239,6 +257,10 @@ def _sources(report: Report) -> str:
     return " · ".join(f"{how}: {', '.join(names)}" for how, names in groups.items())
 
 
+#: Characters of an error's message that are repeated in the report: the traceback above it has them all.
+_MESSAGE = 90
+
+
 def _trouble(report: Report) -> str:
     if not report.error:
         return ""
@@ -247,7 +269,9 @@ def _trouble(report: Report) -> str:
     kind, _, message = report.error.partition(": ")
     if kind == "KeyboardInterrupt":
         return "Interrupted: the figures are those of the part that ran."
-    told = f"{kind}: {message}" if message else kind
+    first = message.partition("\n")[0].strip().rstrip(".")
+    first = first if len(first) <= _MESSAGE else first[: _MESSAGE - 1].rstrip() + "…"
+    told = f"{kind}: {first}" if first else kind
     return f"The cell ended with {told} – the figures are those of the part that ran."
 
 
@@ -256,9 +280,11 @@ def _measured(report: Report) -> tuple[str, ...]:
     m = report.measurement
     facts = []
     if m.source:
-        reach = f"{m.events:,} events in {format_duration(m.traced_s)}" if m.events else "no events"
+        events = f"{m.events:,} event" + ("s" if m.events != 1 else "")
+        reach = f"{events} in {format_duration(m.traced_s)}" if m.events else "no events"
         ended = f", until {m.ended_by}" if m.ended_by else ""
-        facts.append(f"Source: {m.source}, {reach}{ended}; {m.claims:,} claims of ownership")
+        claims = f"{m.claims:,} claim" + ("s" if m.claims != 1 else "")
+        facts.append(f"Source: {m.source}, {reach}{ended}; {claims} of ownership")
     facts += _batches(report)
     if m.samples:
         facts.append(
