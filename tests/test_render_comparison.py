@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -172,3 +173,37 @@ def test_accumulation_in_words():
 def test_golden(golden):
     golden("comparison.txt", text(measured()) + "\n")
     golden("comparison.html", html(measured()) + "\n")
+
+
+def test_what_counts_against_the_limit_is_shown_where_it_is_more_than_what_is_reserved():
+    assert "needs" in text(measured())
+    assert "884 MiB" in text(measured())  # 484 MiB reserved and 400 MiB outside torch
+    assert "needs is" in html(measured())
+    assert "needs is" not in text(on_cpu())
+
+
+def test_where_nothing_fits_the_smallest_says_why():
+    made = measured(largest=None, limit_bytes=600 * 2**20, accumulation=None)
+    assert "No size fits · into 600 MiB: 8 needs 884 MiB" in text(made)
+
+
+def test_a_gap_that_a_search_left_is_told():
+    assert "128 does not fit, between them none was tried" in " ".join(text(measured(rule="largest")).split())
+    assert "none was tried" not in text(measured())  # the sizes were given
+
+
+def test_of_very_many_sizes_some_stand_for_all():
+    first = measured().rows[0]
+    many = measured(rows=tuple(replace(first, batch=16 * i) for i in range(1, 65)), largest=None, knee=None)
+    sizes = put_into_words(many).sizes
+    assert len(sizes) == 10
+    assert (sizes[0], sizes[-1]) == ("16", "1024")
+    assert len(put_into_words(measured()).sizes) == 5
+    assert text(many).count("at peak") == 2
+    assert html(many).count(">1024<") == html(many).count(">16<")
+
+
+def test_a_narrow_page_leaves_out_what_follows_from_another_column():
+    assert "share of best" in text(measured(), width=80)
+    assert "share of best" not in text(measured(), width=66)
+    assert "verified" in text(measured(), width=66)

@@ -266,6 +266,14 @@ def test_the_tutorials_rule_stops_at_the_limit_though_the_card_has_more():
     assert (found.largest.batch, found.largest.beyond) == (96, 112)
 
 
+def test_a_search_that_ends_by_its_trials_says_that_more_may_fit():
+    found, _ = ask(Program(room=10**12), rule="tutorial", limit_bytes=10**12)
+    assert found.largest.batch == 1024
+    assert any("larger sizes were not tried" in note for note in found.notes)
+    found, _ = ask(Program(room=10**12), rule="tutorial", limit_bytes=300 * MIB)
+    assert not any("not tried" in note for note in found.notes)
+
+
 # -- the rest --------------------------------------------------------------------------------------------------------
 
 

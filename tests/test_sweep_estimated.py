@@ -1,10 +1,12 @@
 """Trials of a sweep that are estimates."""
 
+import pytest
 import torch
 from torch import nn
 
 from ipyvram import cards
 from ipyvram.comparison import Comparison
+from ipyvram.simulated.refusal import CannotEstimate
 from ipyvram.sweep.bodies import FunctionBody
 from ipyvram.sweep.engine import Question, Sweep
 from ipyvram.sweep.estimated import EstimatedTrials
@@ -54,3 +56,15 @@ def test_the_largest_size_stays_within_the_limit_and_the_next_does_not():
     found = ask(train, rule="largest", limit_bytes=limit, multiple=256)
     assert found.largest is not None
     assert trials(found.largest.batch, 1).needed_bytes <= limit < trials(found.largest.batch + 512, 1).needed_bytes
+
+
+def test_a_program_that_keeps_off_the_card_is_refused_before_it_computes_at_larger_sizes():
+    seen = []
+
+    def train(batch_size):
+        seen.append(batch_size)
+        nn.Linear(8, 8)(torch.randn(batch_size, 8))
+
+    with pytest.raises(CannotEstimate, match=r"\.to\('cuda'\)"):
+        ask(train, rule="largest", limit_bytes=CARD.total_bytes // 2)
+    assert seen == [16]

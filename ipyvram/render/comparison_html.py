@@ -28,8 +28,8 @@ def html(comparison: Comparison) -> str:
         _legend(words),
         _picture(comparison),
         _notes(words),
+        _category_table(words),
     ]
-    parts.append(_category_table(comparison, words))
     look = style(
         "font:13px/1.5 system-ui,-apple-system,sans-serif", "color:inherit", f"max-width:{WIDTH}px", "padding:6px 0"
     )
@@ -110,10 +110,10 @@ def _remark(text: str, colour: str) -> str:
     return f"<div{look}>{escape(text)}</div>"
 
 
-def _category_table(c: Comparison, words: Words) -> str:
+def _category_table(words: Words) -> str:
     if not words.categories:
         return ""
-    columns = [Column("category"), *(Column(str(r.batch), numeric=True) for r in c.rows if r.categories)]
+    columns = [Column("category"), *(Column(size, numeric=True) for size in words.sizes)]
     rows = [
         [f"{swatch(COLOURS[name])} {escape(label)}", *map(escape, sizes)] for name, label, sizes in words.categories
     ]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from itertools import compress
 
 from ipyvram.comparison import Comparison
-from ipyvram.render.columns import columns
+from ipyvram.render.columns import columns, display_width
 from ipyvram.render.comparison_words import COLUMNS, FIGURES, Words, columns_shown, put_into_words
 from ipyvram.render.text import Pen
+
+#: Left out where the table would be wider than the page: it follows from the column before it.
+DISPENSABLE = ("share of best",)
 
 #: Sizes side by side in the table of categories.
 SIZES_ACROSS = 5
@@ -25,7 +28,7 @@ def text(comparison: Comparison, *, width: int = 80, unicode: bool = True, colou
     if words.cells:
         lines += ["", *_table(comparison, words, pen)]
     if words.categories:
-        lines += ["", *_categories(comparison, words, pen)]
+        lines += ["", *_categories(words, pen)]
     mark = "→ " if unicode else "> "
     if words.notes:
         lines += ["", *(line for note in words.notes for line in pen.wrap(mark + note, "  "))]
@@ -33,22 +36,23 @@ def text(comparison: Comparison, *, width: int = 80, unicode: bool = True, colou
 
 
 def _table(comparison: Comparison, words: Words, pen: Pen) -> list[str]:
-    shown = columns_shown(comparison)
-    right = [i for i, column in enumerate(compress(range(len(COLUMNS)), shown)) if column in FIGURES]
-    head = tuple(compress(COLUMNS, shown))
-    lines = _fitted([head, *words.cells], right, pen)
+    shown = list(compress(range(len(COLUMNS)), columns_shown(comparison)))
+    rows = [[COLUMNS[i] for i in shown], *map(list, words.cells)]
+    if sum(max(display_width(cell) for cell in column) + 2 for column in zip(*rows, strict=True)) - 2 > pen.width:
+        kept = [i for i in range(len(shown)) if COLUMNS[shown[i]] not in DISPENSABLE]
+        rows, shown = [[row[i] for i in kept] for row in rows], [shown[i] for i in kept]
+    lines = _fitted(rows, [i for i, column in enumerate(shown) if column in FIGURES], pen)
     for row, remark in zip(comparison.rows, words.remarks, strict=True):
         if remark:
             lines += pen.wrap(f"{row.batch}: {remark}", "  ")
     return lines
 
 
-def _categories(comparison: Comparison, words: Words, pen: Pen) -> list[str]:
-    batches = [str(row.batch) for row in comparison.rows if row.categories]
+def _categories(words: Words, pen: Pen) -> list[str]:
     lines: list[str] = []
-    for start in range(0, len(batches), SIZES_ACROSS):
+    for start in range(0, len(words.sizes), SIZES_ACROSS):
         part = slice(start, start + SIZES_ACROSS)
-        head = ["at peak", *batches[part]]
+        head = ["at peak", *words.sizes[part]]
         rows = [head, *([label, *sizes[part]] for _, label, sizes in words.categories)]
         lines += ([""] if lines else []) + _fitted(rows, range(1, len(head)), pen)
     return lines

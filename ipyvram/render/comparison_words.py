@@ -9,8 +9,11 @@ from ipyvram.report import LABELS
 from ipyvram.units import format_bytes, format_duration
 
 #: Heads of the main table, and which of its columns are figures.
-COLUMNS = ("batch", "peak", "reserved", "samples/s", "share of best", "status")
-FIGURES = (0, 1, 2, 3, 4)
+COLUMNS = ("batch", "peak", "reserved", "needs", "samples/s", "share of best", "status")
+FIGURES = (0, 1, 2, 3, 4, 5)
+
+#: Sizes in the table of categories: the rest lie on the line between them.
+SIZES_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,10 @@ class Words:
         The line through the peaks.
     cells : tuple of tuple of str
         The main table, one row a size, by `COLUMNS`; ``remarks`` is what is to be said of each row.
+    sizes : tuple of str
+        The sizes in the table of categories; with very many, only some.
     categories : tuple of (str, str, tuple of str)
-        Category, its label, and its bytes at each size.
+        Category, its label, and its bytes at each of `sizes`.
     """
 
     title: str
@@ -37,6 +42,7 @@ class Words:
     fit: str
     cells: tuple[tuple[str, ...], ...]
     remarks: tuple[str, ...]
+    sizes: tuple[str, ...]
     categories: tuple[tuple[str, str, tuple[str, ...]], ...]
     notes: tuple[str, ...]
     trouble: str
@@ -52,17 +58,22 @@ def put_into_words(c: Comparison) -> Words:
         fit=describe_fit(c.fit) if c.fit is not None else "",
         cells=tuple(tuple(cell for cell, show in zip(_cells(c, row), shown, strict=True) if show) for row in c.rows),
         remarks=tuple(row.note for row in c.rows),
+        sizes=tuple(str(row.batch) for row in _told(c)),
         categories=tuple(_categories(c)),
-        notes=c.notes,
+        notes=(*c.notes, *([_NEEDS] if shown[COLUMNS.index("needs")] else [])),
         trouble=_trouble(c),
     )
 
 
+_NEEDS = "needs is what counts against the limit: reserved, the CUDA context and other processes"
+
+
 def columns_shown(c: Comparison) -> tuple[bool, ...]:
     """Which of `COLUMNS` have anything to show."""
+    more = any((r.needed_bytes or 0) > (r.reserved_bytes or r.peak_bytes or 0) for r in c.rows)
     reserved = any(r.reserved_bytes is not None for r in c.rows)
     speed = c.best_samples_per_s is not None
-    return True, True, reserved, speed, speed, True
+    return True, True, reserved, more and c.limit_bytes is not None, speed, speed, True
 
 
 def _context(c: Comparison) -> list[str]:
@@ -81,9 +92,12 @@ def _headline(c: Comparison) -> list[tuple[str, str]]:
     parts = []
     if c.limit_bytes is not None:
         if c.largest is not None:
-            parts.append((f"Largest that fits: {c.largest.batch}", answer_words(c.largest, c.limit_bytes)))
+            words = answer_words(c.largest, c.limit_bytes, None if c.rule == "sizes" else c.multiple)
+            parts.append((f"Largest that fits: {c.largest.batch}", words))
         elif c.rows:
-            parts.append(("No size fits", f"into {format_bytes(c.limit_bytes)}"))
+            least = next((r for r in c.rows if (r.needed_bytes or 0) > c.limit_bytes), None)
+            even = f": {least.batch} needs {format_bytes(least.needed_bytes or 0)}" if least is not None else ""
+            parts.append(("No size fits", f"into {format_bytes(c.limit_bytes)}{even}"))
     knee = next((r for r in c.rows if r.batch == c.knee), None)
     if knee is not None:
         share = c.share_of_best(knee)
@@ -96,14 +110,17 @@ def _headline(c: Comparison) -> list[tuple[str, str]]:
     return parts
 
 
-def answer_words(answer: Answer, limit_bytes: int) -> str:
-    """``verified, 59.8 MiB of 60.0 MiB; 166 does not fit``."""
+def answer_words(answer: Answer, limit_bytes: int, multiple: int | None = None) -> str:
+    """``verified, 59.8 MiB of 60.0 MiB; 166 does not fit``; of a search also whether it left out sizes between the two."""
     words = answer.status
     if answer.needed_bytes is not None:
         words += f", {format_bytes(answer.needed_bytes)}"
         words += _range(answer.low_bytes, answer.high_bytes)
         words += f" of {format_bytes(limit_bytes)}"
-    return words + (f"; {answer.beyond} does not fit" if answer.beyond is not None else "")
+    if answer.beyond is None:
+        return words
+    between = multiple is not None and answer.beyond - answer.batch > multiple
+    return words + f"; {answer.beyond} does not fit" + (", between them none was tried" if between else "")
 
 
 def accumulation_words(a: Accumulation) -> str:
@@ -128,6 +145,7 @@ def _cells(c: Comparison, row: Row) -> tuple[str, ...]:
         str(row.batch),
         peak,
         "–" if row.reserved_bytes is None else format_bytes(row.reserved_bytes),
+        "–" if row.needed_bytes is None else format_bytes(row.needed_bytes),
         "–" if row.samples_per_s is None else speed(row.samples_per_s),
         "–" if share is None else f"{share:.0%}".replace("%", " %"),
         status,
@@ -152,10 +170,18 @@ def _categories(c: Comparison) -> list[tuple[str, str, tuple[str, ...]]]:
         (
             name,
             LABELS[name],
-            tuple(format_bytes(r.categories[name]) if r.categories.get(name) else "–" for r in c.rows if r.categories),
+            tuple(format_bytes(r.categories[name]) if r.categories.get(name) else "–" for r in _told(c)),
         )
         for name in used
     ]
+
+
+def _told(c: Comparison) -> list[Row]:
+    """The rows whose categories are shown: all, or the first, the last and those at equal distances between them."""
+    rows = [row for row in c.rows if row.categories]
+    if len(rows) <= SIZES_SHOWN:
+        return rows
+    return [rows[round(i * (len(rows) - 1) / (SIZES_SHOWN - 1))] for i in range(SIZES_SHOWN)]
 
 
 def _trouble(c: Comparison) -> str:

@@ -177,6 +177,8 @@ class Sweep:
             if self._clipped(trial):
                 break
         low = search.low
+        if low and search.high is None and not self._clipped(self.trials[-1]):
+            self._notes.append(wording.more_untried(len(self.trials)))
         if low and question.rule != "tutorial" and not question.estimated and not self._confirm(low):
             smaller = max((s for s in search.fitted if s < low), default=0)
             if smaller:

@@ -19,6 +19,11 @@ from ipyvram.sweep.trial import Body, ProgramFailed, Trial, with_figures
 #: Optimizer steps of a trial: the first makes optimizer state and workspaces, the second is the first steady one.
 STEPS = 2
 
+NOT_ON_THE_CARD = (
+    "nothing of this code is on the card, so there is nothing to estimate: move the model and each batch there, with "
+    ".to('cuda') or .to(device)"
+)
+
 
 class EstimatedTrials:
     """A `Runner`: estimates leave everything as it was, so trials cannot disturb each other.
@@ -45,7 +50,7 @@ class EstimatedTrials:
         Raises
         ------
         CannotEstimate
-            The code does something that has no estimate.
+            The code does something that has no estimate, or keeps off the card: each trial would then compute for real.
         ProgramFailed
             The code raised something.
         """
@@ -59,6 +64,8 @@ class EstimatedTrials:
             raise ProgramFailed(one_line(error)) from error
         trial = Trial(size=size, shape=estimation.shape, steps=estimation.steps)
         found = with_figures(trial, analyse(recording))
+        if not found.peak_bytes and not found.out_of_memory:
+            raise CannotEstimate(NOT_ON_THE_CARD)
         # What is left out is the same for every size but for its amount, and a comparison says it once.
         same = dict.fromkeys(PREDICTED if note.startswith(PREDICTED) else note for note in found.notes)
         return replace(found, notes=tuple(same))

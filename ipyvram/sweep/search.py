@@ -43,6 +43,14 @@ class Search(Protocol):
     def tell(self, size: int, outcome: Outcome) -> None:
         """What came of a size."""
 
+    @property
+    def low(self) -> int:
+        """The largest size that fitted, 0 without one."""
+
+    @property
+    def high(self) -> int | None:
+        """The smallest size that did not fit."""
+
 
 class _Trials:
     """The outcomes so far."""

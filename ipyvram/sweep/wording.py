@@ -43,15 +43,18 @@ def room_beyond(name: str, largest: int) -> str:
     return f"there is room beyond {largest}, twice the largest size compared: --max-batch {name} finds out how much"
 
 
+def more_untried(tried: int) -> str:
+    """What is said where a search ended by the number of its trials."""
+    return f"larger sizes were not tried: the search ends after {tried} trials, and the last of them fitted"
+
+
 def notes(
     trials: Sequence[Trial], rows: Sequence[Row], line: Fit | None, skipped: Sequence[int], estimated: bool
 ) -> Iterator[str]:
     """What is to be said of the whole."""
     ran = [t for t in trials if not t.out_of_memory]
     if ran and not any(t.peak_bytes for t in ran):
-        yield "nothing was on the device: the code computes elsewhere" + (
-            " (.to('cuda') is missing)" if estimated else ""
-        )
+        yield "nothing was on the device: the code computes elsewhere"
     yield from _about_batches(ran, rows, skipped)
     if any(r.contaminated for r in rows):
         first = next(t for t in trials if t.leftover)
