@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 from collections.abc import Sequence
@@ -21,18 +22,15 @@ class Numbered(NamedTuple):
 def compare_line(line: str, reports: Sequence[Numbered]) -> Difference:
     """What a line asks for.
 
-    ``A B [C]`` are labels (their newest report) or numbers as in ``%vram history``; one label alone compares all its
-    runs; ``A --steps 1 2`` compares steps of one report, of the newest where A is left out.
+    ``A B [C]`` are labels (their newest report) or numbers as in ``%vram history``; a label of several words needs no
+    quotes where it is known; one label alone compares all its runs; ``A --steps 1 2`` compares steps of one report, of the newest where A is left out.
 
     Raises
     ------
     ValueError
         A label or number is not there, or there is nothing to compare with.
     """
-    try:
-        words = shlex.split(line)
-    except ValueError as error:
-        raise ValueError(f"%vram compare {line}: {error}") from None
+    words = _words(line, {n.report.label for n in reports if n.report.label})
     if "--steps" in words:
         at = words.index("--steps")
         return compare_steps(_one(words[:at], reports), _steps(words[at + 1 :]))
@@ -60,8 +58,27 @@ def find(word: str, reports: Sequence[Numbered]) -> Report:
     found = [n.report for n in reports if n.report.label == word]
     found = found or [n.report for n in reports if word.isdigit() and n.number == int(word)]
     if not found:
-        raise ValueError(f"no report is called {word!r} (there are {_known(reports)})")
+        labels = list(dict.fromkeys(n.report.label for n in reports if n.report.label))
+        close = [label for label in labels if label.startswith(word)] or difflib.get_close_matches(word, labels, 1)
+        guess = f": did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"no report is called {word!r}{guess} (there are {_known(reports)})")
     return found[-1]
+
+
+def _words(line: str, labels: set[str]) -> list[str]:
+    """The line's words; those that together are a label count as one."""
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        if not any("'" in label and label in line for label in labels):
+            raise ValueError(f"%vram compare {line}: {error}") from None
+        words = line.split()  # an apostrophe, and no quote
+    found = []
+    while words:
+        most = next((n for n in range(len(words), 1, -1) if " ".join(words[:n]) in labels), 1)
+        found.append(" ".join(words[:most]))
+        del words[:most]
+    return found
 
 
 def _one(words: list[str], reports: Sequence[Numbered]) -> Report:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
-#: Steps from which the time of one is told.
-MIN_STEPS = 10
+#: Untraced steps from which the time of one is told.
+MIN_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Side:
     account : dict
         Category → bytes at the peak; their sum is `peak_bytes`.
     facts : dict
-        What else differs, as numbers: ``reserved_bytes``, ``duration_s``, ``seconds_per_step``, ``steps``, ``batch``.
+        What else differs, as numbers: ``reserved_bytes``, ``duration_s``, ``seconds_per_step``, ``steps``.
     """
 
     name: str
@@ -136,9 +136,10 @@ def compare_steps(report: Report, steps: Sequence[int] = (1, 2)) -> Difference:
 
 
 def _side(name: str, report: Report) -> Side:
-    # Traced steps and the first one are slower: where there is little else, their time says nothing.
-    telling = report.steps >= MIN_STEPS and report.steps > 2 * report.traced_steps
-    per_step = report.duration_s / report.steps if telling else 0.0
+    # Making the model, the first steps and what is traced take longer: what is left is what a step takes from then on.
+    untraced = report.steps - report.traced_steps if report.kind == "measured" else 0
+    left_s = report.duration_s - report.measurement.traced_s
+    per_step = left_s / untraced if untraced >= MIN_STEPS and left_s > 0 else 0.0
     facts = {
         "reserved_bytes": report.peak_reserved_bytes or 0,
         "steps": report.steps,

@@ -19,7 +19,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable
-from types import CodeType
+from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.error import UsageError
@@ -91,6 +91,7 @@ class Session:
             return self.line(line)
 
         def cell_vram(line: str, cell: str) -> Any:
+            __tracebackhide__ = True  # in the traceback of the cell's own error, here and below
             return self.cell(line, cell)
 
         for magic in (line_vram, cell_vram):
@@ -212,7 +213,7 @@ class Session:
         """``%vram``: the head of a cell, or a subcommand."""
         heads_cell = line.startswith(directive.MARK)
         rest = line[len(directive.MARK) :].strip() if heads_cell else line.strip()
-        if wants_help(rest):
+        if wants_help(rest) or (rest == "help" and not heads_cell):
             print(_help())
         elif heads_cell:
             self._arm(rest)
@@ -228,6 +229,7 @@ class Session:
 
     def cell(self, line: str, cell: str) -> Any:
         """``run_cell_magic('vram', …)`` by name, as scripts made from notebooks do; ``%%vram`` in a cell is `line`."""
+        __tracebackhide__ = True
         if wants_help(line):
             print(_help())
             return None
@@ -256,6 +258,8 @@ class Session:
         from ipyvram.estimating import estimate_cell
         from ipyvram.simulated.refusal import CannotEstimate
 
+        __tracebackhide__ = True
+
         source, text, name = self._python(text)
         code = self.ip.compile(self.ip.compile.ast_parse(source, filename=name), name, "exec")
         try:
@@ -263,10 +267,7 @@ class Session:
         except CannotEstimate as error:
             raise UsageError(str(error)) from None
         except BaseException as error:  # the cell's own: its traceback begins at the cell's own line
-            trace = error.__traceback__
-            while trace is not None and trace.tb_frame.f_code.co_filename != name:
-                trace = trace.tb_next
-            raise error.with_traceback(trace)  # noqa: B904 - the same error
+            raise error.with_traceback(_from(name, error))  # noqa: B904 - the same error
         _show(report)
 
     def _compare(self, options: Options, text: str) -> None:
@@ -274,6 +275,7 @@ class Session:
         from ipyvram.sweep.comparing import compare_cell
         from ipyvram.sweep.progress import ProgressLine
 
+        __tracebackhide__ = True
         source, _, name = self._python(text)
         compile_ = functools.partial(self.ip.compile, filename=name, symbol="exec")
         progress = ProgressLine(_publish if hasattr(self.ip, "kernel") else None)
@@ -285,7 +287,7 @@ class Session:
             raise UsageError(str(refusal)) from None
         _show_comparison(comparison)
         if error is not None:  # the cell's own, or the user's Ctrl-C: Run All stops
-            raise error
+            raise error.with_traceback(_from(name, error))
 
     def _python(self, text: str) -> tuple[str, str, str]:
         """A cell that was handed over as text: as Python, as written, and the file name for its frames.
@@ -296,7 +298,15 @@ class Session:
         found = directive.find(info.raw_cell.splitlines(keepends=True)) if info is not None else None
         above = "\n" * (0 if found is None else found[0] + 1)
         source = above + self.ip.transform_cell(text)
-        return source, above + text, self.ip.compile.cache(source, raw_code=above + text)
+        return source, above + text, self.ip.compile.cache(source, self.ip.execution_count, raw_code=above + text)
+
+
+def _from(name: str, error: BaseException) -> TracebackType | None:
+    """The traceback from the cell's own line on; the whole one where it is none of the cell's."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename != name:
+        trace = trace.tb_next
+    return trace or error.__traceback__
 
 
 def _line_of(report: Report) -> dict[str, Any] | None:

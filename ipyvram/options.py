@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -333,12 +334,22 @@ def help_text(subcommands: dict[str, str] | None = None) -> str:
         "",
         "LABEL is any words before the first option. Options:",
         "",
-        *(f"    {usage:<18} {meaning}" for usage, meaning in rows),
+        *_table(rows),
     ]
     if subcommands:
         lines += ["", "In a line of its own:", ""]
-        lines += [f"    {usage:<18} {meaning}" for usage, meaning in subcommands.items()]
+        lines += _table(list(subcommands.items()))
     return "\n".join(lines) + "\n"
+
+
+def _table(rows: list[tuple[str, str]]) -> list[str]:
+    """Usages and meanings side by side, in lines of at most 100 columns."""
+    width = max(len(usage) for usage, _ in rows) + 2
+    lines = []
+    for usage, meaning in rows:
+        first, *more = textwrap.wrap(meaning, 96 - width)
+        lines += [f"    {usage:<{width}}{first}", *(" " * (4 + width) + line for line in more)]
+    return lines
 
 
 def complete(before: str) -> list[str]:

@@ -5,6 +5,7 @@ A line comes in; text, a DataFrame or a report to show goes out. Mistakes are Va
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,13 +43,20 @@ def _last(rest: str) -> Report:
 
 
 def _history(rest: str) -> Any:
-    """The cells that took most first; the index still tells their order."""
+    """The cells that took most first, to be read; the index still tells their order. `journal.history` is for programs."""
     _no_more("history", rest)
-    return journal.history().sort_values("peak_bytes", ascending=False, kind="stable")
+    frame = journal.history().sort_values("peak_bytes", ascending=False, kind="stable").dropna(axis=1, how="all")
+    words: list[str] = list(frame.select_dtypes("string").columns)
+    frame[words] = frame[words].fillna("")
+    frame["started"] = frame["started"].dt.floor("s")
+    frame.insert(frame.columns.get_loc("peak_bytes"), "peak", [format_bytes(n) for n in frame["peak_bytes"]])
+    return frame
 
 
 def _note(rest: str) -> Display:
-    text = rest.strip().strip("\"'")
+    text = rest.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1].strip()
     if not text:
         raise ValueError("%vram note TEXT: write the remark that the newest report is to have")
     _newest()
@@ -149,9 +157,10 @@ def run_subcommand(line: str, namespace: dict[str, Any] | None = None) -> Any:
     name, _, rest = line.partition(" ")
     subcommand = SUBCOMMANDS.get(name)
     if subcommand is None:
-        known = ", ".join(s.usage for s in SUBCOMMANDS.values())
+        close = difflib.get_close_matches(name, SUBCOMMANDS, 1)
+        guess = f": did you mean %vram {close[0]}?" if close else ""
         raise ValueError(
-            f"%vram {name} alone in its cell is not a subcommand (there are {known}); "
+            f"%vram {name} is not a subcommand{guess} (there are {', '.join(SUBCOMMANDS)}; %vram -h tells what they do); "
             "to measure a cell, put %%vram on its first line and code below it"
         )
     return subcommand.run(rest.strip(), namespace or {}) if subcommand.looks else subcommand.run(rest.strip())

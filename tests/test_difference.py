@@ -14,7 +14,7 @@ from ipyvram.comparing import Numbered, compare_line
 from ipyvram.recording import CATEGORIES
 from ipyvram.render.difference import bundle, headline, html, text
 from ipyvram.render.text import Pen
-from ipyvram.report import StepAccount
+from ipyvram.report import Measurement, StepAccount
 from tests.made import MIB, account, report
 
 PEN = Pen(80, True, False)
@@ -43,11 +43,17 @@ def pair():
     return small, large
 
 
-@pytest.mark.parametrize(("steps", "traced", "told"), [(20, 3, True), (9, 3, False), (12, 6, False), (3, 3, False)])
-def test_the_time_of_a_step_is_told_where_most_steps_ran_as_ever(steps, traced, told):
-    made = report({"parameters": MIB}, steps=steps, traced_steps=traced, duration_s=10.0)
+@pytest.mark.parametrize(("steps", "traced", "told"), [(20, 3, 0.5), (6, 3, 8.5 / 3), (5, 3, None), (3, 3, None)])
+def test_the_time_of_a_step_is_that_of_the_untraced_ones(steps, traced, told):
+    measurement = Measurement("storage trace", traced_s=1.5)  # making the model, the first steps
+    made = report({"parameters": MIB}, steps=steps, traced_steps=traced, duration_s=10.0, measurement=measurement)
     facts = difference.compare(made, made).sides[0].facts
-    assert facts.get("seconds_per_step") == (10.0 / steps if told else None)
+    assert facts.get("seconds_per_step") == told
+
+
+def test_an_estimate_has_no_time_of_a_step():
+    made = report({"parameters": MIB}, kind="estimated", steps=20, duration_s=10.0)
+    assert "seconds_per_step" not in difference.compare(made, made).sides[0].facts
 
 
 def test_text_and_html_tell_every_figure(pair):
@@ -142,6 +148,7 @@ def numbered(pair):
         ("bs32 bs64", [50, 71]),  # the newest of a label
         ("1 3", [40, 50]),
         ("bs64 'mixed precision' 1", [71, 100, 40]),
+        ("bs64 mixed precision 1", [71, 100, 40]),  # as it stands in the cell
         ("bs32", [40, 50]),  # its runs
     ],
 )
@@ -153,9 +160,10 @@ def test_labels_and_numbers(numbered, line, peaks):
     ("line", "told"),
     [
         ("", "name two reports, by label or number"),
-        ("bs32 bs65", r"no report is called 'bs65' \(there are 1 'bs32', 2 'bs64'"),
+        ("bs32 bs65", r"no report is called 'bs65': did you mean 'bs64'\? \(there are 1 'bs32', 2 'bs64'"),
         ("bs64", "only one report has that label"),
         ("9 1", "no report is called '9'"),
+        ("mixed bs64", "no report is called 'mixed': did you mean 'mixed precision'"),
         ("'bs32", "No closing quotation"),
         ("bs32 --steps 1 x", "write step numbers"),
         ("bs32 --steps 1 2", r"step 1 of bs32 was not traced \(traced: none\)"),

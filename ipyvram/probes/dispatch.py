@@ -61,7 +61,11 @@ def _dispatch(self: Mode, func: Any, types: Any, args: Any = (), kwargs: Any = N
             return NotImplemented  # made of tensors: its own dispatch runs operators on its parts, seen one by one
     if not recorder.active:
         return func(*args, **(kwargs or {}))
-    result = func(*args, **kwargs) if kwargs else func(*args)
+    try:
+        result = func(*args, **kwargs) if kwargs else func(*args)
+    except BaseException:
+        __tracebackhide__ = True  # the operator's own error: IPython leaves this frame out of the traceback
+        raise
     try:
         recorder.record(func, args, kwargs, result)
     except torch.OutOfMemoryError as error:

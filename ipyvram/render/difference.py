@@ -21,8 +21,8 @@ BAR = 12
 _FACTS = {
     "reserved_bytes": ("reserved", format_bytes),
     "steps": ("steps", lambda n: f"{n:,.0f}"),
-    "duration_s": ("time", format_duration),
     "seconds_per_step": ("time a step", format_duration),
+    "duration_s": ("time in all", format_duration),
 }
 
 
