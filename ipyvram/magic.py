@@ -298,7 +298,9 @@ class Session:
         found = directive.find(info.raw_cell.splitlines(keepends=True)) if info is not None else None
         above = "\n" * (0 if found is None else found[0] + 1)
         source = above + self.ip.transform_cell(text)
-        return source, above + text, self.ip.compile.cache(source, self.ip.execution_count, raw_code=above + text)
+        numbers = getattr(self.ip.compile, "_filename_map", {})  # IPython's "In[6]" for the frames of this cell
+        number = numbers.get(_caller_filename(self.ip), self.ip.execution_count)
+        return source, above + text, self.ip.compile.cache(source, number, raw_code=above + text)
 
 
 def _from(name: str, error: BaseException) -> TracebackType | None:

@@ -106,6 +106,13 @@ def test_error_has_the_users_frames_and_lines_and_the_report(kernel):
     assert not armed(kernel)
 
 
+def test_an_operators_error_shows_no_frame_of_ours(kernel):
+    outcome = kernel.run("%%vram\nimport torch\ntorch.ones(2, 3) @ torch.ones(2, 3)")
+    assert outcome.reply["ename"] == "RuntimeError"
+    assert "----> 3" in outcome.traceback
+    assert outcome.our_frames == []
+
+
 def test_an_error_stops_run_all(kernel):
     client = kernel.client
     first, second = client.execute("%%vram\n1 / 0"), client.execute("ran = True")

@@ -181,3 +181,46 @@ def test_without_torchs_private_logging_the_engine_is_wrapped(monkeypatch):
     found.phases.stop()
     assert story(found) == "BbBb"
     assert torch.autograd._engine_run_backward is original
+
+
+# -- optimizers that are made anew ----------------------------------------------------------------------------------------
+
+
+def _train(model, optimizer, steps=1):
+    for _ in range(steps):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+
+
+def test_an_optimizer_made_anew_each_step_counts_as_one(seen):
+    model = nn.Linear(2, 2)
+    for _ in range(5):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        _train(model, optimizer)
+    assert seen.steps == [1, 2, 3, 4, 5]
+    assert [m.step for m in seen.phases.marks if m.kind == "optimizer" and m.begin] == [1, 2, 3, 4, 5]
+    assert seen.phases.optimizers == ["SGD"]
+
+
+def test_an_optimizer_made_anew_each_epoch_is_counted_after_the_trace(seen):
+    model = nn.Linear(2, 2)
+    _train(model, torch.optim.SGD(model.parameters(), lr=0.1), 2)
+    seen.phases.stop_tracing()
+    for _ in range(3):
+        _train(model, torch.optim.Adam(model.parameters(), lr=0.1), 2)
+    assert seen.phases.steps == 8
+    seen.phases.stop()
+    assert not optimizer_hooks._global_optimizer_pre_hooks
+    _train(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert seen.phases.steps == 8
+
+
+def test_the_end_of_the_counting_optimizer_touches_no_hooks_of_others(seen):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    _train(model, optimizer)
+    seen.phases.stop_tracing()
+    theirs = optimizer_hooks.register_optimizer_step_pre_hook(lambda *args: None)
+    del optimizer
+    assert len(optimizer_hooks._global_optimizer_pre_hooks) == 1
+    theirs.remove()

@@ -102,7 +102,7 @@ class Phases:
             undo()
         self._handles, self._undo = [], []
         self._drop_optimizers(but_leader=True)
-        if self._leader is not None:
+        if self._leads_somebody():
             self._drop_first_step()
         stepping = None if self._stepping is None else self._stepping()
         self._stepping = None
@@ -111,6 +111,7 @@ class Phases:
 
     def stop(self) -> None:
         self.stop_tracing()
+        self._leader = None
         self._drop_optimizers(but_leader=False)
         self._drop_first_step()
 
@@ -278,17 +279,33 @@ class Phases:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._stepping = None
-        if self._leader is None:
-            self._leader = weakref.ref(optimizer)  # with several optimizers, the first one counts the steps
-            self.optimizers.append(type(optimizer).__name__)
-            if not self.tracing:
-                self._drop_first_step()
+        if not self._leads_somebody():
+            self._lead(optimizer)
         if self.tracing:
             self._mark("optimizer", False, type(optimizer).__name__)
             self._guard("optimizer", lambda: self._owners.optimizer(optimizer))
         if self._leads(optimizer):
             self.steps += 1
             self._guard("optimizer", lambda: self._on_step(self.steps))
+
+    def _lead(self, optimizer: torch.optim.Optimizer) -> None:
+        """With several optimizers, the first one counts the steps; the next one when that is gone (made anew each epoch)."""
+        self._leader = weakref.ref(optimizer, self._wait_for_another)
+        if not self.optimizers:
+            self.optimizers.append(type(optimizer).__name__)
+        if not self.tracing:
+            self._drop_first_step()
+        for key in [key for key, (reference, _) in self._optimizers.items() if reference() is None]:
+            del self._optimizers[key]
+
+    def _wait_for_another(self, gone: Any) -> None:
+        # A collection can end here while torch walks through the hooks: only where there are none is that no matter.
+        others = getattr(optimizer_hooks, "_global_optimizer_pre_hooks", None)
+        if gone is self._leader and self._first_step is None and others is not None and not others:
+            self._first_step = optimizer_hooks.register_optimizer_step_pre_hook(self._before_step)
+
+    def _leads_somebody(self) -> bool:
+        return self._leader is not None and self._leader() is not None
 
     def _leads(self, optimizer: torch.optim.Optimizer | None) -> bool:
         return optimizer is not None and self._leader is not None and self._leader() is optimizer

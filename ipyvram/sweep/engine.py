@@ -237,6 +237,6 @@ class Sweep:
         predicted = answers.predicted_largest(rows, line, limit, self.question.multiple)
         if predicted is None or (ran is not None and predicted.batch <= ran.batch):
             return ran
-        if line is not None and predicted.batch > line.reach - self.question.multiple:
+        if self.question.sizes and line is not None and predicted.batch > line.reach - self.question.multiple:
             self._notes.append(wording.room_beyond(self.question.name, predicted.batch))
         return predicted
