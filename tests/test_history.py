@@ -83,6 +83,19 @@ def test_a_users_own_history_is_read_and_left_on(cuda):
     assert before.numel() + during.numel() == 3000
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_pins_go_into_our_own_history_only(own):
+    with SimulatedCuda(workspace=False, annotates=True) as cuda:
+        if own:
+            torch.cuda.memory._record_memory_history(max_entries=10)
+        probe = started()
+        made = torch.zeros(10)
+        probe.identify(made.untyped_storage())
+        pins = [e for e in cuda.cards[0].ring if e["action"] == "annotate"]
+        probe.stop("end of cell")
+    assert len(pins) == (0 if own else 1)
+
+
 def test_a_full_ring_buffer_is_said_and_the_rest_still_adds_up(cuda, monkeypatch):
     monkeypatch.setattr(history_module, "MAX_ENTRIES", 20)
     kept = torch.zeros(100)
@@ -201,7 +214,7 @@ def test_private_pools_of_graphs_are_named(cuda):
     rest = torch.zeros(3 * MIB)
     (trace,) = probe.stop("end of cell")
     assert {s.private_pool for s in trace.segments_end} == {(0, 0), (0, 1)}
-    assert any("private pools (CUDA graphs)" in note for note in probe.notes)
+    assert any("private pools (CUDA graphs" in note for note in probe.notes)
     assert build(trace).mismatches == 0
     assert static.numel() + rest.numel()
 

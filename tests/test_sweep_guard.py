@@ -42,6 +42,31 @@ def test_the_fraction_leaves_room_for_what_is_outside_and_is_put_back():
         assert torch.cuda.get_per_process_memory_fraction() == 0.9
 
 
+def test_only_devices_in_use_are_asked_and_the_current_one_stays(monkeypatch):
+    """As torch 2.6 does it: to ask for a fraction makes that device current, and a context there."""
+    asked = []
+    with SimulatedCuda(devices=3) as cuda:
+
+        def as_of_old(original):
+            def call(*args):
+                device = args[-1]
+                asked.append(device)
+                cuda.current = device
+                return original(*args)
+
+            return call
+
+        monkeypatch.setattr(torch._C, "_cuda_hasPrimaryContext", lambda device: device < 2)
+        for name in ("get_per_process_memory_fraction", "set_per_process_memory_fraction"):
+            monkeypatch.setattr(torch.cuda, name, as_of_old(getattr(torch.cuda, name)))
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: setattr(cuda, "current", device))
+        with guard.memory_fraction(4096 * MIB):
+            assert cuda.current == 0
+        assert cuda.current == 0
+        monkeypatch.undo()
+    assert set(asked) == {0, 1}
+
+
 def test_a_limit_beyond_the_card_is_the_card():
     with SimulatedCuda(capacity=1024 * MIB), guard.memory_fraction(1 << 40):
         assert torch.cuda.get_per_process_memory_fraction() == 1

@@ -100,7 +100,7 @@ class HistoryTrace:
     def identify(self, storage: torch.UntypedStorage) -> tuple[str, int] | None:
         """Device and address of a storage in the trace; None for one that is not on a card."""
         found = self._place(storage)
-        if found is not None and self.active and self._begun:
+        if found is not None and self.active and self._ours:  # a user's own buffer is not filled with our pins
             self._anchors.pin(found[1])
         return found
 
@@ -172,7 +172,7 @@ class HistoryTrace:
         private = sum(s.size for s in trace.segments_end if s.private_pool != (0, 0))
         if private:
             self.notes.append(
-                f"{trace.device}: {format_bytes(private)} lie in private pools (CUDA graphs); replaying a graph makes no "
+                f"{trace.device}: {format_bytes(private)} lie in private pools (CUDA graphs, MemPool); replaying a graph makes no "
                 "events, so what it uses at a time is not seen"
             )
 

@@ -54,14 +54,29 @@ def outside_bytes() -> int:
 
 
 def saved_fractions() -> Callable[[], None]:
-    """What puts the allocator's fractions back as they are now, on all devices."""
+    """What puts the allocator's fractions back as they are now, on every device that this process uses."""
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return lambda: None
     read = getattr(torch.cuda, "get_per_process_memory_fraction", None)
-    fractions = [read(i) if read is not None else 1.0 for i in range(torch.cuda.device_count())]
+    has_context = getattr(torch._C, "_cuda_hasPrimaryContext", lambda device: True)
+    devices = [device for device in range(torch.cuda.device_count()) if has_context(device)]
+    with _same_device():
+        fractions = {device: read(device) if read is not None else 1.0 for device in devices}
 
     def restore() -> None:
-        for device, fraction in enumerate(fractions):
-            torch.cuda.set_per_process_memory_fraction(fraction, device)
+        with _same_device():
+            for device, fraction in fractions.items():
+                torch.cuda.set_per_process_memory_fraction(fraction, device)
 
     return restore
+
+
+@contextlib.contextmanager
+def _same_device() -> Iterator[None]:
+    """Torch 2.6 makes the device current whose fraction is asked for or set, and leaves it so."""
+    current = torch.cuda.current_device()
+    try:
+        yield
+    finally:
+        if torch.cuda.current_device() != current:
+            torch.cuda.set_device(current)
