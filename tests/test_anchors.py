@@ -102,3 +102,18 @@ def test_a_torch_that_refuses_an_annotation_is_asked_no_more():
     anchors.pin(1)
     anchors.pin(2)
     assert asked == ["ipyvram pin 0"]
+
+
+def test_memory_that_is_not_the_allocators_gets_no_pin_and_the_next_one_does():
+    asked = []
+
+    def annotate(pointer, text):
+        asked.append(text)
+        if pointer == 1:
+            raise RuntimeError("annotateMemory: no live allocation found at pointer 0x1")
+
+    anchors = Anchors(Ticking(1))
+    anchors._annotate = annotate
+    anchors.pin(1)
+    anchors.pin(2)
+    assert asked == ["ipyvram pin 0", "ipyvram pin 1"]

@@ -92,8 +92,12 @@ def compiled(device: str, simulated: bool) -> Iterator[Row]:
         model(x).square().mean().backward()
         optimizer.step()
 
-    for _ in range(3):
-        step()
+    try:
+        for _ in range(3):
+            step()
+    except Exception as error:  # the compiler wants tools that a bare machine may lack
+        yield note("overhead", "compiled", f"left out: nothing compiles here: {type(error).__name__}: {error}"[:200])
+        return
     before = torch._dynamo.utils.counters["stats"].get("unique_graphs", 0)
     yield compare("compiled: as %%vram", step, {}, ROUNDS, STEPS * 4)
     graphs = torch._dynamo.utils.counters["stats"].get("unique_graphs", 0)

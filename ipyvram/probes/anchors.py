@@ -82,8 +82,9 @@ class Anchors:
         self._pinned.append(self._clock())
         try:
             self._annotate(pointer, f"{_PIN}{len(self._pinned) - 1}")
-        except Exception:
-            self._annotate = None
+        except Exception as error:
+            if "no live allocation" not in str(error):  # only this one is not the allocator's: a library's memory
+                self._annotate = None
 
     def settle(self, entries: Iterable[Mapping[str, Any]], time_ns: NDArray[np.int64]) -> NDArray[np.int64]:
         """Times of events, moved where pins among them tell that they were earlier or later.
