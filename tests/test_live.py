@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 import threading
@@ -12,11 +13,15 @@ import time
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ipyvram.pulse import Pulse, held_by_claims, leading_device, limit_of
 from ipyvram.recording import Claim
+from ipyvram.render.columns import display_width
 from ipyvram.render.live import LiveMeter, NotebookScreen, TerminalScreen
 from ipyvram.render.meter import SPARK_CELLS, Meter, taken
+from ipyvram.render.meter_html import meter_html
 from ipyvram.render.place import EMPTY, FixedPlace
 from tests import kernels
 from tests.conftest import ROOT
@@ -43,11 +48,25 @@ def fed(*pulses: Pulse) -> Meter:
 
 def test_it_tells_current_and_peak_step_and_rate():
     meter = fed(*(pulse(t, (3 if t == 5 else 2) * GIB, steps=4 * t) for t in range(20)))
-    words = " · ".join(meter.words())
-    assert "cuda:0 2.00 GiB of 16.0 GiB" in words
-    assert "peak 3.00 GiB" in words
-    assert "step 76, 4 a second" in words
-    assert "limit" not in words
+    assert meter.facts() == {
+        "label": "a <b>label</b>",
+        "time": "19 s",
+        "memory": "cuda:0 2.00 GiB of 16.0 GiB",
+        "peak": "peak 3.00 GiB",
+        "step": "step 76, 4/s",
+    }
+
+
+def test_slow_steps_are_told_by_the_seconds_each_takes():
+    assert fed(*(pulse(t, GIB, steps=t // 5) for t in range(30))).facts()["step"] == "step 5, 5.0 s each"
+
+
+def test_the_rate_is_that_of_the_steps_and_not_of_what_came_before_them():
+    late = [pulse(0.25 * i, GIB, steps=max(0, i - 80) // 2) for i in range(100)]
+    assert fed(*late).rate() == pytest.approx(2.0)
+    assert fed(*late[:82]).rate() == 0  # one step alone has no rate
+    assert fed(*late, *(pulse(25 + t, GIB, steps=9) for t in range(30))).rate() == 0  # no more steps
+    assert fed(*(pulse(t, GIB, steps=t // 20) for t in range(59))).rate() == pytest.approx(1 / 20)
 
 
 def test_growth_gives_the_time_left_to_the_limit():
@@ -55,7 +74,15 @@ def test_growth_gives_the_time_left_to_the_limit():
     left = meter.seconds_left()
     beside = taken(pulse(29, 4.9 * GIB)) - 4.9 * GIB
     assert left == pytest.approx((12 - 4.9 - beside / GIB) / 0.1, rel=0.1)
-    assert any(word.endswith("to the limit") for word in meter.words())
+    assert meter.facts()["left"] == "1 min 01 s to the limit"
+
+
+def test_off_the_gpu_it_is_the_process_that_grows_to_the_limit():
+    meter = fed(*(Pulse(t, 0, "cpu", {"process_rss": (1 + 0.1 * t) * GIB}, None, 8 * GIB) for t in range(30)))
+    assert meter.seconds_left() == pytest.approx((8 - 3.9) / 0.1, rel=0.1)
+    html = meter_html(meter)
+    assert 'title="Process 3.90 GiB"' in html
+    assert "Limit 8.00 GiB" in html
 
 
 def test_what_a_step_takes_and_gives_back_is_no_growth():
@@ -79,12 +106,34 @@ def test_the_last_minute_is_drawn_from_its_lowest_to_its_highest():
 
 
 def test_the_bar_is_of_the_card_with_the_limit_on_it():
-    html = fed(pulse(5, 4 * GIB)).html()
+    html = meter_html(fed(pulse(5, 4 * GIB)))
     assert 'title="Tensors 4.00 GiB"' in html
     assert 'title="Cache 819 MiB"' in html
-    assert 'title="Context and other processes 1.00 GiB"' in html
-    assert "margin-left:75.0%" in html
-    assert 'title="limit 12.0 GiB"' in html
+    assert 'title="Context, other processes 1.00 GiB"' in html
+    for title, share in (("limit 12.0 GiB", "75.0%"), ("peak 4.00 GiB", "25.0%")):
+        mark = next(part for part in html.split("<div") if f'title="{title}"' in part)
+        assert f"0 0 {share};" in mark
+
+
+def test_what_colours_and_marks_mean_is_told_in_words():
+    told = re.sub(r"<[^>]+>", " ", meter_html(fed(replace(pulse(5, 4 * GIB), held={"parameters": GIB}))))
+    for words in ("Parameters 1.00 GiB", "Activations, other 3.00 GiB", "Cache 819 MiB", "Limit 12.0 GiB"):
+        assert words in " ".join(told.split())
+
+
+def test_the_drawing_of_the_last_minute_has_its_lowest_and_highest_and_ends_now():
+    html = meter_html(fed(*(pulse(t, (8 if t == 250 else 1 if t > 200 else 2) * GIB) for t in range(300))))
+    assert "the last minute: 1.00 GiB to 8.00 GiB" in html
+    path = re.search(r'<path d="M(\d+) (\d+)((?:[HV]\d+)+)" fill="none"', html)
+    xs, ys = (list(map(int, re.findall(axis + r"(\d+)", path[3]))) for axis in "HV")
+    assert (path[1], xs[-1]) == ("0", 150)
+    assert xs == sorted(xs)
+    assert (min(ys), max(ys)) == (1, 16)
+
+
+def test_a_limit_that_is_near_is_told_in_bold():
+    html = meter_html(fed(*(pulse(t, (5 + 0.1 * t) * GIB) for t in range(30))))
+    assert re.search(r"<strong>\d+ s to the limit</strong>", html)
 
 
 def test_the_bar_tells_categories_as_far_as_they_are_known():
@@ -98,31 +147,42 @@ def test_the_bar_tells_categories_as_far_as_they_are_known():
     ]
     held = held_by_claims(claims, "cuda:0")
     assert held == {"parameters": GIB, "optimizer_state": GIB}
-    html = fed(replace(pulse(5, 4 * GIB), held=held)).html()
+    html = meter_html(fed(replace(pulse(5, 4 * GIB), held=held)))
     assert 'title="Parameters 1.00 GiB"' in html
-    assert 'title="Activations and other tensors 2.00 GiB"' in html
-    assert 'title="Tensors 1.00 GiB"' in fed(replace(pulse(5, GIB), held=held)).html()
+    assert 'title="Activations, other 2.00 GiB"' in html
+    assert 'title="Tensors 1.00 GiB"' in meter_html(fed(replace(pulse(5, GIB), held=held)))
 
 
 def test_on_the_cpu_it_is_the_memory_of_the_process():
     meter = fed(Pulse(2, 0, "cpu", {"process_rss": 512 * 2**20}))
     assert "cpu process 512 MiB" in meter.line(80)
-    assert "<div" in meter.html()
+    assert "<div" in meter_html(meter)
     assert meter.seconds_left() is None
 
 
 def test_a_label_is_text_and_a_line_has_its_width():
     meter = fed(pulse(1, GIB))
-    assert "&lt;b&gt;label" in meter.html()
-    assert "<b>" not in meter.html()
+    assert "&lt;b&gt;label" in meter_html(meter)
+    assert "<b>" not in meter_html(meter)
     for width in (10, 40, 80, 200):
         assert len(meter.line(width)) <= width
     assert meter.line(80, unicode=False).isascii()
 
 
+@given(st.integers(1, 130), st.booleans(), st.text(max_size=60))
+def test_a_line_has_whole_facts_and_the_memory_as_long_as_there_is_room(width, unicode, label):
+    meter = fed(*(replace(pulse(t, (5 + 0.1 * t) * GIB, steps=9 * t), label=label) for t in range(30)))
+    line = meter.line(width, unicode)
+    assert display_width(line) <= width
+    facts = set(meter.facts().values()) - {meter.facts().get("label")}
+    shown = [words.split("  ")[0] for words in line.split(" · " if unicode else " - ")]
+    assert len(facts & set(shown)) >= (width >= 30) + (width >= 55) + (width >= 75)
+    assert not width >= 30 or "cuda:0 7.90 GiB of 16.0 GiB" in line
+
+
 def test_nothing_is_said_before_the_first_pulse():
     meter = Meter()
-    assert (meter.words(), meter.line(80), meter.html(), meter.spark()) == ([], "", "", "")
+    assert (meter.facts(), meter.line(80), meter_html(meter), meter.spark()) == ({}, "", "", "")
 
 
 def test_the_device_to_watch_and_the_limit():
@@ -209,7 +269,7 @@ def test_there_may_be_nothing_to_tell_yet():
     meter.start()
     assert screen.shown.wait(10)
     meter.stop()
-    assert screen.lines[0].startswith("a <b>label</b> · 3.0 s")
+    assert screen.lines[0].startswith("a <b>label</b> · 3 s")
 
 
 def test_a_terminal_has_one_line_rewritten_and_erased(monkeypatch):
@@ -221,6 +281,18 @@ def test_a_terminal_has_one_line_rewritten_and_erased(monkeypatch):
     assert "\n" not in stream.getvalue()
     assert stream.getvalue().startswith("\r\x1b[K")
     assert stream.getvalue().endswith("\r\x1b[K")
+
+
+def test_a_dumb_terminal_gets_spaces_and_no_escape_codes(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "dumb")
+    screen = TerminalScreen()
+    screen.show(fed(pulse(1, GIB)))
+    shown = stream.getvalue().lstrip("\r ")
+    screen.close()
+    assert "\x1b" not in stream.getvalue()
+    assert stream.getvalue().endswith("\r" + " " * len(shown) + "\r")
 
 
 # -- real kernels ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 
 from ipyvram.render.columns import display_width
 from ipyvram.render.markup import clean
+from ipyvram.render.palette import COLOURS, LETTERS
 from ipyvram.render.summary import summarise
-from ipyvram.render.text import Pen, text
-from ipyvram.report import Measurement, StepAccount
+from ipyvram.render.text import CHART_ROWS, Pen, text
+from ipyvram.report import LABELS, Measurement, StepAccount
 from ipyvram.units import GIB, MIB
 from tests import reports
 from tests.made import report
@@ -54,6 +56,60 @@ def test_without_unicode_it_is_ascii(case):
 def test_colour_changes_no_word(case):
     coloured = text(CASES[case](), colour=True, unicode=False)
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == text(CASES[case](), unicode=False)
+
+
+def painted(line: str) -> list[tuple[str, str]]:
+    """Character by character: the colour of its upper and of its lower half; empty for the background of the terminal."""
+    halves, fore, back = [], "", ""
+    for code, character in re.findall(r"\x1b\[([0-9;]*)m|(.)", line):
+        if code.startswith("38;2;"):
+            fore = code[5:]
+        elif code.startswith("48;2;"):
+            back = code[5:]
+        elif character:
+            halves.append({"█": (fore, fore), "▀": (fore, back), "▄": (back, fore)}.get(character, ("", "")))
+        else:
+            fore = back = ""
+    return halves
+
+
+def chart(shown: str) -> list[str]:
+    """Its rows, without the scale before them."""
+    return [line.partition("│")[2] for line in shown.splitlines() if "│" in re.sub(r"\x1b\[[0-9;]*m", "", line)]
+
+
+@pytest.mark.parametrize("case", ["training", "cpu", "long"])
+def test_in_colour_the_chart_is_the_same_picture_with_twice_the_rows(case):
+    report = CASES[case]()
+    rows = [half for line in chart(text(report, colour=True)) for half in zip(*painted(line), strict=True)]
+    letters = chart(text(report))
+    assert len(rows) == 2 * len(letters) == 2 * CHART_ROWS
+    colours = {";".join(str(int(COLOURS[c][i : i + 2], 16)) for i in (1, 3, 5)): LETTERS[c] for c in COLOURS} | {
+        "": " "
+    }
+    for x in range(len(rows[0])):
+        fine = [colours[row[x]] for row in rows]
+        coarse = [row[x] if x < len(row) else " " for row in letters]
+        assert " " not in "".join(fine).lstrip(" ")
+        height, halves = CHART_ROWS - coarse.count(" "), len(rows) - fine.count(" ")
+        assert abs(2 * height - halves) <= 1
+        for letter in set("".join(coarse)) - {" "}:
+            assert abs(2 * coarse.count(letter) - fine.count(letter)) <= 2
+
+
+def test_in_colour_only_runs_are_painted():
+    """A character of its own colour costs 25 bytes: a line of 120 would be 3 KB."""
+    assert max(map(len, text(reports.cpu(), width=120, colour=True).splitlines())) < 1200
+
+
+def test_what_is_in_the_chart_and_not_in_the_table_is_named():
+    """Nobody else tells what its letter means."""
+    made = reports.training()
+    assert "and between those" not in text(made)
+    size = made.peak["inputs"]
+    gone = replace(made, peak=made.peak | {"inputs": 0, "other": size})
+    assert f"\nand between those: {LETTERS['inputs']} {LABELS['inputs']}\n" in text(gone)
+    assert f"{LETTERS['inputs']} █ {LABELS['inputs']}" in text(gone, colour=True)
 
 
 def test_a_label_cannot_move_the_cursor():

@@ -8,6 +8,7 @@ stderr, rewritten in place. A fault ends the meter, nothing else.
 from __future__ import annotations
 
 import contextvars
+import os
 import shutil
 import sys
 import threading
@@ -17,7 +18,9 @@ from typing import Any, Protocol
 from IPython.core.displaypub import CapturingDisplayPublisher
 
 from ipyvram.pulse import Pulse
+from ipyvram.render.columns import display_width
 from ipyvram.render.meter import Meter
+from ipyvram.render.meter_html import meter_html
 from ipyvram.render.place import AnyPlace, place_for
 from ipyvram.render.terminal import encodes
 
@@ -44,7 +47,7 @@ class NotebookScreen:
 
     def show(self, meter: Meter) -> None:
         """Update the place, if there is anything new to say."""
-        html = meter.html()
+        html = meter_html(meter)
         if html != self._shown:
             self._shown = html
             self._place.show({"text/plain": meter.text(), "text/html": html})
@@ -58,21 +61,26 @@ class TerminalScreen:
     """One line of stderr, rewritten."""
 
     def __init__(self) -> None:
-        self._stream, self._shown = sys.stderr, False
+        self._stream, self._width = sys.stderr, 0
         self._unicode = encodes(getattr(self._stream, "encoding", None))
+        self._dumb = os.environ.get("TERM") == "dumb"  # then a line is erased with spaces
 
     def show(self, meter: Meter) -> None:
         """Rewrite the line."""
-        width = shutil.get_terminal_size((80, 24)).columns - 1
-        self._stream.write("\r\x1b[K" + meter.line(width, self._unicode))
-        self._stream.flush()
-        self._shown = True
+        line = meter.line(shutil.get_terminal_size((80, 24)).columns - 1, self._unicode)
+        self._rewrite(line)
 
-    def close(self) -> None:
+    def close(self) -> str | None:
         """Erase the line."""
-        if self._shown:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
+        if self._width:
+            self._rewrite("")
+        return None
+
+    def _rewrite(self, line: str) -> None:
+        erase = "\r" + " " * self._width + "\r" if self._dumb else "\r\x1b[K"
+        self._stream.write(erase + line)
+        self._stream.flush()
+        self._width = display_width(line)
 
 
 def screen_for(ip: Any) -> Screen | None:

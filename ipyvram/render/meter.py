@@ -1,6 +1,6 @@
-"""The live meter's words and bar: pulses come in one after another, a line of text or a piece of HTML goes out.
+"""What the live meter says: pulses come in one after another, facts and a line of text go out.
 
-Knows neither threads nor IPython; `render.live` shows what it says.
+Knows neither threads nor IPython; `render.meter_html` draws it and `render.live` shows it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ import itertools
 from collections import deque
 
 from ipyvram.pulse import Pulse
-from ipyvram.render.markup import MUTED, Part, clean, escape, stacked_bar, style
-from ipyvram.render.palette import CARD_COLOURS, COLOURS
-from ipyvram.report import LABELS
+from ipyvram.render.columns import display_width
+from ipyvram.render.markup import clean
 from ipyvram.units import format_bytes, format_duration
 
 HISTORY_S = 60.0  # what the sparkline shows
@@ -21,7 +20,10 @@ SPARK = "▁▂▃▄▅▆▇█"
 SPARK_ASCII = "_.:-=+*#"
 SPARK_CELLS = 24
 SPARK_LEAST = 0.02  # of the highest: what moves less is drawn flat
-LIMIT_COLOUR = "#da3cb7"
+LABEL_LENGTH = 40  # of a label that is longer, the beginning
+SHORT_LABEL = 16
+#: What a narrow line does without, from the first on; a label is shortened before it goes.
+LEAST_FIRST = ("label", "time", "label", "step", "peak", "left", "memory")
 _SOON_S = 24 * 3600.0  # a limit farther off than a day is no news
 
 
@@ -42,29 +44,48 @@ class Meter:
         while self._past and self._past[0][0] < pulse.elapsed_s - HISTORY_S:
             self._past.popleft()
 
-    def words(self) -> list[str]:
-        """Current and peak, step and rate, time left to the limit: one fact an item; empty before the first pulse."""
+    def facts(self) -> dict[str, str]:
+        """Name → words, in the order of display; empty before the first pulse, and without what is not known.
+
+        ``label``, ``time``, ``memory``, ``peak``, ``left`` (until the limit), ``step``.
+        """
         p = self._pulse
         if p is None:
-            return []
+            return {}
         used = in_use(p)
         card = f" of {format_bytes(p.card_bytes)}" if p.card_bytes else ""
         what = "" if "allocated" in p.figures else "process "
-        facts = [format_duration(int(p.elapsed_s)), f"{p.device} {what}{format_bytes(used)}{card}"]
-        facts.append(f"peak {format_bytes(self.peak_bytes)}")
-        if p.steps:
-            rate = self.rate()
-            facts.append(f"step {p.steps:,}" + (f", {rate:.3g} a second" if rate else ""))
         left = self.seconds_left()
-        if left is not None:
-            facts.append(f"{format_duration(round(left))} to the limit")
-        return facts
+        facts = {
+            "label": _shortened(clean(p.label or ""), LABEL_LENGTH),
+            "time": whole_seconds(p.elapsed_s),
+            "memory": f"{p.device} {what}{format_bytes(used)}{card}",
+            "peak": f"peak {format_bytes(self.peak_bytes)}",
+            "left": "" if left is None else f"{whole_seconds(left)} to the limit",
+            "step": f"step {p.steps:,}{_pace(self.rate())}" if p.steps else "",
+        }
+        return {name: words for name, words in facts.items() if words}
+
+    @property
+    def pulse(self) -> Pulse | None:
+        """The newest."""
+        return self._pulse
+
+    @property
+    def past(self) -> list[tuple[float, float]]:
+        """Seconds since the cell began, and bytes, of the last minute."""
+        return [(t, used) for t, used, _ in self._past]
 
     def rate(self) -> float:
-        """Steps a second, of late; 0 where none were made."""
-        recent = [row for row in self._past if row[0] >= self._past[-1][0] - RATE_S]
-        span = recent[-1][0] - recent[0][0] if recent else 0.0
-        return (recent[-1][2] - recent[0][2]) / span if span > 0 else 0.0
+        """Steps a second, of late, from the end of one to the end of another; 0 where that is not known or none ends any more."""
+        ends = [(t, n) for (_, _, before), (t, _, n) in itertools.pairwise(self._past) if n > before]
+        late = [end for end in ends if end[0] >= ends[-1][0] - RATE_S] if ends else []
+        if len(late) < 2:
+            late = ends[-2:]  # slow steps
+        if len(late) < 2:
+            return 0.0
+        rate = (late[-1][1] - late[0][1]) / (late[-1][0] - late[0][0])
+        return rate if self._past[-1][0] - late[-1][0] < max(RATE_S, 3 / rate) else 0.0
 
     def seconds_left(self) -> float | None:
         """Until memory reaches the limit if it goes on growing as it does; None where it does not grow steadily."""
@@ -97,29 +118,22 @@ class Meter:
         return "".join((signs[3] if flat else signs[round((c - low) / span * 7)]) if c else " " for c in cells).strip()
 
     def line(self, width: int, unicode: bool = True) -> str:
-        """Everything on one line of at most ``width`` columns."""
-        words = self.words()
-        if not words:
-            return ""
-        assert self._pulse is not None
-        name = [clean(self._pulse.label)] if self._pulse.label else []
-        text = (" · " if unicode else " - ").join([*name, *words])
+        """As much as fits on one line of at most ``width`` columns: whole facts, the last of `LEAST_FIRST` the longest."""
+        facts, between = self.facts(), " · " if unicode else " - "
+        if not unicode:
+            facts = {
+                name: words.replace("…", "...").encode("ascii", "replace").decode() for name, words in facts.items()
+            }
+        for name in LEAST_FIRST:
+            if display_width(between.join(facts.values())) <= width:
+                break
+            if name == "label" and len(facts.get("label", "")) > SHORT_LABEL:
+                facts["label"] = _shortened(facts["label"], SHORT_LABEL, "…" if unicode else "...")
+            else:
+                facts.pop(name, None)
+        text = between.join(facts.values())
         spark = self.spark(unicode)
-        if len(text) + len(spark) + 2 <= width:
-            text = f"{text}  {spark}"
-        text = text if unicode else text.encode("ascii", "replace").decode()
-        return text[:width]
-
-    def html(self) -> str:
-        """The bar of the card and the facts; empty before the first pulse."""
-        p = self._pulse
-        if p is None:
-            return ""
-        name = f"<strong>{escape(p.label)}</strong> · " if p.label else ""
-        facts = " · ".join(map(escape, self.words()))
-        spark = f'<span{style("letter-spacing:-1px", "margin-left:10px")} title="the last minute">{self.spark()}</span>'
-        look = style("font:12px/1.5 system-ui,sans-serif", "color:inherit", "max-width:880px")
-        return f"<div{look}>{_bar(p)}<div{style(MUTED, 'white-space:nowrap', 'overflow:hidden')}>{name}{facts}{spark}</div></div>"
+        return f"{text}  {spark}" if text and display_width(text) + len(spark) + 2 <= width else text
 
     def text(self) -> str:
         """The plain form of `html`."""
@@ -133,41 +147,32 @@ def in_use(pulse: Pulse) -> float:
 
 
 def taken(pulse: Pulse) -> float:
-    """Bytes of the card that are not the cell's to give back: tensors, the context, other processes."""
+    """Bytes that are not the cell's to give back: tensors, the context, other processes; off the GPU the process's memory."""
     figures = pulse.figures
-    allocated = figures.get("allocated", 0.0)
     beside = figures.get("device_used", 0.0) - figures.get("reserved", 0.0)
-    return allocated + max(0.0, beside)
+    return in_use(pulse) + max(0.0, beside)
 
 
-def _bar(pulse: Pulse) -> str:
-    if not pulse.card_bytes or "allocated" not in pulse.figures:
+def whole_seconds(seconds: float) -> str:
+    """``7 s``, ``1 min 07 s``: what changes a few times a second is not told more exactly."""
+    whole = round(seconds)
+    return (
+        f"{whole} s"
+        if whole < 60
+        else format_duration(max(whole, 100))
+        if whole >= 100
+        else f"1 min {whole - 60:02d} s"
+    )
+
+
+def _pace(rate: float) -> str:
+    if not rate:
         return ""
-    figures = pulse.figures
-    allocated = figures["allocated"]
-    cache = max(0.0, figures.get("reserved", allocated) - allocated)
-    beside = max(0.0, taken(pulse) - allocated)
-    parts = [
-        *_tensors(pulse, allocated),
-        Part("Cache", CARD_COLOURS["cache"], cache, format_bytes(cache)),
-        Part("Context and other processes", CARD_COLOURS["other_processes"], beside, format_bytes(beside)),
-    ]
-    bar = stacked_bar(parts, pulse.card_bytes, height_px=8)
-    if not pulse.limit_bytes or pulse.limit_bytes >= pulse.card_bytes:
-        return bar
-    left = 100 * pulse.limit_bytes / pulse.card_bytes
-    look = style("height:3px", f"margin-left:{left:.1f}%", f"border-left:2px solid {LIMIT_COLOUR}")
-    return f'{bar}<div{look} title="limit {escape(format_bytes(pulse.limit_bytes))}"></div>'
+    return f", {rate:.3g}/s" if rate >= 1 else f", {format_duration(1 / rate)} each"
 
 
-def _tensors(pulse: Pulse, allocated: float) -> list[Part]:
-    """What is allocated: by category as far as that is known while the cell runs, the rest as one."""
-    known = [Part(LABELS[c], COLOURS[c], size, format_bytes(size)) for c, size in pulse.held.items()]
-    rest = allocated - sum(part.size for part in known)
-    if rest < 0:  # a model that was let go since
-        known, rest = [], allocated
-    name = "Activations and other tensors" if known else "Tensors"
-    return [*known, Part(name, COLOURS["activations"], rest, format_bytes(rest))]
+def _shortened(words: str, length: int, dots: str = "…") -> str:
+    return words if len(words) <= length else words[: length - len(dots)].rstrip() + dots
 
 
 def _lows(recent: list[tuple[float, float]], parts: int = 6) -> list[tuple[float, float]]:

@@ -133,7 +133,7 @@ def _liner(report: Report) -> Callable[[str], Line]:
 
 def _context(report: Report) -> tuple[str, ...]:
     name = report.device_name
-    device = f"{report.device} {name}" if name and name != report.device else report.device
+    device = f"{report.device} {name}" if name and name.lower() != report.device else name or report.device
     parts = [device]
     if report.card_bytes:
         parts.append(f"{format_bytes(report.card_bytes)} card")

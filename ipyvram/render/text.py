@@ -5,16 +5,17 @@ The same facts as the HTML form, from the same `summary`; `tests/test_render_tex
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ipyvram.render.columns import display_width
 from ipyvram.render.markup import clean
 from ipyvram.render.oom import oom_text
-from ipyvram.render.palette import CARD_LETTERS, CARD_LETTERS_ASCII, COLOURS, LETTERS, STACK
+from ipyvram.render.palette import CARD_LETTERS, CARD_LETTERS_ASCII, CATEGORIES, COLOURS, LETTERS, STACK
 from ipyvram.render.scene import columns
 from ipyvram.render.summary import Line, Summary, group_words, summarise, tensor_words
-from ipyvram.report import Report
+from ipyvram.report import LABELS, Report
 from ipyvram.units import format_bytes, format_duration, format_share
 
 #: Rows of the lists below the table; rows of the chart.
@@ -49,6 +50,11 @@ class Pen:
     unicode: bool
     colour: bool
 
+    @property
+    def half_blocks(self) -> bool:
+        """Whether areas can be painted, two cells a character."""
+        return self.colour and self.unicode
+
     def plain(self, words: str) -> str:
         """``words`` without control characters, in the characters the terminal has."""
         words = clean(words)
@@ -66,8 +72,19 @@ class Pen:
         """In the colour of a category; the card's parts have none."""
         if not self.colour or category not in COLOURS:
             return words
-        red, green, blue = (int(COLOURS[category][i : i + 2], 16) for i in (1, 3, 5))
-        return f"\x1b[38;2;{red};{green};{blue}m{words}\x1b[0m"
+        return f"\x1b[38;2;{_rgb(category)}m{words}\x1b[0m"
+
+    def blocks(self, cells: Iterable[tuple[str, str]]) -> str:
+        """Pairs of categories, above and below, as characters of half blocks; runs of the same are painted at once."""
+        return "".join(self._block(pair, len(list(run))) for pair, run in itertools.groupby(cells))
+
+    def _block(self, pair: tuple[str, str], count: int) -> str:
+        above, below = pair
+        if not below:
+            return " " * count
+        if above in ("", below):
+            return self.paint(("█" if above else "▄") * count, below)
+        return f"\x1b[48;2;{_rgb(below)}m{self.paint('▀' * count, above)}"
 
     def cut(self, words: str, width: int) -> str:
         """``words`` in at most ``width`` columns."""
@@ -103,6 +120,10 @@ class Pen:
         return (CARD_LETTERS if self.unicode else CARD_LETTERS_ASCII)[category]
 
 
+def _rgb(category: str) -> str:
+    return ";".join(str(int(COLOURS[category][i : i + 2], 16)) for i in (1, 3, 5))
+
+
 def fitting(words: str, width: int) -> str:
     """The longest beginning of ``words`` that takes at most ``width`` columns."""
     taken = 0
@@ -135,6 +156,9 @@ def _head(s: Summary, report: Report, pen: Pen) -> list[str]:
     note = pen.wrap(report.note, "  ") if report.note else []
     how = f" ({s.how})" if s.how else ""
     peak = pen.wrap(" · ".join([f"Peak {s.peak}{how} {s.when}".rstrip(), *s.remarks]), "  ")
+    title = pen.plain(s.title)
+    if first[0].startswith(title):  # else it is longer than a line
+        first[0] = pen.bold(title) + first[0][len(title) :]
     return [*first, *note, *map(pen.bold, peak), *(pen.wrap(s.trouble, "  ") if s.trouble else [])]
 
 
@@ -149,7 +173,8 @@ def _bar(s: Summary, pen: Pen) -> list[str]:
         wanted = round(inner * done / s.bar_total) - len(cells)
         cells += [category] * wanted
     painted = "".join(
-        pen.paint(("█" if pen.colour and pen.unicode and c in COLOURS else pen.letter(c)), c) for c in cells
+        pen.paint(("█" if pen.half_blocks and c in COLOURS else pen.letter(c)) * len(list(run)), c)
+        for c, run in itertools.groupby(cells)
     )
     empty = " " * (inner - len(cells))
     return [f"[{painted}{empty}]"]
@@ -207,36 +232,42 @@ def _chart(report: Report, pen: Pen) -> list[str]:
     )
     shown = dict(columns(at, total))
     order = [c for c in STACK if c in data.categories]
+    rows = CHART_ROWS * (2 if pen.half_blocks else 1)
     filled, latest = [], 0
     for x in range(max(at) + 1):
         latest = shown.get(x, latest)
-        filled.append(_cells([data.categories[c][latest] for c in order], order, report.peak_bytes))
+        filled.append(_cells([data.categories[c][latest] for c in order], order, report.peak_bytes, rows))
     lines = []
     for row in range(CHART_ROWS - 1, -1, -1):
         label = format_bytes(report.peak_bytes) if row == CHART_ROWS - 1 else ""
         wall = "│" if pen.unicode else "|"
-        cells = "".join(_cell(stack[row] if row < len(stack) else "", pen) for stack in filled)
-        lines.append(f"{label:>{margin - 2}} {wall}{cells}")
+        lines.append(f"{label:>{margin - 2}} {wall}{_row(filled, row, pen)}")
     base = "└" + "─" * len(filled) if pen.unicode else "`" + "-" * len(filled)
     lines.append(" " * (margin - 1) + base)
     lines += _under_chart(report, pen, at, margin, len(filled))
     return lines
 
 
-def _cells(sizes: Sequence[int], order: Sequence[str], peak: int) -> list[str]:
+def _cells(sizes: Sequence[int], order: Sequence[str], peak: int, rows: int) -> list[str]:
     """A column of the chart from the ground up: the category of each cell."""
     cells: list[str] = []
     done = 0
     for size, category in zip(sizes, order, strict=True):
         done += size
-        cells += [category] * (round(CHART_ROWS * done / peak) - len(cells))
+        cells += [category] * (round(rows * done / peak) - len(cells))
     return cells
 
 
-def _cell(category: str, pen: Pen) -> str:
-    if not category:
-        return " "
-    return pen.paint("█" if pen.colour and pen.unicode else pen.letter(category), category)
+def _row(filled: Sequence[Sequence[str]], row: int, pen: Pen) -> str:
+    """A line of the chart: half blocks where there are colours for them, else letters."""
+    if pen.half_blocks:
+        return pen.blocks((_at(stack, 2 * row + 1), _at(stack, 2 * row)) for stack in filled)
+    cells = [_at(stack, row) for stack in filled]
+    return "".join(pen.paint(pen.letter(c), c) if c else " " for c in cells)
+
+
+def _at(stack: Sequence[str], row: int) -> str:
+    return stack[row] if row < len(stack) else ""
 
 
 def _under_chart(report: Report, pen: Pen, at: Sequence[int], margin: int, width: int) -> Iterable[str]:
@@ -253,8 +284,18 @@ def _under_chart(report: Report, pen: Pen, at: Sequence[int], margin: int, width
             marks[at[index] : at[index] + len(label)] = label
     end = format_duration(report.timeline_data.end_s)
     part = "estimated" if report.kind == "estimated" else "exact"
-    told = f"letters as in the table; the {part} part, {end}, one column for equally many events"
-    return [" " * margin + "".join(marks).rstrip(), *(pen.dim(line) for line in pen.wrap(told))]
+    signs = "colours" if pen.half_blocks else "letters"
+    told = f"{signs} as in the table; the {part} part, {end}, one column for equally many events"
+    lines = [" " * margin + "".join(marks).rstrip(), *(pen.dim(line) for line in pen.wrap(told))]
+    passing = [c for c in CATEGORIES if any(report.timeline_data.categories.get(c, ())) and not _in_table(report, c)]
+    if passing:
+        names = [pen.paint(f"{pen.letter(c)}{' █' if pen.half_blocks else ''} {LABELS[c]}", c) for c in passing]
+        lines.append(f"{pen.dim('and between those:')} {', '.join(names)}")
+    return lines
+
+
+def _in_table(report: Report, category: str) -> bool:
+    return any(account.get(category) for account in (report.start, report.peak, report.end))
 
 
 # -- lists ---------------------------------------------------------------------------------------------------------------
