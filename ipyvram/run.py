@@ -26,6 +26,7 @@ from ipyvram.probes.oom import OomWatch
 from ipyvram.probes.owners import Owners
 from ipyvram.probes.phases import Phases
 from ipyvram.probes.stacks import StackReader
+from ipyvram.probes.variables import Variables
 from ipyvram.pulse import Pulse, held_by_claims, leading_device, limit_of
 from ipyvram.recording import Cell, Device, Observation, OomEvent, Recording, Samples, Trace
 from ipyvram.sampler import Sampler, combined_reader
@@ -218,10 +219,19 @@ class Run:
             return
         self._traced_steps += self._phases.steps - self._first_traced
         self.guard("the namespace could not be read", self._owners.namespace)
+        self.guard("kept graphs could not be read", self._claim_kept_graphs)
         self.guard("the watch for growth is blind", self._learn_figures)
         self._armed = False
         self.guard("phases did not stop cleanly", self._phases.stop_tracing)
         self._tracing.stop(ended_by)
+
+    def _claim_kept_graphs(self) -> None:
+        read, variables = self._phases.unread, self._namespace
+        if read is None:
+            return
+        if variables is None:  # a block in a function, which still runs
+            variables = {name: value for (_, name), value in Variables().all().items()}
+        self._owners.kept_graphs(variables, read)
 
     def _learn_figures(self) -> None:
         for device in counters.devices_in_use():

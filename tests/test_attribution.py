@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import ipyvram
 from ipyvram.report import Report
 from tests.measured import measured
 from tests.networks import Checkpointed, LowRank, Recurrent, Tied, TutorialNet, needs_saved_tensors, perceptron
@@ -599,3 +600,43 @@ def test_keyword_arguments_of_a_model_are_inputs():
     report = closes(measured(cell, {"model": model, "optimizer": optimizer}))
     assert report.peak["inputs"] == 128 * 256 * FLOAT + 128 * LONG
     assert {"features", "labels"} == set(named(report, "inputs"))
+
+
+@needs_saved_tensors
+@pytest.mark.parametrize("where", ["variable", "list", "function"])
+def test_a_loss_that_no_backward_follows_keeps_activations(where):
+    """Outside of any module the loss function's graph is only reachable through the loss that is kept."""
+    model, (x, y) = perceptron(), features()
+    namespace: dict[str, Any] = {"model": model, "x": x, "y": y}
+
+    def cell() -> None:
+        namespace["loss"] = functional.cross_entropy(model(x), y)
+        if where == "list":
+            namespace["loss"] = [namespace["loss"], *(functional.cross_entropy(model(x), y) for _ in range(2))]
+
+    def function() -> Report | None:  # without an assertion: pytest would put `locals()` here, and it would not be read
+        with ipyvram.measure("in a function") as m:
+            loss = functional.cross_entropy(model(x), y)
+        loss.detach()
+        return m.report
+
+    report = function() if where == "function" else measured(cell, namespace)
+    assert report is not None
+    closes(report)
+    count = 3 if where == "list" else 1
+    assert report.end["other"] == 0
+    assert report.end["outputs"] == count * FLOAT
+    # of each: what the two hidden layers saved, the logarithms, and the total weight that the loss was divided by
+    assert report.end["activations"] == count * (2 * 128 * 256 * FLOAT + 128 * 10 * FLOAT + FLOAT)
+
+
+def test_a_graph_from_before_is_not_of_this_cell():
+    model, (x, y) = perceptron(), features()
+    namespace: dict[str, Any] = {"model": model, "loss": functional.cross_entropy(model(x), y)}
+
+    def cell() -> None:
+        with torch.no_grad():
+            model(x)
+
+    report = closes(measured(cell, namespace))
+    assert report.peak["activations"] == 0

@@ -211,3 +211,20 @@ def test_what_autograd_computed_from_the_parameters_is_no_copy_of_them():
     owners.namespace()
     kinds = {claim.name: claim.category for claim in owners.claims}
     assert (kinds["fast['weight']"], kinds["average['weight']"]) == ("", COPY)
+
+
+@needs_saved_tensors
+def test_of_a_kept_graph_only_the_part_that_was_not_read_is_claimed():
+    layer = nn.Linear(2, 2)
+    number = torch._C._autograd._get_sequence_nr
+    before = layer(torch.ones(1, 2)).exp()
+    begin = number()
+    out = layer(torch.ones(1, 2)).sigmoid()
+    end = number()
+    kept = {"before": before, "out": out, "losses": [out.exp(), out.tanh().exp()], "plain": torch.ones(1)}
+    owners = new_owners(kept)
+    owners.kept_graphs(kept, [(0, begin), (begin, end)])
+    assert sorted(said(owners)) == [
+        ("", "losses[0]"), ("", "losses[1]"),
+        ("activations", "ExpBackward0.result"), ("activations", "ExpBackward0.result"), ("activations", "TanhBackward0.result"),
+    ]  # fmt: skip

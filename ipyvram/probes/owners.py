@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -222,6 +223,25 @@ class Owners:
             # The node is held only while the engine runs, when the caller holds the graph's root as well.
             self._backward.append((sample, saved))
         return leaves
+
+    def kept_graphs(self, variables: Mapping[str, Any], read: Sequence[tuple[int, int]]) -> None:
+        """What graphs saved that variables keep and no backward ran through: of a loss that was only looked at.
+
+        Parameters
+        ----------
+        read : sequence of (int, int)
+            Between which sequence numbers graphs were read before, ascending: these parts are passed over.
+        """
+        begins, roots = [begin for begin, _ in read], dict[int, list[Tensor]]()
+        for name, value in holdings(variables, *_SHALLOW):
+            node = value.grad_fn if isinstance(value, Tensor) else None
+            if node is not None:
+                since = read[bisect_right(begins, node._sequence_nr()) - 1][1]
+                if node._sequence_nr() >= since:
+                    self._claim_once(value, "", name)
+                    roots.setdefault(since, []).append(value)
+        for since, tensors in roots.items():
+            self.graph(tensors, since)
 
     def released(self) -> None:
         """The engine returned: claims on a graph that it freed end here; a kept graph (``retain_graph``) keeps them."""

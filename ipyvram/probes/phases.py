@@ -65,6 +65,8 @@ class Phases:
         self._depth = threading.local()
         self._in_backward = 0
         self._since = 0  # sequence number of the autograd graph when the root module was called
+        self._read: list[tuple[int, int]] = []  # between which numbers graphs were read, when a root module returned
+        self._settled = False  # whether a backward came after the last forward
         self._paths: dict[int, str] = {}
         self._handles: list[Any] = []
         self._first_step: Any = None  # hook that waits for an optimizer to count the steps of
@@ -77,6 +79,7 @@ class Phases:
         """Begin a traced stretch; after `stop_tracing` it may be followed by another."""
         self._paths.clear()
         self._depth = threading.local()
+        self._read, self._settled = [(0, _sequence_number())], False  # what was there before is not this stretch's
         self._hide_from_compiler()
         self._handles = [
             global_hooks.register_module_forward_pre_hook(self._before_forward),
@@ -127,6 +130,11 @@ class Phases:
                 del self._optimizers[key]
 
     @property
+    def unread(self) -> list[tuple[int, int]] | None:
+        """Where no backward came after the last forward: see `Owners.kept_graphs`; None where one did."""
+        return None if self._settled else self._read
+
+    @property
     def tracing(self) -> bool:
         return bool(self._handles)
 
@@ -152,6 +160,7 @@ class Phases:
     def _begin_root(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         label = self._paths.get(id(module), type(module).__name__)
         if not self._in_backward:  # what a checkpoint recomputes is no batch
+            self._settled = False
             self._on_forward(module, args)
             label = self._owners.label_of(module)
             if self._paths.get(id(module)) != label:
@@ -184,6 +193,7 @@ class Phases:
         self._owners.outputs(output, f"output of {label}")
         if torch.is_grad_enabled():
             self._owners.graph((t for t in tensors_in(output) if t.grad_fn is not None), since=self._since)
+            self._read.append((self._since, _sequence_number()))
 
     # -- backward ----------------------------------------------------------------------------------------------------
 
@@ -201,6 +211,7 @@ class Phases:
             self.orphans.backward(leaves)
 
         self._in_backward += 1
+        self._settled = True
         self._guard("backward", begin)
         self._mark("backward", True)
 
