@@ -113,10 +113,11 @@ class Phases:
             self._guard("optimizer", lambda: self._owners.optimizer(stepping))
 
     def stop(self) -> None:
-        self.stop_tracing()
+        """Take the counter of steps away too."""
         self._leader = None
         self._drop_optimizers(but_leader=False)
         self._drop_first_step()
+        self.stop_tracing()
 
     def _drop_first_step(self) -> None:
         if self._first_step is not None:
