@@ -151,7 +151,7 @@ def _side(name: str, report: Report) -> Side:
 
 def _step_side(account: StepAccount) -> Side:
     full = dict.fromkeys(CATEGORIES, 0) | account.peak
-    facts = {"duration_s": account.end_s - account.start_s}
+    facts = {"seconds_per_step": account.end_s - account.start_s}
     return Side(f"step {account.step}", account.peak_bytes, full, account.peak_phase, facts)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 
 from ipyvram.attribution import COPY, DATA, RELEASED, Attribution
 from ipyvram.ledger import Ledger
 from ipyvram.marks import models
-from ipyvram.recording import Claim, Frame, Origin, Recording, Stack
+from ipyvram.recording import Cell, Claim, Frame, Origin, Recording, Stack
 from ipyvram.report import TensorRow
 
 #: Operands of formulas; what an operator was given tells more than their place in it.
 _OPERANDS = frozenset({"self", "other", "mat1", "mat2", "batch1", "batch2", "input", "tensor1", "tensor2", "tensors"})
+
+#: Files that IPython makes up for what is typed: their names say nothing to a person.
+_TYPED = re.compile(r"^<(ipython-input|timed )|ipykernel_\d+[/\\]\d+\.py$")
 
 
 class Names:
@@ -56,14 +60,15 @@ class Names:
     def place(self, stack: Stack) -> tuple[Frame | None, str, str]:
         """The innermost line of the measured cell; without one, the user's innermost line and its file."""
         cell = self._recording.cell
-        mine = next((f for f in stack if cell.filename and f.file == cell.filename), None)
+        mine = next((f for f in stack if cell.filename and f.file == cell.filename), None) or _in_the_body(stack, cell)
         if mine is not None:
             lines = cell.source.splitlines()
             at = mine.line - cell.first_line
             return mine, lines[at].strip() if 0 <= at < len(lines) else "", ""
         if not stack:
             return None, "", ""
-        return stack[0], "", stack[0].file.replace("\\", "/").rsplit("/", 1)[-1]
+        name = stack[0].file.replace("\\", "/").rsplit("/", 1)[-1]
+        return stack[0], "", "another cell" if _TYPED.search(stack[0].file) else name
 
     def _name(self, claim: Claim | None, claims: tuple[Claim, ...], made_by: str, category: str) -> str:
         if category == "activations":
@@ -89,6 +94,22 @@ class Names:
     def _model_of(self, claim: Claim) -> str:
         lasting = claim.category in ("parameters", "gradients", "buffers", "optimizer_state")
         return claim.module + "." if lasting and claim.module in self._models else ""
+
+
+def _in_the_body(stack: Stack, cell: Cell) -> Frame | None:
+    """The line of the cell whose body another magic below ours runs (``%%capture``, ``%%time``) as a cell of its own."""
+    lines = cell.source.splitlines()
+    above = 0
+    for i, line in enumerate(lines):
+        if line.startswith("%%"):
+            above = i + 1
+        elif line.strip():
+            break
+    outermost = next((f for f in reversed(stack) if _TYPED.search(f.file)), None)
+    if outermost is None or not any(line.startswith("%%") for line in lines[1:above]):
+        return None
+    inner = next(f for f in stack if f.file == outermost.file)
+    return inner._replace(line=inner.line + above) if inner.line + above <= len(lines) else None
 
 
 def _best_claim(claims: tuple[Claim, ...], category: str) -> Claim | None:

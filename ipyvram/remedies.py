@@ -80,7 +80,7 @@ _RELEASE = {
     "traceback": "%vram free --traceback: an earlier error ({name}) still holds tensors",
     "out": "%vram free --out: {name} hold tensors that no variable does",
     "old_model": "{release}: {holder} holds the previous `{name}`",
-    "graphs": "`{name}` keeps {count} autograd graphs: append loss.item() instead of loss",
+    "graphs": "`{name}` keeps {count} autograd graphs: append .detach(), or .item() of a loss, instead",
 }
 
 

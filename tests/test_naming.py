@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipyvram.analysis import analyse
+from ipyvram.naming import Names
 from ipyvram.recording import Action, Cell, Claim, Events, Frame, Mark, Origin, Recording, Trace
 from ipyvram.report import TensorRow
 
@@ -83,3 +84,25 @@ def test_several_models_are_told_apart():
         ("G.0.weight", "G.0"),
         ("D.0.weight", "D.0"),
     }
+
+
+def _place(source: str, *stack: Frame):
+    return Names(Recording(0, 100, cell=Cell(source, "<cell>", 1))).place(stack)
+
+
+TYPED = "/tmp/ipykernel_123/968499994.py"
+
+
+def test_a_body_that_another_magic_runs_has_the_lines_of_the_cell():
+    source = "%%vram a\n%%capture out\nx = 1\ny = f(x)\n"
+    frame, text, file = _place(source, Frame("/home/me/lib.py", 7, "f"), Frame(TYPED, 2, "<module>"))
+    assert (frame.line, text, file) == (4, "y = f(x)", "")
+    frame, text, _ = _place("%%vram\n%%time\n\nx = 1", Frame("<timed exec>", 2, "<module>"))
+    assert (frame.line, text) == (4, "x = 1")
+
+
+def test_a_line_of_some_other_cell_is_called_that():
+    frame, text, file = _place("%%vram\nx = 1\n", Frame(TYPED, 1, "<module>"))
+    assert (frame.line, text, file) == (1, "", "another cell")
+    assert _place("%%vram\n%%capture\nx\n", Frame(TYPED, 9, "<module>"))[2] == "another cell"  # longer than the cell
+    assert _place("%%vram\nx = 1\n", Frame("/home/me/train.py", 3, "main"))[2] == "train.py"

@@ -61,6 +61,7 @@ def test_installed_and_generated_code_is_not_the_users():
 
     assert is_user_file("/home/me/train.py")
     assert is_user_file("<ipython-input-1-abc>")
+    assert is_user_file("<timed exec>")
     for foreign in (
         torch.__file__,
         numpy.__file__,
