@@ -1,7 +1,9 @@
-"""What JupyterLab leaves of an output in a notebook that is not trusted: its allow-list, as far as reports touch it.
+"""What others leave of an output: JupyterLab in a notebook that is not trusted, and GitHub in any.
 
-Taken from ``packages/apputils/src/sanitizer.ts`` of JupyterLab 4 (BSD-3-Clause): tags, attributes, and for each inline
-style the values it takes. What is not listed here is removed; the text of a removed tag stays, but for scripts and styles.
+`JUPYTERLAB` is the allow-list of ``packages/apputils/src/sanitizer.ts`` of JupyterLab 4 (BSD-3-Clause), as far as reports
+touch it: tags, attributes, and for each inline style the values it takes. `GITHUB` is that of ``html-pipeline``'s
+``SanitizationFilter`` (MIT), which GitHub published: no class, no style, no ``span``, no image that is not fetched. What is
+not listed is removed; the text of a removed tag stays, but for scripts and styles.
 """
 
 from __future__ import annotations
@@ -9,6 +11,17 @@ from __future__ import annotations
 import re
 from html import escape
 from html.parser import HTMLParser
+from typing import NamedTuple
+
+
+class Rules(NamedTuple):
+    """What is let through."""
+
+    tags: frozenset[str]
+    attributes: dict[str, set[str]]  #: of a tag, ``*`` for all
+    styles: dict[str, str]  #: property → what its whole value has to match
+    schemes: tuple[str, ...]  #: of images
+
 
 TAGS = frozenset(
     [
@@ -98,6 +111,7 @@ STYLES = {
     "margin-right": rf"(auto|{_LENGTH_OR_PERCENT})",
     "margin-top": rf"(auto|{_LENGTH_OR_PERCENT})",
     "max-width": rf"(none|auto|{_LENGTH_OR_PERCENT})",
+    "min-width": rf"(auto|{_LENGTH_OR_PERCENT})",
     "opacity": r"[01]?(\.\d+)?",
     "overflow": "visible|hidden|scroll|auto",
     "padding": rf"({_LENGTH_OR_PERCENT}\s*){{1,4}}",
@@ -108,29 +122,48 @@ STYLES = {
     "white-space": "normal|pre|nowrap|pre-wrap|pre-line",
     "width": rf"(auto|{_LENGTH_OR_PERCENT})",
 }
+JUPYTERLAB = Rules(TAGS, ATTRIBUTES, STYLES, ("http:", "https:", "data:"))
+GITHUB = Rules(
+    frozenset(
+        re.findall(
+            r"\w+",
+            """h1 h2 h3 h4 h5 h6 br b i strong em a pre code img tt div ins del sup sub p ol ul table thead
+    tbody tfoot blockquote dl dt dd kbd q samp var hr ruby rt rp li tr td th s strike summary details""",
+        )
+    ),
+    {
+        "*": {"align", "alt", "border", "colspan", "dir", "height", "open", "rowspan", "scope", "title", "width"},
+        "img": {"src"},
+    },
+    {},
+    ("http:", "https:"),
+)
 _SILENT = ("script", "style")
 
 
 class Sanitizer(HTMLParser):
     """Parses markup; ``kept`` is what is left and ``removed`` lists what is gone, but for scripts, styles and ids."""
 
-    def __init__(self, markup: str) -> None:
+    def __init__(self, markup: str, rules: Rules = JUPYTERLAB) -> None:
         super().__init__()
+        self.rules = rules
         self.kept, self.removed, self._silent = "", list[str](), False
         self.feed(markup)
         self.close()
 
     def handle_starttag(self, tag, attributes):
         self._silent = tag in _SILENT
-        if tag not in TAGS:
+        if tag not in self.rules.tags:
             if not self._silent:
                 self.removed.append(tag)
             return
         left = []
         for name, value in attributes:
-            if name == "style":
+            if name == "style" and self.rules.styles:
                 value = self._style(value)
-            elif name not in ATTRIBUTES["*"] | ATTRIBUTES.get(tag, set()):
+            elif name not in self.rules.attributes["*"] | self.rules.attributes.get(tag, set()) or (
+                name == "src" and not value.startswith(self.rules.schemes)
+            ):
                 if name != "id":
                     self.removed.append(f"{tag} {name}")
                 continue
@@ -141,7 +174,7 @@ class Sanitizer(HTMLParser):
         left = []
         for declaration in filter(None, value.split(";")):
             name, _, setting = declaration.partition(":")
-            pattern = STYLES.get(name.strip())
+            pattern = self.rules.styles.get(name.strip())
             if pattern and re.fullmatch(pattern, setting.strip(), re.I):
                 left.append(declaration)
             else:
@@ -149,7 +182,7 @@ class Sanitizer(HTMLParser):
         return ";".join(left)
 
     def handle_endtag(self, tag):
-        if tag in TAGS:
+        if tag in self.rules.tags:
             self.kept += f"</{tag}>"
         self._silent = False
 

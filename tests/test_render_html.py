@@ -18,7 +18,7 @@ from ipyvram.render.text import text
 from ipyvram.report import TensorRow
 from ipyvram.units import format_bytes
 from tests import reports
-from tests.sanitizer import Sanitizer
+from tests.sanitizer import GITHUB, JUPYTERLAB, Sanitizer
 
 CASES = {
     "training": reports.training,
@@ -40,6 +40,7 @@ class Tags(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.text = ""
+        self.rows = re.findall(r"<tr.*?</tr>", markup, re.S)
         self.feed(markup)
         self.close()
 
@@ -94,10 +95,14 @@ def test_nothing_is_loaded_and_nothing_is_global(case):
     assert not re.findall(r"(?:https?:)?//(?!www\.w3\.org/2000/svg)\w[\w.]*\.\w", markup)
     ids = [a["id"] for _, a in Tags(markup).tags if "id" in a]
     assert len(ids) == 1
-    sheet = re.search(r"<style>(.*?)</style>", markup, re.S)[1]
-    for rule in re.findall(r"([^{}]+)\{", sheet):
-        for selector in rule.split(","):
-            assert selector.strip().startswith("#" + ids[0]) or selector.strip().startswith("@"), selector
+    for sheet in re.findall(r"<style>(.*?)</style>", markup, re.S):
+        depth = 0
+        for rule, brace in re.findall(r"([^{}]*)([{}])", sheet):
+            assert (
+                depth or brace == "}" or rule.strip() == "#" + ids[0]
+            )  # everything is nested in the report's own rule
+            depth += 1 if brace == "{" else -1
+        assert depth == 0
 
 
 def test_equal_reports_are_equal_markup_and_others_have_other_ids():
@@ -125,7 +130,7 @@ def test_a_page_stands_alone():
 def test_assets_are_small_and_hand_written():
     folder = Path(ipyvram.render.html.__file__).parent / "assets"
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    assert set(sizes) == {"report.css", "report.js"}
+    assert set(sizes) == {"report.css", "report.js", "theme.css"}
     assert sum(sizes.values()) <= 8192
 
 
@@ -134,16 +139,34 @@ def test_an_untrusted_notebook_loses_nothing_but_the_script_and_its_sheet(case):
     assert set(Sanitizer(html(CASES[case]())).removed) <= {"color:inherit"}
 
 
-def test_what_is_left_in_an_untrusted_notebook_still_tells_everything():
+@pytest.mark.parametrize("rules", [JUPYTERLAB, GITHUB], ids=["untrusted", "github"])
+def test_what_is_left_by_others_still_tells_everything(rules):
     report = reports.training()
-    left = Tags(Sanitizer(html(report)).kept)
+    left = Tags(Sanitizer(html(report), rules).kept)
     s = summarise(report)
     words = " ".join(left.text.split())
-    for fact in (s.title, f"Peak {s.peak}", s.how, s.when, *s.remarks, s.sums, *s.findings, *s.measured, s.sources):
+    for fact in (
+        s.title,
+        f"Peak {s.peak}",
+        s.how,
+        s.when,
+        *s.remarks,
+        s.sums,
+        *s.verdicts,
+        *s.findings,
+        *s.measured,
+        s.sources,
+    ):
         assert fact in words
     image = next(attributes for tag, attributes in left.tags if tag == "img")
     assert format_bytes(report.peak_bytes) in image["alt"]
-    assert image["src"].startswith("data:image/svg+xml;base64,")
+    assert image.get("src", "").startswith("data:image/svg+xml;base64,") == (rules is JUPYTERLAB)
+    assert [tag for tag, _ in left.tags].count("details") == 4
+    for line in s.lines:  # in a row of the table, with nothing but spaces between
+        figures = (format_bytes(n) if n else "–" for n in (line.start, line.peak, line.end))
+        row = re.sub(r"<[^>]*>", " ", next(r for r in left.rows if line.label in r))
+        assert " ".join([line.label, *figures]) in " ".join(row.split())
+    assert "{" not in words.replace(" ".join(s.measured), "")  # nothing of a style sheet or a script
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -156,7 +179,7 @@ def test_the_text_and_the_html_form_hold_the_same_facts(case):
     holders = [line.holder for line in s.lines]
     facts = [
         s.title, *s.context, f"Peak {s.peak}", s.how, s.when, *s.remarks, s.sums, s.trouble, s.sources,
-        *s.zeros, *(line.label for line in s.lines), *sizes, *holders, *s.findings, *s.measured,
+        *s.zeros, *(line.label for line in s.lines), *sizes, *holders, *s.verdicts, *s.findings, *s.measured,
     ]  # fmt: skip
     facts += [part for row in report.tensors_at_peak[:TEXT_ROWS] for part in tensor_words(row)]
     facts += [row.key for row in (*report.modules_at_peak[:4], *report.lines_at_peak[:4])]

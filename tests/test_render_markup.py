@@ -35,7 +35,7 @@ def test_direction_marks_and_escapes_are_gone():
 def test_a_meter_is_seen_as_soon_as_there_is_something():
     assert meter(0, "#111111") == ""
     assert "width:1px" in meter(1e-9, "#111111")
-    assert "width:90px" in meter(1, "#111111")
+    assert "width:64px" in meter(1, "#111111")
 
 
 @pytest.mark.parametrize("lean", [False, True])

@@ -45,7 +45,7 @@ def contrast(a: str, b: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("background", ["#ffffff", "#111111"])
+@pytest.mark.parametrize("background", ["#ffffff", "#111111", "#1f1f1f"])
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_graphics_have_contrast_on_light_and_dark(category, background):
     assert contrast(palette.COLOURS[category], background) >= 3

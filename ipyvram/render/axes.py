@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ipyvram.units import GIB, KIB, MIB, TIB
+from ipyvram.units import GIB, KIB, MIB, TIB, format_bytes
 
 
 def byte_ticks(highest: float, about: int = 5) -> list[int]:
@@ -19,6 +19,12 @@ def byte_ticks(highest: float, about: int = 5) -> list[int]:
     step = _nice(highest / unit / about) * unit
     step = max(1, int(step) if step >= 1 else 1)
     return list(range(0, int(highest) + 1, step))
+
+
+def round_bytes(tick: int) -> str:
+    """A tick as text without the digits that every round number has: ``2 GiB``, ``0.5 GiB``."""
+    number, _, unit = format_bytes(tick).partition(" ")
+    return f"{float(number):g} {unit}" if tick else "0"
 
 
 def second_ticks(start: float, end: float, about: int = 5) -> list[float]:

@@ -1,6 +1,6 @@
 """Two panels as one SVG: a `Comparison` comes in; memory by category against the batch, and speed with its knee, go out.
 
-An image without script, ids or ``defs``: text and axes in a grey that reads on white and on near-black.
+An image without script, ids or ``defs``, on paper of its own: text and axes read on any page.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from ipyvram.comparison import Comparison, Row
-from ipyvram.render.axes import byte_ticks
+from ipyvram.render.axes import byte_ticks, round_bytes
 from ipyvram.render.comparison_words import speed
-from ipyvram.render.palette import COLOURS, STACK
+from ipyvram.render.palette import COLOURS, LIMIT_COLOUR, PAPER, STACK
 from ipyvram.units import format_bytes
 
 WIDTH, HEIGHT = 860, 270
 TOP, BOTTOM = 30, 232
 #: Left and right edge of each panel's plot; of the first where it is the only one.
 MEMORY, SPEED, ALONE = (64, 500), (590, 840), (64, 840)
-GREY, LIMIT_COLOUR, KNEE_COLOUR = "#777", "#da3cb7", "#1797a3"
+KNEE_COLOUR = "#1797a3"
 
 Scale = Callable[[float], float]
 
@@ -31,7 +31,7 @@ def chart(comparison: Comparison) -> str:
     parts = [*_memory(comparison, rows), *_speed(comparison)]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'style="color:{GREY}" fill="currentColor" font-family="system-ui,sans-serif" font-size="11">{"".join(parts)}</svg>'
+        f'style="{PAPER}" fill="currentColor" font-family="system-ui,sans-serif" font-size="11">{"".join(parts)}</svg>'
     )
 
 
@@ -47,7 +47,7 @@ def _memory(c: Comparison, rows: Sequence[Row]) -> Iterable[str]:
     yield _words(left, TOP - 14, "peak memory by category", "start", bold=True)
     for tick in byte_ticks(top_bytes):
         yield _rule(left, right, y(tick))
-        yield _words(left - 6, y(tick) + 4, format_bytes(tick), "end")
+        yield _words(left - 6, y(tick) + 4, round_bytes(tick), "end")
     yield from _areas(rows, x, y)
     if c.fit is not None and c.fit.linear:
         yield from _line(c, x, y, last)
@@ -57,7 +57,7 @@ def _memory(c: Comparison, rows: Sequence[Row]) -> Iterable[str]:
         yield _words(right, TOP - 14, "dashed: with cache and context", "end")
     if c.limit_bytes is not None and c.limit_bytes <= top_bytes:
         yield _rule(left, right, y(c.limit_bytes), LIMIT_COLOUR, 1, "6 3")
-        yield _words(left + 4, y(c.limit_bytes) - 4, f"limit {format_bytes(c.limit_bytes)}", "start", LIMIT_COLOUR)
+        yield _words(left + 4, y(c.limit_bytes) - 4, f"limit {format_bytes(c.limit_bytes)}", "start")
     for row in c.rows:
         yield from _mark(row, x, y, y(min(c.limit_bytes or top_bytes, top_bytes)))
     answer = c.largest.batch if c.largest is not None else None
@@ -111,7 +111,7 @@ def _mark(row: Row, x: Scale, y: Scale, limit_y: float) -> Iterable[str]:
     if row.peak_bytes is None:
         yield (
             f'<path d="M{at - 4:.1f} {limit_y - 4:.1f}l8 8m0 -8l-8 8" stroke="{LIMIT_COLOUR}" stroke-width="2"/>'
-            + _words(at, limit_y - 9, "OOM", "middle", LIMIT_COLOUR)
+            + _words(at, limit_y - 9, "OOM", "middle")
         )
         return
     hollow = row.status in ("predicted", "verified")
@@ -144,7 +144,7 @@ def _speed(c: Comparison) -> Iterable[str]:
     yield _rule(left, right, y(0.95 * best), KNEE_COLOUR, 0.9, "2 3")
     knee_is_left = c.knee is not None and x(c.knee) < (left + right) / 2
     place, anchor = (right, "end") if knee_is_left else (left, "start")
-    yield _words(place, y(0.95 * best) - 5, "95 % of the best", anchor, KNEE_COLOUR)
+    yield _words(place, y(0.95 * best) - 5, "95 % of the best", anchor)
     path = " L".join(f"{x(r.batch):.1f} {y(value):.1f}" for r, value in points)
     yield f'<path d="M{path}" fill="none" stroke="currentColor" stroke-width="1.5"/>'
     for row, value in points:
@@ -153,7 +153,7 @@ def _speed(c: Comparison) -> Iterable[str]:
         yield f'<circle cx="{x(row.batch):.1f}" cy="{y(value):.1f}" {look}/>'
         if knee:
             anchor = "start" if knee_is_left else "end"
-            yield _words(x(row.batch), y(value) - 10, f"knee {row.batch}", anchor, KNEE_COLOUR, bold=True)
+            yield _words(x(row.batch), y(value) - 10, f"knee {row.batch}", anchor, bold=True)
     yield from _labels([(x(r.batch), str(r.batch), r.batch == c.knee) for r, _ in points], (left + right) / 2)
 
 
@@ -184,8 +184,7 @@ def _rule(
     return f'<path d="M{left} {y:.1f}H{right}" stroke="{colour}" opacity="{opacity}"{dashes}/>'
 
 
-def _words(x: float, y: float, text: str, anchor: str, colour: str = "", bold: bool = False) -> str:
+def _words(x: float, y: float, text: str, anchor: str, bold: bool = False) -> str:
     """``text`` is made of figures and our own words only."""
-    fill = f' fill="{colour}"' if colour else ""
     weight = ' font-weight="600"' if bold else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}{weight}>{text}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{weight}>{text}</text>'

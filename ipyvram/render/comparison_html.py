@@ -1,6 +1,6 @@
 """A comparison as HTML: a `Comparison` comes in; a fragment of inline styles, a table and a picture goes out.
 
-It survives JupyterLab's sanitizer as it is: no script, no style sheet, no ids.
+It survives JupyterLab's sanitizer: what it loses is a style sheet that lets the picture follow the page's theme.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from itertools import compress
 from ipyvram.comparison import Comparison, Row
 from ipyvram.render.comparison_chart import HEIGHT, WIDTH, chart
 from ipyvram.render.comparison_words import COLUMNS, FIGURES, Words, columns_shown, put_into_words, sentence
+from ipyvram.render.framing import framed
 from ipyvram.render.markup import MUTED, Column, Part, escape, folded, stacked_bar, style, swatch, table
-from ipyvram.render.palette import COLOURS, STACK
+from ipyvram.render.palette import COLOURS, STACK, TROUBLE_COLOUR
 from ipyvram.report import LABELS
 from ipyvram.units import format_bytes
 
@@ -30,10 +31,7 @@ def html(comparison: Comparison) -> str:
         _notes(words),
         _category_table(words),
     ]
-    look = style(
-        "font:13px/1.5 system-ui,-apple-system,sans-serif", "color:inherit", f"max-width:{WIDTH}px", "padding:6px 0"
-    )
-    return f'<div class="ipyvram tex2jax_ignore mathjax_ignore"{look}>{"".join(parts)}</div>'
+    return framed("".join(parts), sheets=["theme.css"])
 
 
 def _head(c: Comparison, words: Words) -> str:
@@ -45,7 +43,7 @@ def _head(c: Comparison, words: Words) -> str:
         look = style("font-size:17px", "line-height:1.4", "margin:2px 0") if i == 0 else ""
         lines.append(f"<div{look}><strong>{escape(strong)}</strong> <span{style(MUTED)}>· {escape(rest)}</span></div>")
     if words.trouble:
-        lines.append(_remark(words.trouble, "#d2477f"))
+        lines.append(_remark(words.trouble, TROUBLE_COLOUR))
     if words.fit:
         lines.append(f"<div{style(MUTED, 'margin:0 0 8px')}>{escape(words.fit)}</div>")
     return "".join(lines)
@@ -102,7 +100,7 @@ def _picture(c: Comparison) -> str:
 
 
 def _notes(words: Words) -> str:
-    return "".join(_remark(note, "#e0503f") for note in words.notes)
+    return "".join(_remark(note, TROUBLE_COLOUR) for note in words.notes)
 
 
 def _remark(text: str, colour: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ipyvram.difference import Difference, Row, Side
 from ipyvram.render.columns import columns
+from ipyvram.render.framing import framed
 from ipyvram.render.markup import MUTED, Column, Part, escape, meter, stacked_bar, style, swatch, table
 from ipyvram.render.palette import ALL_COLOURS, COLOURS, LETTERS
 from ipyvram.render.terminal import looks
@@ -124,14 +125,11 @@ def _bar(change: int, most: int) -> str:
 
 def html(d: Difference) -> str:
     """A block of markup that survives the sanitizer of untrusted notebooks."""
-    look = style(
-        "font:13px/1.5 system-ui,-apple-system,sans-serif", "color:inherit", "max-width:860px", "padding:6px 0"
-    )
     widest = max(side.peak_bytes for side in d.sides)
     bars = "".join(_side_bar(side, widest) for side in d.sides)
     remarks = "".join(f"<div{style(MUTED)}>Note: {escape(remark)}</div>" for remark in d.remarks)
     head = f"<div{style('font-size:15px', 'margin:0 0 8px')}><strong>{escape(headline(d))}</strong></div>"
-    return f'<div class="ipyvram tex2jax_ignore mathjax_ignore"{look}>{head}{bars}{_table(d)}{remarks}</div>'
+    return framed(f"{head}{bars}{_table(d)}{remarks}", sheets=["theme.css"])
 
 
 def _side_bar(side: Side, widest: int) -> str:

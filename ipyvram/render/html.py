@@ -8,12 +8,10 @@ interactive where they are allowed to. Nothing is loaded from anywhere and nothi
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
-from importlib.resources import files
 
+from ipyvram.render.framing import framed
 from ipyvram.render.markup import (
     MUTED,
     Column,
@@ -27,7 +25,7 @@ from ipyvram.render.markup import (
     table,
 )  # fmt: skip
 from ipyvram.render.oom import oom_html
-from ipyvram.render.palette import ALL_COLOURS, CATEGORIES, COLOURS
+from ipyvram.render.palette import ALL_COLOURS, CATEGORIES, COLOURS, TROUBLE_COLOUR
 from ipyvram.render.scene import HEIGHT, WIDTH
 from ipyvram.render.summary import Line, Summary, summarise, tensor_words
 from ipyvram.render.timeline import sentence, timeline
@@ -39,8 +37,8 @@ from ipyvram.units import format_bytes, format_share
 MAX_BYTES = 60_000
 MIN_OTHER_BYTES = 24_000
 
-#: What stands around all that, in bytes.
-_FRAME = 500
+#: What makes a report interactive.
+_SHEETS, _SCRIPTS = ("theme.css", "report.css"), ("report.js",)
 
 #: From so many further devices on, each stands behind a line that opens it.
 FOLDED_FROM = 3
@@ -59,14 +57,9 @@ def html(report: Report) -> str:
         At most about 60 KB for one device, twice as much for a few, and 24 KB for each further one, whatever the size of the
         model: detail is left out as far as that needs.
     """
-    main = _within(report, MAX_BYTES - len(_sheet("")) - len(_script("")) - _FRAME, _DETAIL)
-    body = main + "".join(_others(report.others))
-    root = "ipyvram-" + hashlib.sha256(body.encode()).hexdigest()[:10]
-    look = style(
-        "font:13px/1.5 system-ui,-apple-system,sans-serif", "color:inherit", f"max-width:{WIDTH}px", "padding:6px 0"
-    )
-    classes = "ipyvram tex2jax_ignore mathjax_ignore"  # a label with dollars is not a formula
-    return f'<div id="{root}" class="{classes}"{look}>{_sheet(root)}{body}{_script(root)}</div>'
+    around = len(framed("", sheets=_SHEETS, scripts=_SCRIPTS))
+    main = _within(report, MAX_BYTES - around, _DETAIL)
+    return framed(main + "".join(_others(report.others)), sheets=_SHEETS, scripts=_SCRIPTS)
 
 
 def page(report: Report) -> str:
@@ -94,35 +87,20 @@ def page_of(title: str, parts: Sequence[tuple[str, str]]) -> str:
     )
 
 
-@cache
-def asset(name: str) -> str:
-    """A file of ``render/assets``, without its comment lines and indentation."""
-    text = files("ipyvram.render").joinpath("assets", name).read_text(encoding="utf-8")
-    lines = (line.strip() for line in text.splitlines())
-    return "\n".join(line for line in lines if line and not line.startswith(("//", "/*")))
-
-
-def _sheet(root: str) -> str:
-    return f"<style>{asset('report.css').replace('ROOT', root)}</style>"
-
-
-def _script(root: str) -> str:
-    return f"<script>{asset('report.js').replace('ROOT', root)}</script>"
-
-
 # -- one device ----------------------------------------------------------------------------------------------------------
 
 
 def _account(report: Report, lean: bool = False) -> str:
     s = summarise(report)
     parts = [
-        _head(s, report),
-        _trouble(s),
+        _title(s, report),
         "" if report.oom is None else oom_html(report.oom),
-        _bar(s),
+        _headline(s),
+        _trouble(s),
+        _bar(s, report.oom is None or bool(report.card), lean),
         _table(s, lean),
         _picture(report),
-        _findings(s, report),
+        "".join(_remark(text, _accent(report)) for text in s.findings),
         _folded(s, report),
     ]
     return f'<div class="r">{"".join(parts)}</div>'
@@ -142,42 +120,45 @@ def _within(report: Report, limit: int, details: Sequence[tuple[int, int, int, i
 def _others(others: tuple[Report, ...]) -> Iterator[str]:
     """Further devices: each below a line, or, when there are many, behind one that opens it."""
     if len(others) >= FOLDED_FROM:
-        yield from (folded(_title(o), _within(o, MIN_OTHER_BYTES, _DETAIL[-2:], lean=True)) for o in others)
+        yield from (folded(_in_short(o), _within(o, MIN_OTHER_BYTES, _DETAIL[-2:], lean=True)) for o in others)
         return
     look = style("margin-top:14px", "border-top:1px solid rgba(128,128,128,0.4)", "padding-top:10px")
     for other in others:
         yield f"<div{look}>{_within(other, MAX_BYTES // len(others), _DETAIL)}</div>"
 
 
-def _title(report: Report) -> str:
+def _in_short(report: Report) -> str:
     s = summarise(report)
     peak = f"peak {s.peak} ({s.how})" if s.how else f"peak {s.peak}"
     return " · ".join((report.device, f"{peak} {s.when}".strip(), *s.remarks))
 
 
-def _head(s: Summary, report: Report) -> str:
+def _title(s: Summary, report: Report) -> str:
     context = " · ".join(escape(part) for part in s.context)
     note = f"<div{style(MUTED)}>{escape(report.note)}</div>" if report.note else ""
+    return f"<div><strong>{escape(s.title)}</strong> <span{style(MUTED)}>{context}</span></div>{note}"
+
+
+def _headline(s: Summary) -> str:
     pill = _pill(s.how) if s.how else ""
     when = f" {escape(s.when)}" if s.when else ""
-    remarks = "".join(f" · {escape(r)}" for r in s.remarks)
-    return (
-        f"<div><strong>{escape(s.title)}</strong> <span{style(MUTED)}>{context}</span></div>{note}"
-        f"<div{style('font-size:17px', 'line-height:1.4', 'margin:2px 0 8px')}><strong>Peak {escape(s.peak)}</strong>{pill}{when}"
-        f"<span{style(MUTED)}>{remarks}</span></div>"
-    )
+    remarks = [f"<span{style(MUTED)}> · {escape(remark)}</span>" for remark in s.remarks]
+    if s.over_limit:  # no aside
+        remarks[-1] = f" · <strong>{escape(s.remarks[-1])}</strong>"
+    look = style("font-size:17px", "line-height:1.4", "margin:2px 0 8px")
+    return f"<div{look}><strong>Peak {escape(s.peak)}</strong>{pill}{when}{''.join(remarks)}</div>"
 
 
 def _pill(how: str) -> str:
     look = style(
-        "font-size:11px", "border:1px solid rgba(128,128,128,0.6)", "border-radius:8px", "padding:0 6px", "margin:0 2px 0 6px",
+        "font-size:11px", "border:1px solid rgba(128,128,128,0.6)", "border-radius:8px", "padding:0 6px", "margin:0 2px",
         "vertical-align:2px",
     )  # fmt: skip
-    return f" <span{look}>{escape(how)}</span> "
+    return f" <span{look}>{escape(how)}</span>"
 
 
 def _trouble(s: Summary) -> str:
-    return _remark(s.trouble, "#d2477f") if s.trouble else ""
+    return "".join(_remark(text, TROUBLE_COLOUR) for text in (s.trouble, *s.verdicts) if text)
 
 
 def _remark(text: str, colour: str) -> str:
@@ -185,10 +166,15 @@ def _remark(text: str, colour: str) -> str:
     return f"<div{look}>{escape(text)}</div>"
 
 
-def _bar(s: Summary) -> str:
+def _bar(s: Summary, drawn: bool, lean: bool) -> str:
+    """The parts of the card, or of the peak; not ``drawn`` where a bar of the same stands above."""
     parts = [Part(LABELS[c], ALL_COLOURS[c], n, format_bytes(n)) for c, n in s.bar if c != "free"]
-    sums = f"<div{style('font-size:12px', MUTED, 'margin:3px 0 8px')}>{escape(s.sums)}</div>"
-    return (stacked_bar(parts, s.bar_total) if parts else "") + sums
+    muted, words = style(MUTED), ""
+    for part, piece in s.sum_parts:  # behind its colour in the bar
+        mark = f"</span>{swatch(ALL_COLOURS[part], gap_px=4)}<span{muted}>" if part and not lean else ""
+        words += mark + escape(piece)
+    sums = f"<div{style('font-size:12px', 'margin:3px 0 8px')}><span{muted}>{words}</span></div>"
+    return (stacked_bar(parts, s.bar_total) if parts and drawn else "") + sums
 
 
 def _table(s: Summary, lean: bool = False) -> str:
@@ -199,11 +185,10 @@ def _table(s: Summary, lean: bool = False) -> str:
     columns = [
         Column(s.category_title), Column("start", numeric=True, muted=True), Column("peak", numeric=True),
         Column(s.end_title, numeric=True, muted=True), Column("share of peak"),
-        Column("largest holder", muted=True, wrap=True),
+        Column("largest holder", muted=True, wrap=True, least_px=260),
     ]  # fmt: skip
     caption = f"Memory by category at the start, at the peak and at the {s.end_title}"
-    scroll = style("overflow:auto")  # on a page that is too narrow for the table
-    return f'<div class="c"{scroll}>{table(caption, columns, [_row(line) for line in s.lines], lean=lean)}</div>{zeros}'
+    return f'<div class="c">{table(caption, columns, [_row(line) for line in s.lines], lean=lean)}</div>{zeros}'
 
 
 def _row(line: Line) -> list[str]:
@@ -219,15 +204,11 @@ def _picture(report: Report) -> str:
         return ""
     data = base64.b64encode(svg.encode("ascii", "xmlcharrefreplace")).decode()
     look = style("display:block", "max-width:100%", "height:auto", "margin:6px 0 0")
-    words = f"<div{style('font-size:12px', MUTED, 'margin:0 0 6px')}>{escape(legend)}</div>" if legend else ""
+    words = f"<div{style('font-size:12px', MUTED)}>{escape(legend)}</div>" if legend else ""
     return (
-        f'<div class="p"><img alt="{escape(sentence(report))}" src="data:image/svg+xml;base64,{data}" '
-        f'width="{WIDTH}" height="{HEIGHT}"{look}></div>{words}'
+        f'<div class="p"{style("margin:0 0 8px")}><img alt="{escape(sentence(report))}" src="data:image/svg+xml;base64,{data}" '
+        f'width="{WIDTH}" height="{HEIGHT}"{look}>{words}</div>'
     )
-
-
-def _findings(s: Summary, report: Report) -> str:
-    return "".join(_remark(text, _accent(report)) for text in s.findings)
 
 
 def _accent(report: Report) -> str:
@@ -289,7 +270,7 @@ def _groups(title: str, key: str, otherwise: str, rows: Sequence[GroupRow], tota
         top = max(row.categories, key=row.categories.__getitem__)
         words = escape(row.key or otherwise)
         if row.source:
-            words += f" <code{style('font-size:12px', 'background:none')}>{escape(row.source)}</code>"
+            words += f" <code{style('font-size:12px', 'color:inherit', 'background:none')}>{escape(row.source)}</code>"
         share = meter(row.bytes / total if total else 0, COLOURS[top]) + format_share(row.bytes, total)
         cells.append([words, format_bytes(row.bytes), share, escape(LABELS[top])])
     return folded(f"{title}", table(f"{title} at the peak", columns, cells, lean=True))

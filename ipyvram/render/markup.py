@@ -57,13 +57,20 @@ def stacked_bar(parts: Sequence[Part], total: float, height_px: int = 18) -> str
     return f"<div{box}>{spans}</div>"
 
 
-def swatch(colour: str) -> str:
+def swatch(colour: str, gap_px: int = 0) -> str:
     """A small square of a category's colour, to stand before its name."""
-    look = style("display:inline-block", "width:10px", "height:10px", "border-radius:2px", f"background:{colour}")
+    gap = f"margin-right:{gap_px}px" if gap_px else ""
+    look = style("display:inline-block", "width:10px", "height:10px", "border-radius:2px", f"background:{colour}", gap)
     return f"<span{look}></span>"
 
 
-def meter(share: float, colour: str, width_px: int = 90) -> str:
+def legend(items: Iterable[tuple[str, str]]) -> str:
+    """What colours stand for, on a line: colours and plain words come in. The words are muted, the colours are not."""
+    words = (f"{swatch(colour)} <span{style(MUTED)}>{escape(text)}</span>" for colour, text in items)
+    return f"<div{style('font-size:12px', 'margin:3px 0 8px')}>{' &nbsp; '.join(words)}</div>"
+
+
+def meter(share: float, colour: str, width_px: int = 64) -> str:
     """A bar for a share in [0, 1]; at least one pixel where the share is not zero."""
     length = max(1, round(share * width_px)) if share > 0 else 0
     look = style(
@@ -80,9 +87,10 @@ class Column(NamedTuple):
     numeric: bool = False
     muted: bool = False
     wrap: bool = False  #: long text that may break
+    least_px: int = 0  #: where it breaks no more: the page scrolls the table instead
 
 
-_CELL = "padding:2px 14px 2px 0;border:none;vertical-align:baseline;"
+_CELL = "padding:2px 12px 2px 0;border:none;vertical-align:baseline;"
 
 
 def table(caption: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], *, lean: bool = False) -> str:
@@ -113,8 +121,8 @@ def table(caption: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]
     )
     hidden = style("height:0", "overflow:hidden", "font-size:0", "line-height:0", "padding:0")
     return (
-        f"<table{style('border-collapse:collapse', 'margin:0', 'font-size:13px', 'border:none', 'color:inherit')}>"
-        f"<caption{hidden}>{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+        f"<div{style('overflow:auto')}><table{style('border-collapse:collapse', 'margin:0', 'font-size:13px', 'border:none', 'color:inherit')}>"
+        f"<caption{hidden}>{escape(caption)}</caption><thead{style('background:none')}><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -122,7 +130,8 @@ def _full(column: Column, head: bool) -> str:
     align = "text-align:right;" if column.numeric else "text-align:left;"
     wrap = "" if column.wrap and not head else "white-space:nowrap;"
     size = f"font-size:12px;font-weight:600;{MUTED}" if head else MUTED if column.muted else ""
-    return (_CELL + align + wrap + size).rstrip(";")
+    least = f"min-width:{column.least_px}px;" if head and column.least_px else ""
+    return (_CELL + align + wrap + least + size).rstrip(";")
 
 
 def _lean(column: Column, head: bool) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ipyvram.render.markup import MUTED, Column, Part, escape, folded, stacked_bar, style, swatch, table
-from ipyvram.render.palette import ALL_COLOURS, COLOURS, LETTERS
+from ipyvram.render.markup import MUTED, Column, Part, escape, folded, legend, stacked_bar, style, swatch, table
+from ipyvram.render.palette import ALL_COLOURS, COLOURS, LETTERS, TROUBLE_COLOUR
 from ipyvram.render.summary import tensor_words
 from ipyvram.report import LABELS, OutOfMemory
 from ipyvram.units import format_bytes
@@ -101,17 +101,16 @@ def oom_text(oom: OutOfMemory, pen: Pen) -> list[str]:
 
 def oom_html(oom: OutOfMemory) -> str:
     """A block of markup that survives the sanitizer of untrusted notebooks."""
-    look = style("border-left:3px solid #d2477f", "padding:2px 0 4px 12px", "margin:6px 0 12px")
-    head = f"<div{style('font-size:15px', 'font-weight:600')}>{escape(asked(oom))}</div><div>{escape(room(oom))}</div>"
+    look = style(f"border-left:3px solid {TROUBLE_COLOUR}", "padding:2px 0 4px 12px", "margin:6px 0 12px")
+    head = f"<div{style('font-size:17px', 'line-height:1.4', 'font-weight:600')}>{escape(asked(oom))}</div><div>{escape(room(oom))}</div>"
     return f"<div{look}>{head}{_bar(oom)}{_remedies(oom)}{_holders(oom)}{_pinned(oom)}</div>"
 
 
 def _bar(oom: OutOfMemory) -> str:
     parts = [Part(LABELS[c], ALL_COLOURS[c], n, format_bytes(n)) for c, n in _account(oom)]
     total = max(oom.limit_bytes or 0, oom.allocated_bytes + oom.requested_bytes)
-    words = [f"{swatch(ALL_COLOURS[c])} {escape(LABELS[c])} {format_bytes(n)}" for c, n in _account(oom)]
-    legend = f"<div{style('font-size:12px', MUTED, 'margin:3px 0 6px')}>{' · '.join(words)}</div>"
-    return f"<div{style('margin-top:6px')}>{stacked_bar(parts, total)}</div>{legend}"
+    words = legend((ALL_COLOURS[c], f"{LABELS[c]} {format_bytes(n)}") for c, n in _account(oom))
+    return f"<div{style('margin-top:6px')}>{stacked_bar(parts, total)}</div>{words}"
 
 
 def _remedies(oom: OutOfMemory) -> str:

@@ -27,7 +27,7 @@ def payload(report: Report, scene: Scene) -> str:
         "top": round(scene.top_bytes),
         "time": _deltas(data.time_s),
         "rows": [[LABELS[c], COLOURS[c], *_column(column)] for c, column in data.categories.items()],
-        "reserved": ["reserved", "", *_column(data.reserved)] if data.reserved else 0,
+        "reserved": ["reserved", "", *_column(data.reserved)] if data.reserved else None,
         "end": _micros(data.end_s),
         "phases": [
             [_micros(p.start_s), _micros(p.end_s), p.name, p.step if report.steps else 0] for p in report.phases
@@ -36,7 +36,7 @@ def payload(report: Report, scene: Scene) -> str:
         "lines": [_line(n, c) for n, c in data.sampled.items() if n in SAMPLED_LABELS],
         "live": [
             [_micros(t.start_s), _micros(t.end_s), t.bytes, order[t.category], clean(t.name)[:60]]
-            for t in report.lifetimes
+            for t in sorted(report.lifetimes, key=lambda t: -t.bytes)  # what was live is told largest first
             if t.category in order
         ],
     }

@@ -6,6 +6,7 @@ from typing import Any
 
 from ipyvram.ranks import Ranks
 from ipyvram.render.columns import columns
+from ipyvram.render.framing import framed
 from ipyvram.render.markup import Column, Part, escape, stacked_bar, style, table
 from ipyvram.render.palette import ALL_COLOURS
 from ipyvram.render.terminal import looks
@@ -58,9 +59,6 @@ def text(ranks: Ranks, pen: Pen) -> str:
 
 def html(ranks: Ranks) -> str:
     """A block of markup that survives the sanitizer of untrusted notebooks."""
-    look = style(
-        "font:13px/1.5 system-ui,-apple-system,sans-serif", "color:inherit", "max-width:860px", "padding:6px 0"
-    )
     highest = max((r.peak_bytes for r in ranks.reports if r is not None), default=0)
     heads = [Column(name, numeric=name in ("peak", "of highest", "steps", "time")) for name in _HEAD] + [
         Column("at the peak")
@@ -73,4 +71,5 @@ def html(ranks: Ranks) -> str:
         bar = f"<div{style('width:180px')}>{stacked_bar(parts, highest, 12)}</div>" if report else ""
         rows.append([*map(escape, cells), bar])
     body = table("Peak memory by rank", heads, rows)
-    return f'<div class="ipyvram tex2jax_ignore mathjax_ignore"{look}><div><strong>{escape(headline(ranks))}</strong></div>{body}</div>'
+    head = f"<div{style('font-size:15px', 'margin:0 0 6px')}><strong>{escape(headline(ranks))}</strong></div>"
+    return framed(head + body, sheets=["theme.css"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ipyvram.render.markup import MUTED, Column, Part, escape, meter, stacked_bar, style, swatch, table
+from ipyvram.render.framing import framed
+from ipyvram.render.markup import MUTED, Column, Part, escape, legend, meter, stacked_bar, style, swatch, table
 from ipyvram.render.palette import ALL_COLOURS, COLOURS, LETTERS
 from ipyvram.render.terminal import looks
 from ipyvram.render.text import Pen
@@ -80,19 +81,14 @@ def html(one: Resident, *, everyone: bool) -> str:
     """A block of markup that survives the sanitizer of untrusted notebooks."""
     sums = one.by_category()
     parts = [Part(LABELS[c], ALL_COLOURS[c], n, format_bytes(n)) for c, n in sums.items()]
-    legend = " · ".join(f"{swatch(ALL_COLOURS[c])} {escape(LABELS[c])} {format_bytes(n)}" for c, n in sums.items())
+    words = legend((ALL_COLOURS[c], f"{LABELS[c]} {format_bytes(n)}") for c, n in sums.items())
     columns = [Column("holder", wrap=True), Column("size", numeric=True), Column("share"), Column("mostly"), Column("for example", muted=True, wrap=True)]  # fmt: skip
     columns += [Column("release", muted=True, wrap=True)] if everyone else []
     rows, more = _rows(one, everyone)
     body = table(f"Who holds memory on {one.device}", columns, [_cells(row, one.bytes, everyone) for row in rows])
-    look = style(
-        "font:13px/1.5 system-ui,-apple-system,sans-serif", "color:inherit", "max-width:860px", "padding:6px 0"
-    )
     rest = f"<div{style(MUTED)}>{escape(more)}</div>" if more else ""
-    return (
-        f'<div class="ipyvram tex2jax_ignore mathjax_ignore"{look}><div><strong>{escape(head(one))}</strong></div>'
-        f"{stacked_bar(parts, one.bytes)}<div{style('font-size:12px', MUTED, 'margin:3px 0 8px')}>{legend}</div>{body}{rest}</div>"
-    )
+    first = f"<div{style('font-size:15px', 'margin:0 0 6px')}><strong>{escape(head(one))}</strong></div>"
+    return framed(f"{first}{stacked_bar(parts, one.bytes)}{words}{body}{rest}", sheets=["theme.css"])
 
 
 def _cells(row: Holding, total: int, everyone: bool) -> list[str]:

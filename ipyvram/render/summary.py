@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ipyvram.render.palette import ALL_COLOURS, CARD_COLOURS, CATEGORIES
@@ -53,12 +53,16 @@ class Summary:
         Share of the card and headroom to the limit.
     sums : str
         The parts of the bar adding up.
+    sum_parts : tuple of (str, str)
+        The same in pieces: the part of the card that a piece is about, or nothing, and its words.
     lines, zeros : tuple
         Categories that hold something at the start, the peak or the end; labels of those that do not.
     category_title : str
         ``"category"``, with how the categories came about where they are not exact.
     end_title : str
         ``"end"``, or ``"end of trace"`` where the trace ended before the cell.
+    verdicts, findings : tuple of str
+        What is the answer to what was asked, and stands first; what else is worth saying.
     sources : str
         Which figures are exact, sampled, inferred, predicted.
     """
@@ -73,14 +77,20 @@ class Summary:
     bar: tuple[tuple[str, int], ...]
     bar_total: int
     sums: str
+    sum_parts: tuple[tuple[str, str], ...]
     lines: tuple[Line, ...]
     zeros: tuple[str, ...]
     category_title: str
     end_title: str
     sources: str
     trouble: str
+    verdicts: tuple[str, ...]
     findings: tuple[str, ...]
     measured: tuple[str, ...]
+
+
+#: Kinds of findings that answer what was asked.
+_VERDICTS = ("does_not_fit",)
 
 
 def summarise(report: Report) -> Summary:
@@ -89,6 +99,7 @@ def summarise(report: Report) -> Summary:
     remarks, over = _remarks(report)
     shown = {line.category for line in lines}
     bar, total = _bar(report)
+    sums = tuple(_sums(report))
     return Summary(
         title=report.label or _untitled(report),
         context=_context(report),
@@ -99,14 +110,16 @@ def summarise(report: Report) -> Summary:
         over_limit=over,
         bar=bar,
         bar_total=total,
-        sums=_sums(report),
+        sums="".join(words for _, words in sums),
+        sum_parts=sums,
         lines=lines,
-        zeros=tuple(LABELS[c] for c in CATEGORIES if c not in shown) if shown else (),
+        zeros=tuple(LABELS[c] for c in CATEGORIES if c not in shown) if lines else (),
         category_title=_marked("category", report.provenance.get("categories", "")),
         end_title="end of trace" if report.provenance.get("end") == "end of trace" else "end",
         sources=_sources(report),
         trouble=_trouble(report),
-        findings=tuple(f.text for f in report.findings),
+        verdicts=tuple(f.text for f in report.findings if f.kind in _VERDICTS),
+        findings=tuple(f.text for f in report.findings if f.kind not in _VERDICTS),
         measured=_measured(report),
     )
 
@@ -223,18 +236,22 @@ def _tiny(report: Report) -> bool:
     return bool(report.card_bytes) and taken < _BAR_OF_PEAK * (report.card_bytes or 0)
 
 
-def _sums(report: Report) -> str:
+def _sums(report: Report) -> Iterator[tuple[str, str]]:
     peak = format_bytes(report.peak_bytes)
     if not report.card:
-        return f"all categories together are the peak, {peak}" if report.peak_bytes else "no tensors were made"
-    cache = report.card.get("cache", 0)
-    parts = [f"tensors {peak} + cache {format_bytes(cache)} = reserved {format_bytes(report.peak_bytes + cache)}"]
-    parts += [
-        _marked(f"{LABELS[name]} {format_bytes(count)}", report.provenance.get(name, ""))
-        for name, count in report.card.items()
-        if name != "cache" and (count or name == "free")
-    ]
-    return " · ".join([*parts, "the bar is the peak alone"] if _tiny(report) else parts)
+        yield "", f"all categories together are the peak, {peak}" if report.peak_bytes else "no tensors were made"
+        return
+    tiny, cache = _tiny(report), report.card.get("cache", 0)
+    yield "", f"tensors {peak} + "
+    yield "" if tiny else "cache", f"cache {format_bytes(cache)}"
+    yield "", f" = reserved {format_bytes(report.peak_bytes + cache)}"
+    for name, count in report.card.items():
+        if name != "cache" and (count > 0 or name == "free"):
+            words = f"{LABELS[name]} {format_bytes(count)}" if count >= 0 else f"{format_bytes(-count)} missing"
+            yield "", " · "
+            yield "" if tiny or name == "free" else name, _marked(words, report.provenance.get(name, ""))
+    if tiny:
+        yield "", " · the bar is the peak alone"
 
 
 def _marked(words: str, how: str) -> str:

@@ -159,7 +159,8 @@ def _head(s: Summary, report: Report, pen: Pen) -> list[str]:
     title = pen.plain(s.title)
     if first[0].startswith(title):  # else it is longer than a line
         first[0] = pen.bold(title) + first[0][len(title) :]
-    return [*first, *note, *map(pen.bold, peak), *(pen.wrap(s.trouble, "  ") if s.trouble else [])]
+    trouble = [line for words in (s.trouble, *s.verdicts) if words for line in pen.wrap(words, "  ")]
+    return [*first, *note, *map(pen.bold, peak), *trouble]
 
 
 def _bar(s: Summary, pen: Pen) -> list[str]:

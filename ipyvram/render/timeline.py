@@ -2,8 +2,8 @@
 
 The same string is shown as an image (sanitized notebooks), stands in exported pages, and is taken over by
 `assets/report.js`, which reads the figures from its ``metadata``. No ``defs``, no ``url()``, no ids. Text and axes are
-``currentColor``: mid-grey inside an image, the page's own colour once the script has put the picture into the page.
-What belongs to an instant and stands outside the plot has class ``t``: the script moves it when it zooms.
+``currentColor``: ink on paper of its own inside an image, the page's own colour once the script has put the picture into
+the page. What belongs to an instant and stands outside the plot has class ``t``: the script moves it when it zooms.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
-from ipyvram.render.axes import byte_ticks, second_ticks
+from ipyvram.render.axes import byte_ticks, round_bytes, second_ticks
 from ipyvram.render.markup import escape
-from ipyvram.render.palette import COLOURS
+from ipyvram.render.palette import COLOURS, LIMIT_COLOUR, PAPER
 from ipyvram.render.payload import payload
 from ipyvram.render.scene import (
     HEIGHT,
@@ -32,12 +32,12 @@ from ipyvram.render.scene import (
 from ipyvram.report import LABELS, Phase, Report
 from ipyvram.units import format_bytes, format_duration
 
-#: Grey that reads on white and on near-black: text of the picture while it is an image.
-IMAGE_GREY = "#777"
-LIMIT_COLOUR = "#da3cb7"
 DASHES = {"reserved": "6 3", "device_used": "2 3", "process_rss": ""}
 _DASH_WORDS = {"reserved": "dashed", "device_used": "dotted"}
+_LINE_H = 13  # of text
 _PHASE_OPACITY = {"backward": 0.09, "optimizer": 0.2}
+#: For the script: what it draws a zoom and the cursor with.
+_MARKS = '<path opacity=".25"/><path class="l" stroke="currentColor"/>'
 _SHORT = {"forward": "fwd", "backward": "bwd", "optimizer": "opt"}
 
 
@@ -46,11 +46,13 @@ def timeline(report: Report) -> tuple[str, str]:
     if not report.timeline_data.time_s and not report.timeline_data.sampled_time_s:
         return "", ""
     scene = make_scene(report)
-    plot = [*_shading(report, scene), *_grid(scene), *_areas(scene), *_lines(scene)]
-    around = [*_byte_labels(scene), *_time_labels(scene), *_steps(report, scene), *_peak(report, scene)]
+    plot = [*_shading(report, scene), *_grid(scene), *_areas(scene), *_lines(scene), _MARKS]
+    around = [
+        *_byte_labels(scene), *_line_labels(scene), *_time_labels(scene), *_steps(report, scene), *_peak(report, scene),
+    ]  # fmt: skip
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'style="color:{IMAGE_GREY}" fill="currentColor" font-family="system-ui,sans-serif" font-size="11">'
+        f'style="{PAPER}" fill="currentColor" font-family="system-ui,sans-serif" font-size="11">'
         f"<metadata>{payload(report, scene)}</metadata>"
         f'<svg class="g" x="{LEFT}" y="{TOP}" width="{PLOT_W}" height="{PLOT_H}" viewBox="0 0 {PLOT_W} {PLOT_H}" '
         f'preserveAspectRatio="none">{"".join(plot)}</svg>{"".join(around)}</svg>'
@@ -169,7 +171,7 @@ def _text(x: float, y: float, text: str, anchor: str = "", extra: str = "") -> s
 
 def _byte_labels(scene: Scene) -> Iterable[str]:
     for tick in byte_ticks(scene.top_bytes):
-        yield _text(LEFT - 8, TOP + scene.y(tick) + 4, _round_bytes(tick), "end")
+        yield _text(LEFT - 8, TOP + scene.y(tick) + 4, round_bytes(tick), "end")
     for curve in scene.curves:
         if curve.own_scale:
             high = max(curve.values)
@@ -177,10 +179,16 @@ def _byte_labels(scene: Scene) -> Iterable[str]:
             yield _text(x, y, f"{SAMPLED_LABELS[curve.name]}, up to {format_bytes(high)}", "end")
 
 
-def _round_bytes(tick: int) -> str:
-    """A tick as text without the digits that every round number has: ``2 GiB``, ``0.5 GiB``."""
-    number, _, unit = format_bytes(tick).partition(" ")
-    return f"{float(number):g} {unit}" if tick else "0"
+def _line_labels(scene: Scene) -> Iterable[str]:
+    """The dashed and dotted lines named where they end, and the limit where it begins; where there is room."""
+    ends = {c.name: (scene.x(c.end_s), scene.y(c.values[-1])) for c in scene.curves if c.name in _DASH_WORDS}
+    above = -_LINE_H
+    for name, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
+        if y - above >= _LINE_H:
+            yield _text(LEFT + x - 2, TOP + y - 4, SAMPLED_LABELS[name], "end", ' class="t"')
+            above = y
+    if scene.limit_bytes:
+        yield _text(LEFT + 4, TOP + scene.y(scene.limit_bytes) - 4, f"limit {format_bytes(scene.limit_bytes)}")
 
 
 def _time_labels(scene: Scene) -> Iterable[str]:

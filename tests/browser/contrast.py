@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import Any
+
+from PIL import Image
 
 #: For each element with text of its own: the text, its colour with all opacities over the background, and their contrast.
 _MEASURE = """root => {
@@ -41,6 +45,24 @@ return [...root.querySelectorAll('path.a, .c th span')].map(e => {
 def texts(root: Any) -> list[tuple[str, float]]:
     """Each visible text of a report with its contrast."""
     return [(text, ratio) for text, ratio in root.evaluate(_MEASURE)]
+
+
+def paper(picture: Any) -> tuple[int, int, int]:
+    """The colour in a corner of an image, as it is seen."""
+    return Image.open(io.BytesIO(picture.screenshot())).convert("RGB").getpixel((3, 3))
+
+
+def inside(
+    browser: Any, picture: Any, scheme: str
+) -> tuple[list[tuple[str, float]], list[tuple[str, float]], tuple[int, ...]]:
+    """Texts and graphics within an SVG that is shown as an image, and its paper; ``scheme`` is what the image follows."""
+    page = browser.new_page(color_scheme=scheme)
+    page.set_content(base64.b64decode(picture.get_attribute("src").partition(",")[2]).decode("ascii"))
+    svg = page.locator("svg").first
+    colour = svg.evaluate("e => getComputedStyle(e).backgroundColor.match(/\\d+/g).map(Number)")
+    found = texts(page.locator("body")), graphics(svg), tuple(colour)
+    page.close()
+    return found
 
 
 def graphics(root: Any) -> list[tuple[str, float]]:

@@ -124,7 +124,7 @@ class Lab:
     def __init__(self, page: Any, server: Server, name: str, *, kernel: bool = True) -> None:
         self.page, self.server, self.name = page, server, name
         self.errors: list[str] = []
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("pageerror", self._note)
         if not kernel:
             page.route("**/api/sessions*", lambda r: r.abort() if r.request.method == "POST" else r.continue_())
             page.route("**/api/kernels*", lambda r: r.abort() if r.request.method == "POST" else r.continue_())
@@ -135,12 +135,21 @@ class Lab:
             status = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
             page.wait_for_function(status, timeout=90_000)
         else:
-            with contextlib.suppress(Exception):  # JupyterLab says that there is none, if it finds out in time
-                page.locator("dialog button.jp-mod-accept").click(timeout=5_000)
+            self.close_dialog()
 
     def command(self, name: str, arguments: dict[str, Any] | None = None) -> None:
         """Run a command of JupyterLab; does not wait for its end, which may be that of a dialog."""
         self.page.evaluate(f"() => {{ void jupyterapp.commands.execute('{name}', {json.dumps(arguments or {})}) }}")
+
+    def _note(self, error: Any) -> None:
+        """An error of the page, unless an extension that happens to be installed has made it."""
+        if "/lab/extensions/" not in (error.stack or ""):
+            self.errors.append(str(error))
+
+    def close_dialog(self) -> None:
+        """JupyterLab says that there is no kernel, as soon as it finds out."""
+        with contextlib.suppress(Exception):
+            self.page.locator("dialog .jp-Dialog-footer button").first.click(timeout=5_000)  # No Kernel
 
     def run_all(self) -> None:
         """Begin to run all cells; does not wait."""

@@ -8,10 +8,11 @@ import sys
 import nbformat
 import pytest
 
+from ipyvram.render import comparison
 from ipyvram.render.bundle import MIME_TYPE, bundle
 from ipyvram.units import format_bytes
-from tests import reports
-from tests.browser.contrast import graphics, texts
+from tests import comparisons, reports
+from tests.browser.contrast import graphics, inside, paper, texts
 from tests.browser.jupyter import LOAD, ROOT, TRAIN, notebook, opened
 
 METER = "document.querySelector('.jp-Notebook')?.textContent.match(/slow one · [^▁▂▃▄▅▆▇█]*/)?.[0] ?? ''"
@@ -168,6 +169,39 @@ def test_reopened_untrusted_the_sanitized_layer_tells_everything(browser, server
         for theme in ("Light", "Dark"):
             lab.theme(theme)
             assert [pair for pair in texts(root) if pair[1] < 4.5] == []
+
+
+def test_pictures_of_an_untrusted_notebook_read_in_both_themes(browser, server):
+    """They have paper of their own, so that nothing of the page shines through; it is that of JupyterLab's theme."""
+    outputs = [bundle(reports.training()), comparison.bundle(comparisons.measured())]
+    server.write("pictures.ipynb", notebook(LOAD, outputs=outputs), trusted=False)
+    with opened(browser, server, "pictures.ipynb", kernel=False) as lab:
+        lab.page.add_style_tag(content="dialog{display:none!important}")  # it asks for a kernel, again and again
+        pictures = lab.page.locator(".ipyvram img")
+        pictures.nth(1).wait_for()
+        for i in range(2):
+            for scheme, theme in (("light", "Light"), ("dark", "Dark")):
+                told, drawn, colour = inside(browser, pictures.nth(i), scheme)
+                assert len(told) > 10
+                assert [pair for pair in told if pair[1] < 4.5] == []
+                assert [pair for pair in drawn if pair[1] < 3] == []
+                lab.theme(theme)
+                for of_browser in ("light", "dark"):
+                    lab.page.emulate_media(color_scheme=of_browser)
+                    assert paper(pictures.nth(i)) == colour
+
+
+def test_pictures_of_a_trusted_notebook_follow_its_theme(browser, server):
+    server.write("follow.ipynb", notebook(LOAD, outputs=[comparison.bundle(comparisons.measured())]), trusted=True)
+    with opened(browser, server, "follow.ipynb", kernel=False) as lab:
+        picture = lab.page.locator(".ipyvram img")
+        picture.wait_for()
+        lab.page.add_style_tag(content="dialog{display:none!important}")
+        for scheme in ("light", "dark"):
+            lab.page.emulate_media(color_scheme=scheme)
+            for theme, colour in (("Light", (255, 255, 255)), ("Dark", (17, 17, 17))):
+                lab.theme(theme)
+                assert paper(picture) == colour
 
 
 def test_sixty_reports_in_one_notebook(browser, server):

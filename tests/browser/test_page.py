@@ -72,6 +72,45 @@ def test_a_screen_reader_finds_a_slider_with_the_picture_in_words(file_page):
     assert shown.locator("img").count() == 0
 
 
+def test_a_screen_reader_hears_what_others_see(file_page):
+    """From the tree that the browser hands to screen readers: names, values, states and what is announced."""
+    report = reports.training(lifetimes=reports.lifetimes())
+    shown = file_page(page(report))
+
+    def tree(role: str) -> list[dict]:
+        nodes = shown.context.new_cdp_session(shown).send("Accessibility.getFullAXTree")["nodes"]
+        found = [node for node in nodes if node.get("role", {}).get("value") == role and not node["ignored"]]
+        keys = ("name", "description", "value")
+        return [
+            {key: node.get(key, {}).get("value") for key in keys}
+            | {p["name"]: p["value"].get("value") for p in node["properties"]}
+            for node in found
+        ]
+
+    shown.keyboard.press("Tab")  # the buttons of the table, then the picture
+    while shown.evaluate("document.activeElement.role") != "slider":
+        shown.keyboard.press("Tab")
+    (slider,) = tree("slider")
+    assert slider["name"].startswith("Memory over 2.1 s; 3 traced steps; peak 3.13 GiB")
+    assert "P peak" in slider["description"]
+    assert "zoom" in slider["description"]
+    assert slider["focused"]
+    seen = shown.locator(".tip").inner_text().split("\n")  # where the cursor is: at the peak, to begin with
+    assert f"{format_bytes(report.peak_bytes)}" in seen
+    assert sorted(told(shown).replace(": ", ", ", 1).split(", ")) == sorted(
+        [*seen[0].split(", "), *(f"{label} {size}" for label, size in zip(seen[1::2], seen[2::2], strict=True))]
+    )
+    (announced,) = tree("status")
+    assert announced["live"] == "polite"
+    shown.keyboard.press("Enter")
+    assert "Live at" in shown.get_by_role("status").inner_text()
+    buttons = tree("button")
+    assert [b["name"].strip() for b in buttons] == [LABELS[c] for c in report.peak if report.peak[c]]
+    assert {b["pressed"] for b in buttons} == {"true"}
+    shown.get_by_role("button", name="Activations").press("Enter")
+    assert [b["name"].strip() for b in tree("button") if b["pressed"] == "false"] == ["Activations"]
+
+
 def test_a_click_lists_what_was_live_largest_first(file_page):
     report = reports.training(lifetimes=reports.lifetimes())
     shown = file_page(page(report))
@@ -106,6 +145,56 @@ def test_a_brush_zooms_and_a_double_click_goes_back(file_page):
     shown.mouse.dblclick(*at(shown, 0.5))
     assert plot.get_attribute("viewBox") == whole
     assert shown.get_by_text("step 1", exact=True).is_visible()
+
+
+def window(shown) -> tuple[float, float]:
+    """The left edge of what is shown of the plot, and its width."""
+    left, _, width, _ = map(float, shown.locator(".g").get_attribute("viewBox").split())
+    return left, width
+
+
+def test_keys_zoom_around_the_cursor_which_stays_in_view(file_page):
+    shown = file_page(page(reports.training()))
+    timeline(shown).focus()
+    left, whole = window(shown)
+    shown.keyboard.press("p")
+    peak_x = float(shown.locator(".g > .l").last.get_attribute("d").split()[0][1:])
+    for key in "+=+":
+        shown.keyboard.press(key)
+    near, narrow = window(shown)
+    assert narrow == pytest.approx(whole / 8)
+    assert near + narrow / 2 == pytest.approx(peak_x, abs=1)
+    assert shown.locator(".tip").is_visible()
+    for _ in range(8):
+        shown.keyboard.press("Shift+ArrowRight")
+        assert shown.locator(".tip").is_visible()
+    panned, same = window(shown)
+    assert same == pytest.approx(narrow)
+    assert panned > near
+    shown.keyboard.press("End")
+    assert sum(window(shown)) == pytest.approx(whole)
+    shown.keyboard.press("-")
+    assert window(shown)[1] == pytest.approx(whole / 4)
+    for _ in range(40):
+        shown.keyboard.press("+")
+    assert window(shown)[1] == pytest.approx(4)
+    shown.keyboard.press("Escape")
+    assert window(shown) == (left, whole)
+    for _ in range(3):
+        shown.keyboard.press("-")
+    assert window(shown) == (left, whole)
+
+
+def test_the_keys_of_the_page_and_of_the_browser_stay_theirs(file_page):
+    shown = file_page(page(reports.training()))
+    shown.evaluate(
+        "() => { window.seen = []; document.addEventListener('keydown', e => seen.push([e.key, e.defaultPrevented])); }"
+    )
+    timeline(shown).focus()
+    for key in ("p", "+", "ArrowLeft", "Enter", "Control+p", "Tab", "j"):
+        shown.keyboard.press(key)
+    seen = shown.evaluate("seen")
+    assert seen == [["Control", False], ["p", False], ["Tab", False], ["j", False]]
 
 
 def test_the_table_toggles_categories_by_mouse_and_by_key(file_page):

@@ -1,36 +1,36 @@
-// Takes over the picture of one report: hover, keys, zoom, toggles, what was live. Touches nothing outside #ROOT.
+// Makes the picture of a report interactive; touches nothing outside #ROOT.
 (() => {
-const make = (tag, set) => Object.assign(document.createElement(tag), set);
-const add = (parent, tag, set) => parent.appendChild(make(tag, set));
-const size = n => {
-	let i = 0;
-	if (n < 1024) return Math.round(n) + ' B';
-	do { n /= 1024; i++; } while (n >= 999.5 && i < 4);
-	return n.toFixed(n < 9.995 ? 2 : n < 99.95 ? 1 : 0) + ' ' + 'KMGT'[i - 1] + 'iB';
+const make = (parent, tag, set) => {
+	const e = Object.assign(document.createElement(tag), set);
+	e.dataset.lmSuppressShortcuts = 1;
+	parent.append(e);
+	return e;
 };
+const set = (e, name, value) => e.setAttribute(name, value);
+const size = (n, u = 'BKMGT') =>
+	u[1] && n >= (u[4] ? 1024 : 999.5) ? size(n / 1024, u.slice(1)) :
+	u[4] ? Math.round(n) + ' B' : n.toFixed(n < 9.995 ? 2 : n < 99.95 ? 1 : 0) + ` ${u[0]}iB`;
 const clock = us => us < 1e6 ? (us / 1e3).toFixed(1) + ' ms' : us < 1e8 ? (us / 1e6).toFixed(2) + ' s' : (us / 6e7).toFixed(1) + ' min';
+const clamp = (n, low, high) => Math.max(low, Math.min(high, n));
 const sums = list => { let t = 0; return list.map(d => t += d); };
-// runs as one value an instant
-const curve = ([label, colour, unit, runs]) => {
-	const v = [];
-	for (let i = 0; i < runs.length; i += 2) for (let k = runs[i]; k--;) v.push(runs[i + 1] == null ? null : runs[i + 1] * unit);
-	return { label, colour, v, on: true };
-};
+const curve = ([label, colour, unit, runs]) => ({
+	label, colour, on: true, v: runs.flatMap((n, i) => i % 2 ? [] : Array(n).fill(runs[i + 1] && runs[i + 1] * unit))
+});
 const fill = (box, title, rows) => {
-	box.replaceChildren(make('strong', { textContent: title }));
+	box.textContent = '';
+	make(box, 'strong', { textContent: title });
 	for (const [colour, label, n] of rows) {
-		const d = add(box, 'div');
-		add(d, 'i').style.background = colour;
+		const d = make(box, 'div');
+		make(d, 'i').style.background = colour;
 		d.append(label);
-		add(d, 'b', { textContent: size(n) });
+		make(d, 'b', { textContent: size(n) });
 	}
-	box.hidden = false;
 };
 const start = account => {
 	const box = account.querySelector('.p'), img = box.firstChild;
-	const svg = new DOMParser().parseFromString(atob(img.src.split(',')[1]), 'image/svg+xml').documentElement;
-	const D = JSON.parse(svg.querySelector('metadata').textContent), plot = svg.querySelector('.g');
-	const [all, W, H, L] = D.box;
+	const w = make(box, 'div', { className: 'w', tabIndex: 0, role: 'slider', ariaLabel: img.alt, innerHTML: atob(img.src.split(',')[1]) });
+	const svg = w.firstChild, plot = svg.querySelector('.g'), [brush, cursor] = [...plot.children].slice(-2);
+	const D = JSON.parse(svg.querySelector('metadata').textContent), [all, W, H, L] = D.box;
 	const rows = D.rows.map(curve), lines = D.lines.map(curve), reserved = D.reserved && curve(D.reserved);
 	const T = sums(D.time), S = sums(D.samples), stops = [...T, ...S.filter(s => s > D.end)];
 	const total = T.map((_, i) => rows.reduce((t, r) => t + r.v[i], 0));
@@ -38,34 +38,32 @@ const start = account => {
 		const [a, b, x, y] = D.axis.find(a => t <= a[1]) || D.axis.at(-1);
 		return x + (y - x) * ((t - a) / (b - a) || 0);
 	});
-	const areas = [...svg.querySelectorAll('.a')].reverse();
-	let z = [0, W], at = 0, drag = null, res = 1;
-	svg.style.color = 'inherit';
-	const w = make('div', { className: 'w', tabIndex: 0, role: 'slider', ariaValueMax: stops.length - 1, ariaLabel: img.alt });
-	w.append(svg);
+	const areas = [...svg.querySelectorAll('.a')];
+	const peak = total.indexOf(Math.max(...total));
+	let z = 0, res = 1, at = peak, drag = null;
+	// off its paper
+	svg.style = img.style.cssText + 'color:inherit';
 	img.replaceWith(w);
-	const tip = add(box, 'div', { className: 'tip', hidden: true });
-	add(box, 'div', { className: 'hint', textContent: '← → · P peak · click what was live · drag zoom · Esc back' });
-	const live = add(box, 'div', { className: 'live', hidden: true, role: 'status' });
-	plot.insertAdjacentHTML('beforeend', `<rect height="${H}" opacity=".25"/><path class="l" stroke="currentColor"/>`);
-	const [brush, cursor] = [...plot.children].slice(-2);
-	const set = (e, name, value) => e.setAttribute(name, value);
-	// a stop as a heading and rows of [colour, label, bytes]
+	const tip = make(box, 'div', { className: 'tip', hidden: true });
+	w.ariaValueMax = stops.length - 1;
+	w.ariaDescription = make(box, 'div', { className: 'hint', textContent: '← → read · P peak · click or Enter: what was live · drag or + − zoom · Esc back' }).textContent;
+	const live = make(box, 'div', { className: 'live', role: 'status' });
+	// a heading, rows of [colour, label, bytes]
 	const read = i => {
 		const t = stops[i], p = D.phases.findLast(p => total[i] && p[0] <= t && t < p[1]), s = S.findLastIndex(s => s <= t);
 		const out = rows.map(r => [r.colour, r.label, r.v[i]]).filter(r => r[2]).reverse();
-		if (total[i]) out.push(['', 'allocated', total[i]]);
-		if (total[i] && reserved) out.push(['', 'reserved', reserved.v[i]]);
-		for (const r of lines) if (r.v[s] != null && !(total[i] && r.colour)) out.push(['', r.label, r.v[s]]);
+		const also = (label, n) => n != null && out.push(['', label, n]);
+		if (total[i]) also('allocated', total[i]), also('reserved', reserved?.v[i]);
+		for (const r of lines) if (!total[i] || !r.colour) also(r.label, r.v[s]);
 		return [clock(t) + (p ? (p[3] ? ', step ' + p[3] : '') + ', ' + p[2] : ''), out];
 	};
 	const move = i => {
-		at = Math.max(0, Math.min(stops.length - 1, i));
-		const [head, out] = read(at), s = (X[at] - z[0]) / res, px = (L + s) * svg.clientWidth / all + 14;
+		at = clamp(i, 0, stops.length - 1);
+		const [head, out] = read(at), s = (X[at] - z) / res, px = (L + s) * svg.clientWidth / all + 14;
 		set(cursor, 'd', `M${X[at]} 0V${H}`);
 		fill(tip, head, out);
 		tip.hidden = s < 0 || s > W;
-		tip.style.left = (px + tip.offsetWidth > box.clientWidth ? Math.max(0, px - 28 - tip.offsetWidth) : px) + 'px';
+		tip.style.left = Math.max(0, px - (px + tip.offsetWidth > box.clientWidth && 28 + tip.offsetWidth)) + 'px';
 		w.ariaValueNow = at;
 		w.ariaValueText = head + ': ' + out.map(o => o[1] + ' ' + size(o[2])).reverse().join(', ');
 	};
@@ -81,50 +79,53 @@ const start = account => {
 				y = h[i];
 				d += `H${x.toFixed(2)}V${(H - H * y / D.top).toFixed(1)}`;
 			});
-			set(areas[k], 'd', d + `H${D.right}V${H}z`);
+			set(areas.at(~k), 'd', d + `H${D.right}V${H}z`);
 		});
-		set(plot, 'viewBox', `${z[0]} 0 ${z[1] - z[0]} ${H}`);
+		set(plot, 'viewBox', `${z} 0 ${W * res} ${H}`);
 		for (const e of svg.querySelectorAll('.t')) {
-			const b = e.getBBox(), u = b.x + b.width / 2 - L, s = (u - z[0]) / res;
+			const b = e.getBBox(), u = b.x + b.width / 2 - L, s = (u - z) / res;
 			set(e, 'transform', `translate(${s - u})`);
 			e.style.visibility = s < 0 || s > W ? 'hidden' : '';
 		}
-		if (!tip.hidden) move(at);
+		if (w.matches(':hover,:focus')) move(at);
 	};
-	const zoom = (a, b) => { z = a < b ? [a, b] : [0, W]; res = (z[1] - z[0]) / W; draw(); };
+	const view = (x = 0, wide = W) => { z = x; res = wide / W; draw(); };
+	const zoom = by => { const d = clamp(W * res * by, 4, W); view(clamp(X[at] - d / 2, 0, W - d), d); };
+	const go = i => { move(i); if (tip.hidden) zoom(1); };
 	const list = () => {
 		const [head, out] = read(at), t = stops[at], rest = rows.map(r => r.v[at]);
-		const here = D.live.filter(l => l[0] <= t && t < l[1]).sort((a, b) => b[2] - a[2]).slice(0, 12);
+		const here = D.live.filter(l => l[0] <= t && t < l[1]).slice(0, 12);
 		const found = here.map(([, , n, k, name]) => { rest[k] -= n; return [rows[k].colour, name, n]; });
 		rest.forEach((n, k) => n > 1e-4 * total[at] && found.push([rows[k].colour, 'other ' + rows[k].label, n]));
 		fill(live, 'Live at ' + head, total[at] ? found : out);
 	};
 	const where = e => {
 		const b = svg.getBoundingClientRect();
-		return Math.max(0, Math.min(W, (e.clientX - b.left) * all / b.width - L)) * res + z[0];
+		return clamp((e.clientX - b.left) * all / b.width - L, 0, W) * res + z;
 	};
 	w.onpointermove = e => {
 		const x = where(e);
 		let best = Math.max(0, X.findLastIndex(p => p <= x));
 		T.forEach((_, i) => { if (Math.abs(X[i] - x) <= res && total[i] > total[best]) best = i; });
-		set(brush, 'x', Math.min(x, drag));
-		set(brush, 'width', drag == null ? 0 : Math.abs(x - drag));
+		set(brush, 'd', drag == null ? '' : `M${drag} 0V${H}H${x}V0`);
 		move(best);
 	};
 	w.onpointerdown = e => { drag = where(e); w.setPointerCapture(e.pointerId); };
 	w.onpointerup = e => {
 		const x = where(e);
-		set(brush, 'width', 0);
-		if (Math.abs(x - drag) > 5 * res) zoom(Math.min(x, drag), Math.max(x, drag));
+		set(brush, 'd', '');
+		if (Math.abs(x - drag) > 5 * res) view(Math.min(x, drag), Math.abs(x - drag));
 		else list();
 		drag = null;
 	};
-	w.onpointerleave = w.onblur = () => { tip.hidden = true; };
-	w.ondblclick = () => zoom();
+	w.onpointerleave = w.onblur = () => tip.hidden = true;
+	w.onfocus = () => move(at);
+	w.ondblclick = () => view();
 	w.onkeydown = e => {
 		const k = e.shiftKey ? 10 : 1, act = {
-			ArrowRight: () => move(at + k), ArrowLeft: () => move(at - k), Home: () => move(0), End: () => move(1e9),
-			p: () => { zoom(); move(total.indexOf(Math.max(...total))); }, Enter: list, Escape: () => { live.hidden = true; zoom(); }
+			ArrowRight: () => go(at + k), ArrowLeft: () => go(at - k), Home: () => go(0), End: () => go(1e9),
+			'+': () => zoom(.5), '=': () => zoom(.5), '-': () => zoom(2),
+			p: () => { view(); move(peak); }, Enter: list, Escape: () => { live.textContent = ''; view(); }
 		}[e.key];
 		if (!act || e.ctrlKey || e.metaKey) return;
 		act();
@@ -132,18 +133,12 @@ const start = account => {
 		e.stopPropagation();
 	};
 	for (const th of account.querySelectorAll('.c tbody th')) {
-		const r = rows.find(r => r.label == th.textContent.trim());
+		const r = rows.find(r => r.label == th.textContent.trim()), name = [...th.childNodes];
 		if (!r) continue;
-		const b = make('button', { title: 'show or hide', ariaPressed: true, onclick: () => { b.ariaPressed = r.on = !r.on; draw(); } });
-		b.append(...th.childNodes);
-		th.append(b);
+		const b = make(th, 'button', { title: 'show or hide', ariaPressed: true, onclick: () => { b.ariaPressed = r.on = !r.on; draw(); } });
+		b.append(...name);
 	}
-	// keys are ours
-	for (const e of account.querySelectorAll('.w,button')) e.dataset.lmSuppressShortcuts = 1;
 };
-// each copy once
-for (const root of document.querySelectorAll('[id="ROOT"]:not([data-on])')) {
-	root.dataset.on = 1;
-	for (const account of root.querySelectorAll('.r:has(.p)')) try { start(account); } catch (e) { console.warn(e); }
-}
+// each once: then the image is gone
+for (const account of document.querySelectorAll('[id="ROOT"] .r:has(.p img)')) try { start(account); } catch (e) { console.warn(e); }
 })();
