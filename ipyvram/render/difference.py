@@ -149,7 +149,7 @@ def _table(d: Difference) -> str:
     for row in d.rows:
         colour = COLOURS[row.category]
         sizes = [format_bytes(n) if n else "–" for n in row.bytes]
-        bar = meter(abs(row.largest) / most if most else 0, colour, 140)
+        bar = meter(abs(row.largest) / most if most else 0, colour, 90)
         share = format_share(abs(row.largest), total) if row.largest else ""
         rows.append(
             [f"{swatch(colour)} {escape(LABELS[row.category])}", *sizes, *map(_signed, row.changes), bar, share]

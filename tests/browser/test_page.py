@@ -123,6 +123,9 @@ def test_a_click_lists_what_was_live_largest_first(file_page):
     listed = [row for row in rows if not row[0].startswith("other ")]
     assert listed[:2] == [["conv1 output · line 4", "1.95 GiB"], ["fc.weight", "50.0 MiB"]]
     assert "later one" not in live.inner_text()
+    sizes = [parse_bytes(size) for _, size in rows]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sum(sizes) == pytest.approx(report.peak_bytes, rel=0.01)
     shown.keyboard.press("Escape")
     assert live.is_hidden()
 

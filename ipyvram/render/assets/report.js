@@ -1,4 +1,4 @@
-// Makes the picture of a report interactive; touches nothing outside #ROOT.
+// Makes a report's picture interactive; touches nothing outside #ROOT.
 (() => {
 const make = (parent, tag, set) => {
 	const e = Object.assign(document.createElement(tag), set);
@@ -46,7 +46,7 @@ const start = account => {
 	img.replaceWith(w);
 	const tip = make(box, 'div', { className: 'tip', hidden: true });
 	w.ariaValueMax = stops.length - 1;
-	w.ariaDescription = make(box, 'div', { className: 'hint', textContent: '← → read · P peak · click or Enter: what was live · drag or + − zoom · Esc back' }).textContent;
+	w.ariaDescription = make(box, 'div', { className: 'hint', textContent: '← → read · P peak · click or Enter: what was live · drag or + - zoom · Esc back' }).textContent;
 	const live = make(box, 'div', { className: 'live', role: 'status' });
 	// a heading, rows of [colour, label, bytes]
 	const read = i => {
@@ -97,6 +97,7 @@ const start = account => {
 		const here = D.live.filter(l => l[0] <= t && t < l[1]).slice(0, 12);
 		const found = here.map(([, , n, k, name]) => { rest[k] -= n; return [rows[k].colour, name, n]; });
 		rest.forEach((n, k) => n > 1e-4 * total[at] && found.push([rows[k].colour, 'other ' + rows[k].label, n]));
+		found.sort((a, b) => b[2] - a[2]);
 		fill(live, 'Live at ' + head, total[at] ? found : out);
 	};
 	const where = e => {
