@@ -8,7 +8,7 @@ import pytest
 
 from ipyvram.render.html import html, page
 from ipyvram.report import LABELS
-from ipyvram.units import format_bytes
+from ipyvram.units import format_bytes, parse_bytes
 from tests import reports
 from tests.browser.contrast import graphics, texts
 

@@ -41,7 +41,7 @@ const start = account => {
 	const areas = [...svg.querySelectorAll('.a')];
 	const peak = total.indexOf(Math.max(...total));
 	let z = 0, res = 1, at = peak, drag = null;
-	// off its paper
+	// its paper
 	svg.style = img.style.cssText + 'color:inherit';
 	img.replaceWith(w);
 	const tip = make(box, 'div', { className: 'tip', hidden: true });
@@ -141,5 +141,5 @@ const start = account => {
 	}
 };
 // each once: then the image is gone
-for (const account of document.querySelectorAll('[id="ROOT"] .r:has(.p img)')) try { start(account); } catch (e) { console.warn(e); }
+for (const account of document.querySelectorAll('[id="ROOT"] .r:has(.p img)')) try { start(account); } catch (e) { console.log(e); }
 })();
