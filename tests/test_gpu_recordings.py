@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from benchmarks.gpu.programs import Program
 from benchmarks.gpu.simulated import SimulatedCard
 from ipyvram.recording import CATEGORIES, Recording
 
-FOLDER = Path(__file__).parent / "data" / "recordings"
+#: Another folder may be looked at before its recordings are taken in.
+FOLDER = Path(os.environ.get("IPYVRAM_RECORDINGS", Path(__file__).parent / "data" / "recordings"))
 RECORDINGS = sorted(FOLDER.glob("*.ipyvram"))
 #: Every figure that is held is a test of its own; the name of the file is the program's.
 FIGURES = ("peak_allocated", "peak_reserved", "nvml_used", "context", "device", *(f"peak of {c}" for c in CATEGORIES))
@@ -39,7 +41,11 @@ def explained(path):
 
 
 @pytest.mark.parametrize("figure", FIGURES)
-@pytest.mark.parametrize("path", RECORDINGS or [pytest.param(None, marks=pytest.mark.skip(NONE_YET))], ids=str)
+@pytest.mark.parametrize(
+    "path",
+    RECORDINGS or [pytest.param(None, marks=pytest.mark.skip(NONE_YET))],
+    ids=lambda p: getattr(p, "stem", "none"),
+)
 def test_a_card_said_so(path, figure):
     now, held = explained(path)
     assert of(now, figure) == of(held, figure)

@@ -63,7 +63,7 @@ def install(folder: Path, into: Path, rehearse: bool) -> list[str]:
         raise ValueError("; ".join(problems))
     text = accuracy.page(results)
     _replace_recordings(into / RECORDINGS, recordings, figures)
-    written(into / RESULTS, json.dumps(results, indent=1) + "\n")
+    written(into / RESULTS, (folder / "results.json").read_text())
     written(into / PAGE, text)
     failed = sum(r["ok"] is False for r in results["rows"])
     return [

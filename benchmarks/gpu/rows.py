@@ -91,13 +91,16 @@ def collect(out: Path, seconds: dict[str, float]) -> list[Row]:
     head = out / "about.json"
     before = out / "results.json"
     known = json.loads(before.read_text())["seconds"] if before.exists() else {}
-    value = {
-        "about": json.loads(head.read_text()) if head.exists() else {},
-        "seconds": known | seconds,
-        "rows": [{"part": part} | asdict(row) for part, found in parts.items() for row in found],
-    }
-    written(before, json.dumps(value, indent=1, default=str) + "\n")
+    about = json.loads(head.read_text()) if head.exists() else {}
+    value = [{"part": part} | asdict(row) for part, found in parts.items() for row in found]
+    written(before, as_text(about, known | seconds, value))
     return [row for found in parts.values() for row in found]
+
+
+def as_text(about: dict[str, Any], seconds: dict[str, float], found: list[dict[str, Any]]) -> str:
+    """JSON with a row on each line."""
+    lines = ",\n".join(json.dumps(row, default=str) for row in found)
+    return f'{{"about": {json.dumps(about)},\n"seconds": {json.dumps(seconds)},\n"rows": [\n{lines}\n]}}\n'
 
 
 def written(path: Path, text: str) -> None:
