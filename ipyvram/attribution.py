@@ -199,7 +199,7 @@ class _Attributor:
         claims = self.claims[row]
         kinds = {c.category for c in claims}
         for name in _FOR_LIFE:
-            if name in kinds and not (name == "parameters" and "inputs" in kinds and _only_a_leaf(claims)):
+            if name in kinds and not ("inputs" in kinds and _is_input_too(name, claims)):
                 return INDEX[name], None, 0
         saved = not kinds.isdisjoint(_SAVED)
         result = next((c.category for c in claims if c.category in ("inputs", "outputs")), None)
@@ -266,6 +266,13 @@ class _Attributor:
         return Places(np.where(self.ledger.born > 0, place, -1), tuple(self.modules.paths))
 
 
-def _only_a_leaf(claims: tuple[Claim, ...]) -> bool:
-    """Whether nothing but its wish for a gradient makes this a parameter: no model and no optimizer holds it."""
-    return not any(c.module for c in claims if c.category == "parameters")
+def _is_input_too(category: str, claims: tuple[Claim, ...]) -> bool:
+    """Whether a claim for life is weaker than the one as input.
+
+    Nothing but its wish for a gradient makes it a parameter: no model and no optimizer holds it. Or it was an input first:
+    the tokens whose memory is the indices of a sparse gradient.
+    """
+    if category == "parameters":
+        return not any(c.module for c in claims if c.category == "parameters")
+    first = next(c.category for c in claims if c.category in (category, "inputs"))
+    return category == "gradients" and first == "inputs"

@@ -33,6 +33,26 @@ for i in range(5): model(torch.randn(8,64).cuda()).sum().backward(); opt.step()
 e=nn.Embedding(1000,32,sparse=True).cuda(); opt=torch.optim.SparseAdam(e.parameters())
 for i in range(3): e(torch.randint(0,1000,(64,),device="cuda")).sum().backward(); opt.step(); opt.zero_grad()
 """,
+    "sparse gradients": """
+bag=nn.EmbeddingBag(1000,32,sparse=True).cuda(); opt=torch.optim.SGD(bag.parameters(),0.1,momentum=0)
+ids=torch.randint(0,1000,(16,10),device="cuda")
+for i in range(3):
+    opt.zero_grad(); bag(ids).sum().backward(); opt.step(); copied=bag.weight.grad.clone()
+    assert copied._values().shape==bag.weight.grad._values().shape==(160,32)
+""",
+    "policy gradient": """
+policy=nn.Linear(4,2).cuda(); opt=torch.optim.Adam(policy.parameters())
+for i in range(3):
+    chosen=torch.distributions.Categorical(logits=policy(torch.randn(8,4,device="cuda"))); action=chosen.sample()
+    spread=torch.distributions.Normal(policy(torch.randn(8,4,device="cuda")),torch.ones(2,device="cuda"))
+    loss=-(chosen.log_prob(action)+spread.log_prob(spread.rsample()).sum(1)).mean(); opt.zero_grad(); loss.backward(); opt.step()
+""",
+    "orthogonal weights": """
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+m=nn.Sequential(orthogonal(nn.Linear(8,8).cuda()),spectral_norm(nn.Linear(8,8).cuda()),weight_norm(nn.Linear(8,2).cuda()))
+opt=torch.optim.SGD(m.parameters(),0.1)
+for i in range(3): m(torch.randn(4,8,device="cuda")).sum().backward(); opt.step(); opt.zero_grad()
+""",
     "mha eval": """
 m=nn.TransformerEncoderLayer(64,4,batch_first=True).cuda().eval()
 with torch.no_grad(): m(torch.randn(2,10,64,device="cuda"))
@@ -118,6 +138,9 @@ STEPS = {
     "checkpoint": 3,
     "data parallel": 3,
     "sparse embedding": 3,
+    "sparse gradients": 3,
+    "policy gradient": 3,
+    "orthogonal weights": 3,
     "lbfgs": 3,
     "early stop": 3,
     "grad accumulation": 3,
@@ -133,3 +156,18 @@ def test_it_gets_through(name):
     assert report.peak_bytes > 0
     assert sum(report.peak.values()) == report.peak_bytes
     assert report.peak["other"] == 0
+
+
+def test_sparse_gradients_are_counted_and_their_indices_are_the_batch():
+    report = ipyvram.estimate(
+        PROGRAMS["sparse gradients"], card="T4", namespace={"torch": torch, "nn": nn, "__name__": "__main__"}
+    )
+    assert report.end["gradients"] == 160 * 32 * 4
+    assert report.end["inputs"] == 1536  # 160 indices of 8 bytes, in blocks of 512
+    assert report.end["outputs"] >= 160 * 32 * 4  # the copy
+
+
+def test_what_meta_cannot_tell_is_refused_in_one_line():
+    cell = "x=torch.rand(3,3,device='cuda'); torch.histc(x).tolist(); torch.linalg.eig(x); x.to_sparse_csr()"
+    with pytest.raises(ValueError, match="has no estimate"):
+        ipyvram.estimate(cell, card="T4", namespace={"torch": torch, "__name__": "__main__"})

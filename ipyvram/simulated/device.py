@@ -98,8 +98,10 @@ class OnCard(TorchDispatchMode):
                 return args[0]
         try:
             result = func(*args, **kwargs)
-        except NotImplementedError as error:
-            raise CannotEstimate(_refusal(func)) from error
+        except (NotImplementedError, RuntimeError) as error:
+            if isinstance(error, NotImplementedError) or "cannot be called on meta tensors" in str(error):
+                raise CannotEstimate(_refusal(func)) from error
+            raise
         return self._account(func, args, kwargs, result)
 
     # -- what an operator used and made ------------------------------------------------------------------------------

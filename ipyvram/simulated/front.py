@@ -145,6 +145,14 @@ def _format(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> str:
     )
 
 
+@_for(Tensor.new)
+def _new(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    """``gradient.new(indices, values, size)`` of sparse optimizers: torch has no old-style name for meta's sparse tensors."""
+    if len(args) == 4 and args[0].layout is torch.sparse_coo and args[1].device.type == "meta":
+        return torch.ops.aten._sparse_coo_tensor_unsafe(*args[1:])  # type: ignore[no-any-return]
+    return func(*args, **kwargs)  # type: ignore[no-any-return]
+
+
 # -- where a tensor goes ---------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +184,7 @@ def _cuda(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
 _TRUE = "_ipyvram_true"
 
 
-@_for(torch.isfinite, Tensor.isfinite)
+@_for(torch.isfinite, Tensor.isfinite, torch._is_all_true)  # the last: distributions check what they are given
 def _isfinite(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     result: Tensor = func(*args, **kwargs)
     if result.device.type == "meta":

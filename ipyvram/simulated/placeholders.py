@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ipyvram.simulated import recurrent, shapes
+from ipyvram.simulated import recurrent, shapes, sparse
 from ipyvram.simulated.refusal import CannotEstimate
 
 aten = torch.ops.aten
@@ -64,6 +64,12 @@ def _item(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 @_for("equal")
 def _equal(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     return False
+
+
+@_for("allclose")
+def _allclose(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """What a program checks to be close, such as the columns of an orthogonal matrix, is."""
+    return True
 
 
 @_for("_to_copy")
@@ -163,7 +169,7 @@ def _unscale(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
     """Gradients and the flag are written in place."""
 
 
-for _name, _handler in shapes.TABLE.items():
+for _name, _handler in (shapes.TABLE | sparse.TABLE).items():
     _for(_name)(_handler)
 _for(*shapes.IN_PLACE)(shapes.in_place)
 _for("_cudnn_rnn")(recurrent.forward)
