@@ -21,7 +21,7 @@ PLOT_W, PLOT_H = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 #: where sampled lines go on in its scale, the second where the rest would be empty.
 SPLIT_BELOW, SPLIT_BELOW_IF_EMPTY = 0.5, 0.85
 INSTANT = 1e-6  # where a trace begins, the panel of what came before has just ended
-TRACED_SHARE, GAP_W = 0.66, 24
+TRACED_SHARE, TRACED_SHARE_ALONE, GAP_W = 0.66, 0.75, 24  # alone: nothing but the process beside it
 
 #: A line that is higher than this many times what is drawn anyway would flatten the rest: it is told, not drawn.
 IN_SCALE = 2.2
@@ -120,7 +120,7 @@ def make_scene(report: Report) -> Scene:
     top, drawn = _top(report, highs)
     least = SPLIT_BELOW if drawn else SPLIT_BELOW_IF_EMPTY
     split = traced and known < least * length and samples_end > exact_end
-    panels = _panels(report, parts, split)
+    panels = _panels(report, parts, split, TRACED_SHARE if drawn else TRACED_SHARE_ALONE)
     axis = TimeAxis([piece for panel in panels for piece in panel.pieces])
     data = _reduced(data, axis)
     alone = [n for n in highs if split and n not in drawn and not set(drawn) & set(highs)][:1]
@@ -150,7 +150,7 @@ def _parts(data: Timeline, length: float) -> list[tuple[float, float, bool]]:
     return [part for part in parts if part[1] > part[0]]
 
 
-def _panels(report: Report, parts: Sequence[tuple[float, float, bool]], split: bool) -> tuple[Panel, ...]:
+def _panels(report: Report, parts: Sequence[tuple[float, float, bool]], split: bool, share: float) -> tuple[Panel, ...]:
     """One scale for all, or panels: what was traced side by side with what was not, each with a scale of its own."""
     starts = sorted(step_starts(report).values())
 
@@ -162,7 +162,7 @@ def _panels(report: Report, parts: Sequence[tuple[float, float, bool]], split: b
         return (panel(0.0, parts[-1][1], True, 0, PLOT_W),)
     exact = sum(1 for part in parts if part[2])
     room = PLOT_W - GAP_W * (len(parts) - 1)
-    wide = {True: TRACED_SHARE * room / exact, False: (1 - TRACED_SHARE) * room / max(1, len(parts) - exact)}
+    wide = {True: share * room / exact, False: (1 - share) * room / max(1, len(parts) - exact)}
     panels: list[Panel] = []
     x = 0.0
     for begin, end, traced in parts:
