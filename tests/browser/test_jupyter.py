@@ -137,7 +137,8 @@ def test_saved_and_reopened_without_a_kernel_it_is_alive(browser, server, lab):
     lab.command("docmanager:save")
     lab.page.wait_for_timeout(1500)
     saved = server.read("one.ipynb")
-    assert [MIME_TYPE in o.data for c in saved.cells for o in c.get("outputs", []) if o.data] == [True]
+    kept = [o.data for c in saved.cells for o in c.get("outputs", []) if o.data]
+    assert sum(MIME_TYPE in data for data in kept) == 1
     with opened(browser, server, "one.ipynb", kernel=False) as again:
         again.page.wait_for_selector(".ipyvram .w")
         hover_zoom_and_keys(again.page, again.page.locator(".ipyvram").first)
