@@ -9,7 +9,7 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from ipyvram.units import GIB, MIB, parse_bytes
+from ipyvram.units import GIB, MIB, format_bytes, parse_bytes
 
 #: Bytes of a CUDA context of torch with modules loaded lazily (CUDA 11.7 and later): "around 400MB", "~300MB" according to
 #: PyTorch's issues 109888 and 107667. It depends on driver and kernels used and is only known by measuring.
@@ -155,7 +155,8 @@ def named(text: str) -> Card:
 
 def of_size(size: int) -> Card:
     """A card with this much memory and nothing else said of it: an Ampere card's ways are assumed."""
-    return Card(f"a card of {size / GIB:g} GiB", size, (8, 6), 82, "as given")
+    name = f"{size // GIB} GiB" if size % GIB == 0 else format_bytes(size)
+    return Card(f"a card of {name}", size, (8, 6), 82, "as given")
 
 
 def find(card: str | int | None) -> Card:

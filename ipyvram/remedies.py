@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ipyvram.findings.batch import fewer_temporaries
 from ipyvram.findings.worth import release
 from ipyvram.recording import Observation
 from ipyvram.report import OutOfMemory, Remedy, StepAccount, TensorRow
@@ -119,9 +120,10 @@ def _stale_gradients(s: Situation) -> Iterator[Remedy]:
 def _foreach(s: Situation) -> Iterator[Remedy]:
     if s.oom.phase == "optimizer" and s.implementation == "foreach":
         held = s.oom.account["temporaries"] + s.oom.requested_bytes
-        yield _remedy(
-            s, "foreach", "foreach=False or fused=True in the optimizer: no temporaries of all parameters", held
-        )
+        largest = max((t.bytes for t in s.live if t.category == "parameters"), default=0)
+        ways = fewer_temporaries(held, largest)
+        left = 2 * largest if "foreach" in ways else 0
+        yield _remedy(s, "foreach", f"{ways} in the optimizer: no temporaries of all parameters", held - left)
 
 
 def _expandable(s: Situation) -> Iterator[Remedy]:

@@ -46,6 +46,11 @@ def test_a_size_is_a_card_with_that_much(mib):
     assert find(mib << 20) == of_size(mib << 20)
 
 
+def test_a_size_is_called_as_a_person_would_write_it():
+    names = [find(text).name for text in ("24GiB", "8GB", "256MiB", "1.5GiB")]
+    assert names == ["a card of 24 GiB", "a card of 7.45 GiB", "a card of 256 MiB", "a card of 1.50 GiB"]
+
+
 @pytest.mark.parametrize(("text", "offered"), [("RTX 4099", "RTX 4090"), ("A1000", "A100"), ("H1000", "H100")])
 def test_an_unknown_card_is_an_error_that_offers_the_nearest(text, offered):
     with pytest.raises(ValueError, match=offered):

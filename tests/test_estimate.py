@@ -208,7 +208,7 @@ def test_a_card_too_small_is_said_with_what_is_missing(notebook):
     source = "model.to(device)\nbig = torch.empty(300 << 20, dtype=torch.uint8, device='cuda')"
     report = ipyvram.estimate(source, card="512MiB", namespace=notebook)
     assert report.findings[0].kind == "does_not_fit"
-    assert "Does not fit on a card of 0.5 GiB" in report.findings[0].text
+    assert "Does not fit on a card of 512 MiB" in report.findings[0].text
     assert report.card["free"] < 0
 
 

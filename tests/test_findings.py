@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ipyvram.findings import find
-from ipyvram.findings.batch import AFTER_TRACE
+from ipyvram.findings.batch import AFTER_TRACE, fewer_temporaries
 from ipyvram.findings.worth import code
 from ipyvram.grouping import batch_size
 from ipyvram.recording import Observation
@@ -222,6 +222,28 @@ def test_only_foreach_optimizers_have_temporaries_to_save(device, implementation
     environment = {"optimizer_implementation": implementation}
     made = report({"parameters": 9, "temporaries": 1}, peak_phase="optimizer", device=device, environment=environment)
     assert ("optimizer_temporaries" in kinds(made)) is said
+
+
+@pytest.mark.parametrize(
+    ("largest", "optimizer", "ways"),
+    [
+        (10, "Adam", "foreach=False or fused=True"),
+        (10, "RMSprop", "foreach=False"),  # there is no fused form of it
+        (60, "Adam", "fused=True"),  # a loop would have two temporaries of the largest parameter
+        (60, "RMSprop", ""),
+        (60, "", "fused=True"),
+    ],
+)
+def test_what_lowers_the_temporaries_of_an_optimizer(largest, optimizer, ways):
+    assert fewer_temporaries(100, largest, optimizer) == ways
+
+
+def test_advice_that_would_not_help_is_not_given():
+    held = {"parameters": 900, "temporaries": 100}
+    fields = {"peak_phase": "optimizer", "device": "cuda:0", "tensors_at_peak": (row(900, "parameters", "w"),)}
+    assert "fused=True in the optimizer avoids them" in text(report(held, **fields), "optimizer_temporaries")
+    rmsprop = {"optimizer": "RMSprop"}
+    assert "optimizer_temporaries" not in kinds(report(held, environment=rmsprop, **fields))
 
 
 def test_optimizer_temporaries_matter_in_the_optimizer_only():

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from ipyvram.probes import freeing, residents
+from ipyvram.probes import freeing, keeping, residents
 from ipyvram.probes.cycles import in_cycles
 from ipyvram.render.resident import bundle
 from ipyvram.resident_commands import free
@@ -74,6 +74,17 @@ def test_out_traceback_graphs_old_models_and_cycles(notebook):  # noqa: F811
     assert found["a reference cycle"] == 2_000_000
     assert found["previous model, held by optimizer"] == 2 * size
     assert found["graph of losses"] == 3 * 2 * 64 * 256 * 4  # what two ReLUs keep
+
+
+def test_gradients_of_a_model_that_kept_losses_hold_are_theirs(notebook):  # noqa: F811
+    notebook.measure("losses = []\nfor _ in range(2):\n    losses.append(model(x).mean())\n    losses[-1].backward()")
+    notebook.run("del optimizer\nmodel = new_model()")
+    gc.collect()
+    size = sum(p.nbytes for p in notebook.names["model"].parameters())
+    found = holders(notebook)
+    assert found["previous model, held by graph of losses"] == 2 * size  # its parameters and their gradients
+    (graphs,) = [o for o in keeping.observe(notebook.names) if o.kind == "graphs"]
+    assert graphs.bytes == 2 * size
 
 
 def named(found):

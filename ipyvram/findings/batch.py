@@ -12,6 +12,8 @@ from ipyvram.units import format_bytes, format_share
 LEVER_SHARE = 0.5
 #: Optimizer temporaries are worth removing from a tenth of the peak.
 TEMPORARIES_SHARE = 0.1
+#: Optimizers of torch that have a fused form.
+FUSED = ("Adagrad", "Adam", "AdamW", "SGD")
 #: `TensorRow.name` that `analysis` gives to bytes that came after the traced part.
 AFTER_TRACE = "allocated after the traced part"
 
@@ -84,11 +86,30 @@ def _optimizer_temporaries(report: Report) -> Iterator[Finding]:
         and optimizer_is_foreach(report)
         and temporaries >= TEMPORARIES_SHARE * report.peak_bytes > 0
     ):
-        text = (
-            f"The optimizer step is the peak, with {format_bytes(temporaries)} of temporaries: "
-            "foreach=False or fused=True in the optimizer avoids them."
-        )
-        yield Finding("optimizer_temporaries", text, temporaries)
+        largest = max((t.bytes for t in report.tensors_at_peak if t.category == "parameters"), default=0)
+        ways = fewer_temporaries(temporaries, largest, report.environment.get("optimizer", ""))
+        if ways:
+            them = "most of them" if "foreach" in ways else "them"
+            text = (
+                f"The optimizer step is the peak, with {format_bytes(temporaries)} of temporaries: "
+                f"{ways} in the optimizer avoids {them}."
+            )
+            yield Finding("optimizer_temporaries", text, temporaries)
+
+
+def fewer_temporaries(temporaries: int, largest: int, optimizer: str = "") -> str:
+    """What lowers the temporaries of a foreach optimizer, as its arguments; empty where nothing does.
+
+    Parameters
+    ----------
+    largest : int
+        Bytes of the largest parameter: a loop over the parameters has two of one parameter's size at a time.
+    optimizer : str
+        Its class; empty where it is not known.
+    """
+    ways = ["foreach=False"] if 2 * largest < temporaries else []
+    ways += ["fused=True"] if not optimizer or optimizer in FUSED else []
+    return " or ".join(ways)
 
 
 def optimizer_is_foreach(report: Report) -> bool:

@@ -109,18 +109,21 @@ class GraphWalk:
         self.complete, self.packed = True, False
         self._seen: set[Any] = set()
 
-    def below(self, tensor: Tensor) -> Iterator[tuple[bool, Tensor]]:
-        """``(is a leaf, tensor)`` for everything that the graph of ``tensor`` holds and no earlier one did."""
+    def below(self, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """``(category, tensor)`` for everything that the graph of ``tensor`` holds and no earlier one did: its leaves are
+        parameters, with their gradients, and what it saved are activations."""
         for node in nodes_below([tensor], seen=self._seen):
             if len(self._seen) > MAX_NODES:
                 self.complete = False
                 return
             leaf = leaf_of(node)
             if leaf is not None:
-                yield True, leaf
+                yield "parameters", leaf
+                if leaf.grad is not None:
+                    yield "gradients", leaf.grad
                 continue
             for _, content in packed_by(node):
                 if isinstance(content, Tensor):
-                    yield False, content
+                    yield "activations", content
                 else:
                     self.packed = True

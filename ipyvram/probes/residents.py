@@ -75,12 +75,12 @@ def _add(walk: Walk, entries: dict[Storage, Entry], value: Any, holder: str, kin
         entries[storage] = holder, kind, walk.categories[storage], walk.storages[storage]
     graph = GraphWalk()
     for path, tensor in walk.graphs:
-        for leaf, held in graph.below(tensor):
+        for category, held in graph.below(tensor):
             saved = storage_of(held)
             if saved is not None and saved not in walk.storages:
                 walk.storages[saved] = path
                 name, kept = (f"graph of {holder}", "graph") if kind == "variable" else (holder, kind)
-                entries[saved] = name, kept, "parameters" if leaf else "activations", path
+                entries[saved] = name, kept, category, path
     walk.graphs.clear()
 
 

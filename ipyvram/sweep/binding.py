@@ -213,7 +213,10 @@ def _hint(tree: ast.Module, name: str) -> str:
             local = [n.id for n in ast.walk(node) if _stores(n) and isinstance(n, ast.Name)]
             if name in local or any(a.arg == name for a in ast.walk(node) if isinstance(a, ast.arg)):
                 return f" outside {node.name}(), where it is local: assign {name} at the cell's top level and use that"
-    return " nor in the functions it calls: name the variable that holds the batch size"
+    return (
+        " nor in the functions it calls: name the variable that holds the batch size, "
+        f"and make the batches (the loader, too) in this cell, by {name}"
+    )
 
 
 class _Rewrite(ast.NodeTransformer):
