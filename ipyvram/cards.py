@@ -54,8 +54,8 @@ class Card:
 
     @property
     def cublas_workspace_bytes(self) -> int:
-        """`getChosenWorkspaceSize` (CublasHandlePool.cpp): 32 MiB from Hopper on, else 2 × 4 MiB and 8 × 16 KiB."""
-        return 32 * MIB if self.capability >= (9, 0) else 8_519_680
+        """`parseChosenWorkspaceSize` (CublasHandlePool.cpp): 32 MiB on Hopper and Blackwell, else 2 × 4 MiB and 8 × 16 KiB."""
+        return 32 * MIB if self.capability[0] in (9, 10, 12) else 8_519_680
 
 
 def _message(thread: str) -> str:

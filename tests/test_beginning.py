@@ -140,14 +140,13 @@ def test_an_allocator_chosen_by_the_cell_is_said(cuda):
     assert not oom._attached  # such an allocator has no observers
 
 
-def test_a_late_refusal_of_the_history_is_said(cuda, monkeypatch):
+def test_a_late_refusal_of_the_history_is_said(cuda):
     def refuse(*args, **kwargs):
         raise TypeError("unexpected keyword\nand more")
 
-    refuse.__signature__ = None
-    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", refuse)
-
-    recording, _ = measured(cuda, cuda.begin)
+    with pytest.MonkeyPatch.context() as patch:  # undone before the simulated card goes
+        patch.setattr(torch.cuda.memory, "_record_memory_history", refuse)
+        recording, _ = measured(cuda, cuda.begin)
     assert any("history is unavailable: TypeError" in note for note in recording.notes)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +96,29 @@ def test_pins_go_into_our_own_history_only(own):
         pins = [e for e in cuda.cards[0].ring if e["action"] == "annotate"]
         probe.stop("end of cell")
     assert len(pins) == (0 if own else 1)
+
+
+def test_a_history_that_the_cell_switches_on_itself_is_its_own(cuda):
+    original = torch.cuda.memory._record_memory_history
+    probe = started()
+    before = torch.zeros(1000)
+    torch.cuda.memory._record_memory_history(context="all", max_entries=50)
+    during = torch.zeros(2000)
+    (trace,) = probe.stop("end of cell")
+    assert cuda.history is not None
+    assert cuda.calls[-2:] == ["_record_memory_history('all')", "_snapshot"]
+    assert any("switched the allocator's history on itself" in note for note in probe.notes)
+    assert torch.cuda.memory._record_memory_history == original
+    assert len(trace.events)
+    assert before.numel() + during.numel() == 3000
+
+
+def test_what_listens_to_torch_looks_like_torchs_own(cuda):
+    signature = inspect.signature(torch.cuda.memory._record_memory_history)
+    probe = started()
+    assert inspect.signature(torch.cuda.memory._record_memory_history) == signature
+    probe.stop("end of cell")
+    assert "_record_memory_history" in cuda.calls[-1]
 
 
 def test_a_full_ring_buffer_is_said_and_the_rest_still_adds_up(cuda, monkeypatch):

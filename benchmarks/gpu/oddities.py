@@ -62,7 +62,8 @@ def checks(card: Any) -> dict[str, Callable[[], Iterator[Row]]]:
 
 
 def own_history(device: str) -> Iterator[Row]:
-    torch.cuda.memory._record_memory_history(max_entries=100_000)
+    # with stacks="all", torch's default, to read it may take minutes: torch looks up C++ symbols
+    torch.cuda.memory._record_memory_history(stacks="python", max_entries=100_000)
     try:
         m = measure(lambda: small(device))
         on = bool(torch._C._cuda_isHistoryEnabled())

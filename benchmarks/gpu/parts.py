@@ -77,7 +77,7 @@ def _keep(folder: Path, name: str, recording: Recording) -> None:
 
 
 def portable(recording: Recording) -> Recording:
-    """Without what belongs to the machine: where the files lie, the card's serial number."""
+    """Without what belongs to the machine: where the files lie, the card's serial number, other people's processes."""
     root = f"{Path(__file__).resolve().parents[2]}/"
 
     def frame(f: Frame) -> Frame:
@@ -85,7 +85,8 @@ def portable(recording: Recording) -> Recording:
 
     stacks = tuple(tuple(frame(f) for f in stack) for stack in recording.stacks)
     devices = tuple(replace(d, uuid=None) for d in recording.devices)
-    return replace(recording, stacks=stacks, devices=devices)
+    observations = tuple(o for o in recording.observations if o.kind != "process")
+    return replace(recording, stacks=stacks, devices=devices, observations=observations)
 
 
 def of_oddities(work: Work) -> Iterator[Row]:

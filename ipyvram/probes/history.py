@@ -6,6 +6,7 @@ are private to torch: each is looked up when it is needed, and a missing one is 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +49,7 @@ class HistoryTrace:
         self._anchors = Anchors(clock)
         self._ours = self._begun = False
         self._cancel: Callable[[], None] = lambda: None
+        self._unlisten: Callable[[], None] = lambda: None
         self.active = False
         self.notes: list[str] = []
 
@@ -72,9 +74,16 @@ class HistoryTrace:
         else:
             _switch_on()
             self._ours = True
+            self._unlisten = _listen(self._taken_over)
         self._start_ns = self._clock()
         self._anchors.drop()
         self._begun = True
+
+    def _taken_over(self) -> None:
+        """The cell switches the history on itself: from now on it is its own."""
+        if self._ours:
+            self._ours = False
+            self.notes.append("the cell switched the allocator's history on itself: it is read as it is, and left on")
 
     def _begin_late(self) -> None:
         begun_ns = self._start_ns
@@ -115,6 +124,7 @@ class HistoryTrace:
             return ()
         self.active = False
         self._cancel()
+        self._unlisten()
         if not self._begun:
             return ()
         on = _is_on(unknown=True)
@@ -205,6 +215,24 @@ def _is_on(unknown: bool) -> bool:
     """Whether a history is being kept; ``unknown`` where this torch does not tell."""
     enabled = getattr(torch._C, "_cuda_isHistoryEnabled", None)
     return unknown if enabled is None else bool(enabled())
+
+
+def _listen(taken_over: Callable[[], None]) -> Callable[[], None]:
+    """Learn when the program switches the history on; torch itself does not tell whose it is. Gives what ends that."""
+    original: Any = torch.cuda.memory._record_memory_history
+
+    @functools.wraps(original)
+    def called(enabled: Any = "all", *args: Any, **kwargs: Any) -> Any:
+        if enabled:
+            taken_over()
+        return original(enabled, *args, **kwargs)
+
+    def end() -> None:
+        if torch.cuda.memory._record_memory_history is called:
+            torch.cuda.memory._record_memory_history = original
+
+    torch.cuda.memory._record_memory_history = called
+    return end
 
 
 def _segments_now() -> list[dict[str, Any]]:
