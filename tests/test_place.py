@@ -103,13 +103,14 @@ def test_a_clear_that_still_waits_at_the_end_leaves_the_place_to_the_report(kern
     assert kernel.front_end.outputs == [[PLACE, shown("report")], ["stream", "frame"]]
 
 
-@pytest.mark.parametrize("output", [text(), FIGURE])
-def test_what_sets_off_a_clear_comes_right_behind_it(kernel, output):
+@pytest.mark.parametrize(("output", "first"), [(text(), PLACE), (FIGURE, "display_data")])
+def test_it_comes_right_before_text_and_right_behind_a_figure_that_sets_off_a_clear(kernel, output, first):
     place = Place(kernel.thread, kernel)
     place.show(shown("meter"))
     kernel.send(*CLEAR_WAIT)
     kernel.send(*output)
-    assert [name for name, _ in kernel.front_end.outputs] == [PLACE, output[0]]
+    assert {name for name, _ in kernel.front_end.outputs} == {PLACE, output[0]}
+    assert kernel.front_end.outputs[0][0] == first
     kernel.send(*CLEAR)
     assert kernel.front_end.outputs == [[PLACE, shown("meter")]]
     place.close()

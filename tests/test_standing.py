@@ -36,10 +36,20 @@ def test_a_clear_takes_it_away_at_once_or_with_the_next_output():
     assert not after(clear(wait=False)).there
     waiting = after(clear(wait=True))
     assert (waiting.there, waiting.pending, waiting.free) == (True, True, False)
+    assert waiting.wants_before("stream")
+    assert not waiting.wants_before("display_data")
     for kind in ("stream", "display_data", "execute_result", "error"):
-        assert waiting.wants_before(kind)
-    waiting.passed("stream", {}, CELL)
-    assert (waiting.there, waiting.pending, waiting.free) == (False, False, True)
+        waiting = after(clear(wait=True))
+        waiting.passed(kind, {}, CELL)
+        assert (waiting.there, waiting.pending, waiting.free) == (False, False, True)
+
+
+@pytest.mark.parametrize("kind", ["display_data", "execute_result", "error"])
+def test_it_is_made_again_behind_what_took_it_away_unless_that_ends_the_cell(kind):
+    assert after().passed(*clear(wait=False), CELL)
+    assert not after(made=False).passed(*clear(wait=False), CELL)
+    assert not after().passed(*clear(wait=True), CELL)
+    assert after(clear(wait=True)).passed(kind, {}, CELL) == (kind == "display_data")
 
 
 @pytest.mark.parametrize("kind", ["update_display_data", "status", "comm_msg", "clear_output"])

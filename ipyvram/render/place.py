@@ -113,10 +113,8 @@ class Place:
         return kind, unpack(parts[at + 5]) if kind in TOLD_BY_CONTENT else {}
 
     def _passed(self, kind: str, content: Mapping[str, Any]) -> None:
-        standing = self._standing
-        was_there = standing.there
-        standing.passed(kind, content, self._parent["msg_id"])
-        if was_there and not standing.there and standing.free and self._data is not EMPTY and not self._closing:
+        taken_away = self._standing.passed(kind, content, self._parent["msg_id"])
+        if taken_away and self._data is not EMPTY and not self._closing:
             self._make()
 
     def _show(self, data: Data) -> None:

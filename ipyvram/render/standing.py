@@ -37,30 +37,34 @@ class Standing:
         return not self.pending and not self._captors
 
     def wants_before(self, kind: str) -> bool:
-        """Whether the place has to be made right before this message.
-
-        Before text: a place made in the middle of it would cut a progress bar in two. Before what sets off a clear: the
-        two appear together, so that a loop of plots does not flicker.
-        """
-        if self._captors or kind not in OUTPUTS:
-            return False
-        return self.pending or (kind == "stream" and not self.there)
+        """Whether the place has to be made right before this message: before text, which a place in its middle would cut in two."""
+        return kind == "stream" and not self._captors and (self.pending or not self.there)
 
     def made(self) -> None:
         """The place was made, as an output of its own."""
         self.there, self.pending = True, False
 
-    def passed(self, kind: str, content: Mapping[str, Any], parent: str) -> None:
-        """A message of the cell ``parent`` went out; ``content`` is read only for kinds of `TOLD_BY_CONTENT`."""
+    def passed(self, kind: str, content: Mapping[str, Any], parent: str) -> bool:
+        """A message of the cell ``parent`` went out; ``content`` is read only for kinds of `TOLD_BY_CONTENT`.
+
+        Returns
+        -------
+        bool
+            Whether it took the place away, which is to be made again right behind it. Not so at the end of a cell, which a
+            result and an error are.
+        """
         if kind.startswith("comm_"):
             self._heed_widget(content, parent)
-        elif self._captors:
-            return  # it went into a widget: nothing under the cell has changed
-        elif kind == "clear_output":
+            return False
+        if self._captors:
+            return False  # it went into a widget: nothing under the cell has changed
+        was_there = self.there
+        if kind == "clear_output":
             self.pending = bool(content.get("wait"))
             self.there = self.there and self.pending
         elif kind in OUTPUTS and self.pending:
             self.there = self.pending = False
+        return was_there and not self.there and kind in ("clear_output", "display_data")
 
     def _heed_widget(self, content: Mapping[str, Any], parent: str) -> None:
         comm, state = str(content.get("comm_id")), (content.get("data") or {}).get("state") or {}
