@@ -48,8 +48,10 @@ CELLS = {
     + TRAIN.format(batch=64, size=224, device=", device='cuda'").replace(
         "resnet50(num_classes=10)", "resnet50(num_classes=10).cuda()"
     ),
-    "meter": "%%vram a growing list --card 8GiB\nkept = []\nfor i in range(40):\n"
-    "    kept.append(torch.ones(8 * 2**18))\n    time.sleep(0.4)",
+    "meter": "%%vram keeps its outputs --card 4GiB\nmodel = torch.nn.Linear(4096, 4096)\n"
+    "optimizer = torch.optim.Adam(model.parameters())\nkept = []\nfor step in range(60):\n    optimizer.zero_grad()\n"
+    "    output = model(torch.randn(1024, 4096))\n    output.square().mean().backward()\n    optimizer.step()\n"
+    "    kept.append(output)",
     "comparison": "%%vram --batch batch=2,4,8,16 --card 24GiB\nbatch = 8\n"
     + TRAIN.format(batch="batch", size=64, device="").replace("resnet50", "resnet18"),
 }
@@ -86,7 +88,9 @@ def hover(lab: Lab, path: Path) -> None:
 
 def shoot_meter(lab: Lab, out: Path) -> None:
     """The meter while its cell runs."""
-    lab.page.wait_for_function("document.querySelector('.jp-Notebook').textContent.includes('peak')", timeout=120_000)
+    lab.page.wait_for_function(
+        "document.querySelector('.jp-Notebook').textContent.includes('to the limit')", timeout=120_000
+    )
     lab.page.wait_for_timeout(3000)
     for theme in ("Light", "Dark"):
         lab.theme(theme)
