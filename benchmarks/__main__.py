@@ -112,6 +112,22 @@ def _pair_line(cell: str, steps: int, tool: str, row: dict[str, Any]) -> str:
     )
 
 
+def _alone_lines(name: str, row: dict[str, Any]) -> list[str]:
+    if name != "scale" or "error" in row:
+        return [f"{name:<28} {json.dumps(row)}"]
+    head = (
+        f"{name:<12} {'events':>9} {'live':>6} {'samples':>8} {'devices':>7} {'explain s':>10} {'CPU s':>6} {'µs/event':>8} "
+        f"{'extra MiB':>9} {'draw s':>7} {'HTML KB':>8} {'JSON KB':>8}"
+    )
+    return [head] + [
+        f"{'':<12} {r['events']:>9} {r['live']:>6} {r['samples']:>8} {r['devices']:>7} {r['analyse']['s']:>10.3f} "
+        f"{r['analyse']['cpu_s']:>6.3f} {r['us_per_event']:>8.2f} {r['extra_peak_bytes'] / 2**20:>9.0f} "
+        f"{r['render']['s']:>7.3f} {r['bytes']['text/html'] / 1e3:>8.0f} "
+        f"{r['bytes']['application/vnd.ipyvram.report.v1+json'] / 1e3:>8.0f}"
+        for r in row["rows"]
+    ]
+
+
 HEAD = (
     f"{'cell':<28} {'steps':>4}  {'under':<32} {'bare s':>8} {'wall ×':>7} {'lowest…highest':<13} {'CPU ×':>7} "
     f"{'lowest…highest':<13} {'with report':>7} {'report ms':>8} {'CPU ms':>6} {'extra MiB':>6}"
@@ -131,7 +147,8 @@ def main() -> None:
     for name in ROWS:
         if chosen.only in name:
             found["alone"][name] = _run("-m", "benchmarks.alone", name)
-            print(f"{name:<28} {json.dumps(found['alone'][name])}", flush=True)
+            for line in _alone_lines(name, found["alone"][name]):
+                print(line, flush=True)
             path.write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(HEAD)
     for cell, steps, tool, count in PAIRS:

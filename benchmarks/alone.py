@@ -74,7 +74,10 @@ def sampler(hz: int = 20, seconds: float = 10.0) -> dict[str, Any]:
 
 
 def scale() -> dict[str, Any]:
-    """Recordings of growing size: seconds to explain and to draw, bytes of what is kept in the notebook."""
+    """Recordings of growing size: seconds to explain and to draw, memory for it, bytes of what is kept in the notebook.
+
+    ``live`` is for each device. ``us_per_event`` falls until the events are what counts, and then stays: near linear.
+    """
     from benchmarks.synthetic import recording
     from ipyvram.analysis import analyse
     from ipyvram.render.bundle import bundle
@@ -85,6 +88,7 @@ def scale() -> dict[str, Any]:
         (100_000, 10_000, 100_000, 1),
         (300_000, 10_000, 100_000, 1),
         (1_000_000, 10_000, 100_000, 1),
+        (125_000, 1_250, 100_000, 8),
         (125_000, 10_000, 100_000, 8),
     ):
         made = recording(events, live, samples, devices, hours=10)
@@ -93,8 +97,20 @@ def scale() -> dict[str, Any]:
         sizes = {kind: len(json.dumps(data)) for kind, data in bundle(report).items()}
         total = sum(len(t.events) for t in made.traces)
         rows.append({"events": total, "live": live, "samples": samples, "devices": devices}
-                    | {"analyse": explain, "render": draw, "bytes": sizes})  # fmt: skip
+                    | {"analyse": explain, "us_per_event": 1e6 * explain["cpu_s"] / total, "render": draw}
+                    | {"extra_peak_bytes": _peak_memory(lambda r=made: analyse(r)), "bytes": sizes})  # fmt: skip
     return {"rows": rows}
+
+
+def _peak_memory(action: Callable[[], object]) -> int:
+    """The most that Python and numpy held at once for it, in bytes."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def rows_to_columns() -> dict[str, Any]:

@@ -201,16 +201,16 @@ class _Attributor:
         for name in _FOR_LIFE:
             if name in kinds and not ("inputs" in kinds and _is_input_too(name, claims)):
                 return INDEX[name], None, 0
-        saved = not kinds.isdisjoint(_SAVED)
+        saved = [c for c in claims if c.category in _SAVED]
         result = next((c.category for c in claims if c.category in ("inputs", "outputs")), None)
         if result == "inputs" and saved and self._made_by_forward(row):
             result = "outputs"
         if result == "inputs":
             return INDEX["inputs"], None, 0
         if saved:
-            if result is None and self._is_data(row, claims):
+            if result is None and self._is_data(row, saved):
                 return INDEX["inputs"], None, 0
-            return INDEX["activations"], self._release(claims), INDEX["outputs"]
+            return INDEX["activations"], self._release(claims, saved), INDEX["outputs"]
         if result is not None and not self._ended_with_forward(row, claims):
             return INDEX[result], None, 0
         if COPY in kinds:
@@ -229,9 +229,8 @@ class _Attributor:
         i = bisect_right(self.trained_begins, int(self.born_ns[row])) - 1
         return i >= 0 and int(self.born_ns[row]) < self.trained[i][1] and bool(self.ledger.born[row] > 0)
 
-    def _is_data(self, row: int, claims: tuple[Claim, ...]) -> bool:
+    def _is_data(self, row: int, saved: list[Claim]) -> bool:
         """Saved for backward but not made by the forward that saved it: the batch, labels, masks, data sets."""
-        saved = [c for c in claims if c.category in _SAVED]
         if self.ledger.born[row] == 0:
             return True
         if any(c.category == DATA for c in saved):
@@ -243,9 +242,9 @@ class _Attributor:
         forward = bisect_right(self.forwards, saved[0].time_ns) - 1
         return forward >= 0 and int(self.born_ns[row]) < self.forwards[forward]
 
-    def _release(self, claims: tuple[Claim, ...]) -> int | None:
+    def _release(self, claims: tuple[Claim, ...], saved: list[Claim]) -> int | None:
         """The instant at which the last graph that saved this let go of it; None while one still holds it."""
-        last_saved = max(c.time_ns for c in claims if c.category in _SAVED)
+        last_saved = max(c.time_ns for c in saved)
         released = next((c.time_ns for c in claims if c.category == RELEASED and c.time_ns > last_saved), None)
         return None if released is None else int(np.searchsorted(self.ledger.time_ns, released, side="right"))
 
