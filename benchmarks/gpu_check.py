@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 0 when every check passed, 1 when one failed, 2 when nothing could be checked."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    names = options.only.split(",") if options.only else list(PARTS)
+    names = [options.part] if options.part else options.only.split(",") if options.only else list(PARTS)
     if unknown := [name for name in names if name not in PARTS]:
         parser.error(f"--only {unknown[0]}: there are {', '.join(PARTS)}")
     if not options.simulate and not torch.cuda.is_available() and not set(names) <= set(_WITHOUT_CARD):

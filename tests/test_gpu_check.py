@@ -225,6 +225,15 @@ def test_a_recording_that_says_otherwise_keeps_everything_out(checked, tmp_path)
     assert not (tmp_path / "into").exists()
 
 
+def test_estimates_may_be_repeated_without_a_card(checked, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(checked, copy)
+    rows.path_of(copy, "estimates").unlink()
+    assert gpu_check.main(["--only", "estimates", "--out", str(copy)]) == 0
+    results = json.loads((copy / "results.json").read_text())
+    assert [r["case"] for r in results["rows"] if r["check"] == "estimate"] == [PROGRAM]
+
+
 def test_too_few_recordings_are_refused(checked, tmp_path):
     with pytest.raises(ValueError, match="1 recordings of"):
         install.install(checked, tmp_path, rehearse=True)
