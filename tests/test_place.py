@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jupyter_client.session import Session
 
@@ -63,6 +63,7 @@ CAPTURE, RELEASE = (("comm_msg", {"comm_id": "w", "data": {"state": {"msg_id": m
 messages = st.sampled_from([text("a"), text("b\n"), FIGURE, CLEAR, CLEAR_WAIT, CAPTURE, RELEASE])
 
 
+@example([CLEAR_WAIT, PLACE, FIGURE, PLACE])
 @given(st.lists(st.one_of(messages, st.just(PLACE)), max_size=24))
 def test_the_users_outputs_are_as_without_it_and_it_is_there_whenever_it_can_be(events):
     kernel, without = Kernel(), FrontEnd()

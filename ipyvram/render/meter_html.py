@@ -14,7 +14,8 @@ from ipyvram.report import LABELS
 from ipyvram.units import format_bytes
 
 BAR_PX = 10
-SPARK_PX = (150, 18)
+NOWRAP = "white-space:nowrap"  # a narrow page breaks lines between facts
+SPARK_PX = (110, 18)
 LIMIT_COLOUR = "#da3cb7"
 SOON_S = 120.0  # a limit that is nearer is told in bold
 
@@ -35,8 +36,11 @@ def meter_html(meter: Meter) -> str:
 def _facts(meter: Meter) -> str:
     left = meter.seconds_left()
     loud = {"label"} | ({"left"} if left is not None and left < SOON_S else set())
+    whole = style(NOWRAP)
     return " · ".join(
-        f"<strong>{escape(words)}</strong>" if name in loud else f"<span{style(MUTED)}>{escape(words)}</span>"
+        f"<strong{whole}>{escape(words)}</strong>"
+        if name in loud
+        else f"<span{style(MUTED, NOWRAP)}>{escape(words)}</span>"
         for name, words in meter.facts().items()
     )
 
@@ -74,7 +78,7 @@ def _bar(pulse: Pulse, peak_bytes: float) -> str:
     if limit < total or not pulse.card_bytes:
         line = style("display:inline-block", "height:10px", f"border-left:2px solid {LIMIT_COLOUR}")
         names.append((f"<span{line}></span>", f"Limit {format_bytes(limit)}"))
-    apart = style("margin-right:12px", "white-space:nowrap")
+    apart = style("margin-right:12px", NOWRAP)
     items = " ".join(f"<span{apart}>{sign} <span{style(MUTED)}>{escape(words)}</span></span>" for sign, words in names)
     return f"<div{style('margin:3px 0')}>{stacked_bar(parts, total, BAR_PX)}{marks}</div><div>{items}</div>"
 

@@ -113,8 +113,8 @@ class Place:
         return kind, unpack(parts[at + 5]) if kind in TOLD_BY_CONTENT else {}
 
     def _passed(self, kind: str, content: Mapping[str, Any]) -> None:
-        taken_away = self._standing.passed(kind, content, self._parent["msg_id"])
-        if taken_away and self._data is not EMPTY and not self._closing:
+        wanted = self._standing.passed(kind, content, self._parent["msg_id"])
+        if wanted and self._data is not EMPTY and not self._closing:
             self._make()
 
     def _show(self, data: Data) -> None:

@@ -50,21 +50,21 @@ class Standing:
         Returns
         -------
         bool
-            Whether it took the place away, which is to be made again right behind it. Not so at the end of a cell, which a
-            result and an error are.
+            Whether the place is to be made right behind it: it took the place away, or set off the clear that kept it from being
+            made. Not so at the end of a cell, which a result and an error are.
         """
         if kind.startswith("comm_"):
             self._heed_widget(content, parent)
             return False
         if self._captors:
             return False  # it went into a widget: nothing under the cell has changed
-        was_there = self.there
+        could_be = self.there or self.pending
         if kind == "clear_output":
             self.pending = bool(content.get("wait"))
             self.there = self.there and self.pending
         elif kind in OUTPUTS and self.pending:
             self.there = self.pending = False
-        return was_there and not self.there and kind in ("clear_output", "display_data")
+        return could_be and not self.there and not self.pending and kind in ("clear_output", "display_data")
 
     def _heed_widget(self, content: Mapping[str, Any], parent: str) -> None:
         comm, state = str(content.get("comm_id")), (content.get("data") or {}).get("state") or {}
