@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -51,6 +53,22 @@ def test_a_late_fault_is_not_the_programs(cuda):
     cuda.begin()
     with pytest.raises(RuntimeError, match="ours"):
         when_in_use(broken)  # at once it is the caller's, who notes it
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_is_left_alone(cuda, tmp_path):
+    done = tmp_path / "done"
+    when_in_use(done.touch)
+    child = os.fork()
+    if child == 0:
+        try:
+            cuda.begin()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert not done.exists()
+    cuda.begin()
+    assert done.exists()
 
 
 def test_without_torchs_queue_nothing_happens(monkeypatch):

@@ -6,6 +6,7 @@ its history on starts the driver, after which forked processes cannot use CUDA: 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -42,14 +43,15 @@ def when_in_use(action: Callable[[], None]) -> Callable[[], None]:
 
 
 class _Waiting:
-    """Runs its action once at most."""
+    """Runs its action once at most, and not in a process that was forked meanwhile: nobody would end it there."""
 
     def __init__(self, action: Callable[[], None]) -> None:
         self._action: Callable[[], None] | None = action
+        self._process = os.getpid()
 
     def __call__(self) -> None:
         action, self._action = self._action, None
-        if action is not None:
+        if action is not None and os.getpid() == self._process:
             try:
                 action()
             except Exception:
