@@ -153,14 +153,15 @@ class Watch:
         return pending or next(filter(None, grown), "") or self._expected_next()
 
     def _new(self) -> list[tuple[_Batch, Shapes]]:
-        """Batches of this step whose shapes no trace has covered."""
+        """Batches of this step whose shapes no trace has covered, the largest first."""
         held = self._variables.some(self._wanted)
         if self._step <= _SEARCHED or (not held and self._searches < _MAX_SEARCHES):  # another loop has begun
             found = self._search(traced=False)
         else:
             data = ((self._batches[place], _data(value)) for place, value in held.items() if place in self._batches)
             found = [(batch, _shapes(tensors)) for batch, tensors in data if tensors]
-        return [(batch, shapes) for batch, shapes in found if self._covered and shapes not in self._covered]
+        new = [(batch, shapes) for batch, shapes in found if self._covered and shapes not in self._covered]
+        return sorted(new, key=lambda item: -_elements(item[1]))
 
     def _grown(self, batch: _Batch, shapes: Shapes) -> str:
         """The reason when these shapes raise the peak; else they are noted, and expected again if they came before."""
@@ -176,7 +177,7 @@ class Watch:
         if last is not None or len(batch.seen) < _MAX_SHAPES:
             batch.seen[shapes] = self._step
         if last is not None:
-            self._expected[2 * self._step - last] = batch.name, shapes
+            self._expected.setdefault(2 * self._step - last, (batch.name, shapes))
         return ""
 
     def _expected_next(self) -> str:
@@ -199,13 +200,12 @@ def _data(value: Any) -> list[Tensor]:
 
 
 def _shapes(tensors: list[Tensor]) -> Shapes:
-    """Sizes as plain numbers, -1 for those that a nested tensor has several of."""
-    return tuple(tuple(n if type(n) is int else -1 for n in t.shape) for t in tensors if not _is_nested(t))
+    return tuple([_ragged(t) if t.is_nested else tuple(t.shape) for t in tensors])
 
 
-def _is_nested(tensor: Tensor) -> bool:
-    """Whether it has no shape to be read: a nested tensor of the older layout."""
-    return tensor.is_nested and tensor.layout is torch.strided
+def _ragged(tensor: Tensor) -> tuple[int, ...]:
+    """Sizes of a nested tensor, -1 where it has several; none in the older layout, which has no shape."""
+    return () if tensor.layout is torch.strided else tuple(n if type(n) is int else -1 for n in tensor.shape)
 
 
 def _elements(shapes: Shapes) -> int:

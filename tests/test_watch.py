@@ -120,6 +120,20 @@ def test_a_loop_that_begins_later_has_variables_of_its_own():
     assert reasons == ["", "", "", "batch changed to 5×3", "batch changed to 5×3"]
 
 
+def test_the_largest_of_a_batch_gives_the_reason():
+    held = Held()
+    watch = Watch(held)
+    pairs = [{"y": torch.zeros(n), "x": image(n)} for n in (8, 8, 8, 8, 4, 4)]
+    traced(watch, held, *pairs[:3])
+    reasons = []
+    for pair in pairs[3:]:
+        held.values.update(pair)
+        reasons.append(watch.reason())
+    assert reasons == ["", "", "x changed to 4×3"]
+    held.values.update(y=torch.zeros(64), x=image(64))
+    assert watch.reason() == "x grew to 64×3"
+
+
 def test_batches_in_dicts_and_tuples_are_seen():
     for name, make in (("batch", lambda n: {"ids": image(n), "mask": image(n)}), ("pair", lambda n: (image(n), 3))):
         held = Held()

@@ -46,12 +46,16 @@ class Variables:
 
     def some(self, wanted: Mapping[int, tuple[str, ...]]) -> dict[Place, Any]:
         """Those of these names, by the identity of their code, that are in view."""
-        found: dict[Place, Any] = {}
-        for frame in _frames(sys._getframe(1)):
+        parts: dict[int, dict[str, Any]] = {}
+        frame: FrameType | None = sys._getframe(1)
+        for _ in range(_DEPTH):  # spelled out: this runs at the end of every step
+            if frame is None or len(parts) == len(wanted):
+                break
             code = id(frame.f_code)
-            if code in wanted:
-                found |= {(code, name): value for name, value in _read(frame, wanted[code]).items()}
-        return found
+            if code in wanted and code not in parts:
+                parts[code] = _read(frame, wanted[code])
+            frame = frame.f_back
+        return {(code, name): parts[code][name] for code in reversed(parts) for name in parts[code]}
 
 
 def _frames(frame: FrameType | None) -> list[FrameType]:
