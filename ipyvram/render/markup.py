@@ -16,7 +16,10 @@ MUTED = "opacity:.72"
 
 def clean(text: object) -> str:
     """Text on one line: without control and direction marks a label can neither move a cursor nor reverse what follows."""
-    return "".join(" " if c.isspace() else c for c in str(text) if c.isspace() or c.isprintable())
+    words = str(text)
+    if words.isprintable():  # nearly always, and then there is nothing to do
+        return words
+    return "".join(" " if c.isspace() else c for c in words if c.isspace() or c.isprintable())
 
 
 def escape(text: object) -> str:

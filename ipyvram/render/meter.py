@@ -33,11 +33,12 @@ class Meter:
     def __init__(self) -> None:
         self._past: deque[tuple[float, float, int]] = deque()  # (elapsed seconds, bytes, steps)
         self._pulse: Pulse | None = None
+        self._facts: dict[str, str] | None = None  # of the newest pulse, once they were asked for
         self.peak_bytes = 0.0
 
     def feed(self, pulse: Pulse) -> None:
         """Take in a new pulse."""
-        self._pulse = pulse
+        self._pulse, self._facts = pulse, None
         used = in_use(pulse)
         self.peak_bytes = max(self.peak_bytes, used)
         self._past.append((pulse.elapsed_s, used, pulse.steps))
@@ -49,9 +50,11 @@ class Meter:
 
         ``label``, ``time``, ``memory``, ``peak``, ``left`` (until the limit), ``step``.
         """
-        p = self._pulse
-        if p is None:
-            return {}
+        if self._facts is None:
+            self._facts = {} if self._pulse is None else self._words(self._pulse)
+        return dict(self._facts)
+
+    def _words(self, p: Pulse) -> dict[str, str]:
         used = in_use(p)
         card = f" of {format_bytes(p.card_bytes)}" if p.card_bytes else ""
         what = "" if "allocated" in p.figures else "process "
