@@ -8,7 +8,8 @@ Rules, in order (the first that applies wins; `docs/architecture.md` gives the r
 3. saved for backward: *activation* until the graph lets go; what was handed in, or was there before the forward that
    saved it, is an *input*; what outlives its graph is an *output*;
 4. claimed as output: that, unless the forward itself let it go;
-5. the size of a cuBLAS workspace, and never freed: *workspace*;
+5. the size of a cuBLAS workspace, and never freed: *workspace*; the size of a bucket in which several processes gather
+   gradients, and there in more than one step: *gradient*;
 6. born in a phase and alive when it ends. Forward under autograd: *activation* if it ends with the backward that follows
    (a checkpoint's input), else *output*; forward without autograd: *output*; backward: *gradient* (of `autograd.grad`);
    optimizer step: *optimizer state*. Born in a recomputed module and alive when that ends: *activation*;
@@ -133,6 +134,8 @@ class _Attributor:
         )  # the last: unknown, -1
         found = models(recording.marks, recording.claims)
         self.modules = module_track(recording.marks, found if len(found) > 1 else frozenset())
+        buckets = recording.environment.get("gradient_bucket_bytes", "")
+        self.buckets = tuple(int(size) for size in buckets.split(",") if size)
         self.workspace = int(recording.environment.get("cublas_workspace_bytes", "0") or 0)
         self.steps = step_ends(self.phases)
         self.roots = root_forwards(recording.marks)
@@ -190,6 +193,7 @@ class _Attributor:
             roots=self.roots,
             modules=self.modules,
             workspace=self.workspace,
+            buckets=self.buckets,
         )
 
     # -- rules 1 to 4: claims ------------------------------------------------------------------------------------------

@@ -362,6 +362,8 @@ class Run:
             found["optimizer"] = self._phases.optimizers[0]
         if self._phases.implementation:
             found["optimizer_implementation"] = self._phases.implementation
+        if self._phases.buckets:
+            found["gradient_bucket_bytes"] = ",".join(map(str, sorted(self._phases.buckets)))
         if self._phases.evaluating:
             found["evaluating"] = self._phases.evaluating
         if cuda_possible() and not _used_cuda(traces, samples):

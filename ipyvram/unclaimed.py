@@ -41,6 +41,8 @@ class Unclaimed:
         Calls of root modules outside backward; ``grad``: under autograd.
     workspace : int
         Bytes of a cuBLAS workspace, 0 where there is none.
+    buckets : tuple of int
+        Bytes of each buffer in which several processes gather gradients.
     """
 
     ledger: Ledger
@@ -54,6 +56,7 @@ class Unclaimed:
     roots: list[tuple[int, int, bool]]
     modules: ModuleTrack
     workspace: int
+    buckets: tuple[int, ...] = ()
 
     @property
     def before(self) -> Flags:
@@ -75,11 +78,19 @@ class Unclaimed:
         self._prepared(category)
         self._survivors(category, kept)
         category[self._recomputed()] = INDEX["activations"]
+        for bucket in self.buckets:
+            category[self._made_for(bucket) & kept] = INDEX["gradients"]
         if self.workspace:
-            least = -(-self.workspace // 512) * 512  # a block of the large pool may exceed its request by up to 1 MiB
-            size = self.ledger.bytes
-            category[(size >= least) & (size <= least + MIB) & self.never] = INDEX["workspaces"]
+            category[self._made_for(self.workspace) & self.never] = INDEX["workspaces"]
         return category
+
+    def _made_for(self, request: int) -> Flags:
+        """Of the size that the allocator gives to a request."""
+        size = self.ledger.bytes
+        if self.ledger.reserved is None:
+            return np.asarray(size == request)
+        least = -(-request // 512) * 512  # a block of the large pool may exceed its request by up to 1 MiB
+        return np.asarray((size >= least) & (size <= least + (MIB if least > MIB else 0)))
 
     def _passed_on(self) -> Flags:
         """Made outside any phase and freed before the next forward, if after the step's end: the norm of the gradients."""

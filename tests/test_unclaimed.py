@@ -94,6 +94,13 @@ def test_a_workspace_has_its_size_and_stays():
     assert categories(found) == ["workspaces", "activations"]
 
 
+def test_a_bucket_of_gradients_has_its_size_and_stays():
+    environment = {"gradient_bucket_bytes": "4096,8192"}
+    assert categories(recording((5, END + 1), environment=environment)) == ["gradients"]
+    assert categories(recording((5, END + 1), size=4097, environment=environment)) == ["inputs"]
+    assert categories(recording((32, 38), environment=environment)) == ["temporaries"]
+
+
 @pytest.mark.parametrize(("op", "category"), [("aten.randn", "inputs"), ("aten.mm", "outputs"), ("", "inputs")])
 def test_without_any_phase_a_variable_holds_data_or_a_result(op, category):
     named = Claim(6, "cpu", 1, 4096, "", "x")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 from torch.optim import optimizer as optimizer_hooks
 
+from ipyvram.probes.buckets import bucket_bytes
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.orphans import Orphans
 from ipyvram.probes.owners import Owners
@@ -57,6 +58,7 @@ class Phases:
         self.marks: list[Mark] = []
         self.orphans = Orphans()
         self.evaluating = ""  #: the root module of the last forward, when it was in eval mode and autograd recorded
+        self.buckets: set[int] = set()  #: sizes in bytes, see `bucket_bytes`
         self.steps = 0
         self.optimizers: list[str] = []
         self.implementation = ""  #: of the first optimizer: ``foreach``, ``fused`` or ``for-loop``
@@ -190,6 +192,7 @@ class Phases:
         if self._in_backward:
             return
         self._owners.module(module, label)  # a lazy module has its parameters now
+        self.buckets.update(bucket_bytes(module))
         self._owners.inputs(module, (), kwargs)
         self._owners.outputs(output, f"output of {label}")
         if torch.is_grad_enabled():

@@ -184,7 +184,7 @@ def _cuda(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
 _TRUE = "_ipyvram_true"
 
 
-@_for(torch.isfinite, Tensor.isfinite, torch._is_all_true)  # the last: distributions check what they are given
+@_for(torch.isfinite, Tensor.isfinite)
 def _isfinite(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     result: Tensor = func(*args, **kwargs)
     if result.device.type == "meta":

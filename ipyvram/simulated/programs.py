@@ -37,6 +37,7 @@ def install(patches: Patches, note: Callable[[str], None]) -> None:
         patches.set(init, name, _only_small(getattr(init, name)))
     patches.set(torch.nn.DataParallel, "forward", lambda self, *a, **k: self.module(*a, **k))  # there is one card
     patches.set(torch.nn.RNNBase, "flatten_parameters", recurrent.flatten)
+    patches.set(torch.distributions.Distribution, "_validate_args", False)  # there are no values to check
     scaler = torch.amp.GradScaler
     patches.set(scaler, "_maybe_opt_step", lambda self, optimizer, state, *a, **k: optimizer.step(*a, **k))
     patches.set(torch, "Generator", _generator(torch.Generator))

@@ -41,6 +41,7 @@ class Found:
                 lists[kind] = next((found for base, found in kinds.items() if issubclass(kind, base)), None)
             if lists[kind] is not None:
                 lists[kind].append(item)
+        self.tensors = list(filter(_is_defined, self.tensors))
 
 
 class Swap:
@@ -118,6 +119,15 @@ class Swap:
             for name in _HOOKS:
                 if getattr(tensor, name, None) is not before[name]:
                     setattr(tensor, name, before[name])
+
+
+def _is_defined(tensor: Tensor) -> bool:
+    """Whether there is anything behind a tensor: torch 2.6 leaves an empty one in the traceback of some errors."""
+    try:
+        _ = tensor.is_leaf
+    except RuntimeError:
+        return False
+    return True
 
 
 def _plain(tensor: Tensor) -> bool:

@@ -1,0 +1,53 @@
+"""Buffers in which several processes gather gradients: found by their size, counted as gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ipyvram.probes.buckets import bucket_bytes
+from tests.measured import measured
+
+WIDTH = 64
+PARAMETERS = (WIDTH * WIDTH + WIDTH) * 4
+
+
+@pytest.fixture
+def group():
+    if not dist.is_available() or dist.is_initialized():
+        pytest.skip("no process group of one's own")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_other_models_have_none():
+    assert bucket_bytes(nn.Linear(2, 2)) == ()
+
+
+@pytest.mark.parametrize("built", ["before the cell", "in the cell"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_buckets_are_gradients(group, built, shared):
+    def build() -> DistributedDataParallel:
+        return DistributedDataParallel(nn.Linear(WIDTH, WIDTH), gradient_as_bucket_view=shared)
+
+    ready = build() if built == "before the cell" else None
+
+    def cell() -> None:
+        model = ready or build()
+        assert bucket_bytes(model) == (PARAMETERS,)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(8, WIDTH)).sum().backward()
+            optimizer.step()
+
+    report = measured(cell, {"model": ready} if ready else {})
+    assert not report.measurement.notes
+    assert report.timeline()["gradients"].max() == PARAMETERS * (1 if shared else 2)
+    assert report.peak["other"] == 0
+    assert report.timeline()["inputs"].max() <= 2 * 8 * WIDTH * 4
+    assert report.timeline()["outputs"].max() <= 8 * WIDTH * 4 + 16
