@@ -13,5 +13,5 @@ def bucket_bytes(module: nn.Module) -> tuple[int, ...]:
     """Bytes of each bucket of a model that is trained by several processes, nothing for any other."""
     if not isinstance(module, DistributedDataParallel):
         return ()
-    told = module._get_ddp_logging_data().get("bucket_sizes", "")  # type: ignore[no-untyped-call]
+    told = module._get_ddp_logging_data().get("bucket_sizes", "")
     return tuple(int(size) for size in str(told).split(",") if size.strip().isdigit())
