@@ -56,6 +56,7 @@ CELLS = {
     + TRAIN.format(batch="batch", size=64, device="").replace("resnet50", "resnet18"),
 }
 SCALE = 1.5  # pixels for each of CSS
+AROUND = 12  # pixels of CSS around what is shown, of its own colour
 
 
 def shoot(lab: Lab, name: str, out: Path) -> None:
@@ -72,8 +73,11 @@ def shoot(lab: Lab, name: str, out: Path) -> None:
 
 def save(element: Any, path: Path) -> None:
     """A screenshot of an element with 256 colours: what is flat needs no more, and it goes into git."""
-    image = Image.open(io.BytesIO(element.screenshot()))
-    image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    shown = Image.open(io.BytesIO(element.screenshot())).convert("RGB")
+    edge = round(AROUND * SCALE)
+    image = Image.new("RGB", (shown.width + 2 * edge, shown.height + 2 * edge), shown.getpixel((0, 0)))
+    image.paste(shown, (edge, edge))
+    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def hover(lab: Lab, path: Path) -> None:

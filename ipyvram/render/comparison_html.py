@@ -100,7 +100,7 @@ def _picture(c: Comparison) -> str:
 
 
 def _notes(words: Words) -> str:
-    return "".join(_remark(note, TROUBLE_COLOUR) for note in words.notes)
+    return "".join(_remark(note, "rgba(128,128,128,0.6)") for note in words.notes)
 
 
 def _remark(text: str, colour: str) -> str:
