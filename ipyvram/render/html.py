@@ -23,6 +23,7 @@ from ipyvram.render.markup import (
     style,
     swatch,
     table,
+    unbroken,
 )  # fmt: skip
 from ipyvram.render.oom import oom_html
 from ipyvram.render.palette import ALL_COLOURS, CATEGORIES, COLOURS, TROUBLE_COLOUR
@@ -171,8 +172,8 @@ def _bar(s: Summary, drawn: bool, lean: bool) -> str:
     parts = [Part(LABELS[c], ALL_COLOURS[c], n, format_bytes(n)) for c, n in s.bar if c != "free"]
     muted, words = style(MUTED), ""
     for part, piece in s.sum_parts:  # behind its colour in the bar
-        mark = f"</span>{swatch(ALL_COLOURS[part], gap_px=4)}<span{muted}>" if part and not lean else ""
-        words += mark + escape(piece)
+        mark = f"</span>{swatch(ALL_COLOURS[part])}<span{muted}>\xa0" if part not in ("", "free") and not lean else ""
+        words += mark + (unbroken(piece) if part else escape(piece))
     sums = f"<div{style('font-size:12px', 'margin:3px 0 8px')}><span{muted}>{words}</span></div>"
     return (stacked_bar(parts, s.bar_total) if parts and drawn else "") + sums
 

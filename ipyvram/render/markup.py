@@ -27,6 +27,11 @@ def escape(text: object) -> str:
     return html.escape(clean(text))
 
 
+def unbroken(text: object) -> str:
+    """`escape`, with spaces at which no line ends: a size stays with its name."""
+    return escape(text).replace(" ", "\xa0")
+
+
 def style(*declarations: str) -> str:
     """A ``style`` attribute with a leading space; nothing where there are no declarations."""
     joined = ";".join(d for d in declarations if d)
@@ -60,16 +65,16 @@ def stacked_bar(parts: Sequence[Part], total: float, height_px: int = 18) -> str
     return f"<div{box}>{spans}</div>"
 
 
-def swatch(colour: str, gap_px: int = 0) -> str:
+def swatch(colour: str) -> str:
     """A small square of a category's colour, to stand before its name."""
-    gap = f"margin-right:{gap_px}px" if gap_px else ""
-    look = style("display:inline-block", "width:10px", "height:10px", "border-radius:2px", f"background:{colour}", gap)
+    look = style("display:inline-block", "width:10px", "height:10px", "border-radius:2px", f"background:{colour}")
     return f"<span{look}></span>"
 
 
 def legend(items: Iterable[tuple[str, str]]) -> str:
     """What colours stand for, on a line: colours and plain words come in. The words are muted, the colours are not."""
-    words = (f"{swatch(colour)} <span{style(MUTED)}>{escape(text)}</span>" for colour, text in items)
+    item = style("white-space:nowrap")
+    words = (f"<span{item}>{swatch(colour)} <span{style(MUTED)}>{escape(text)}</span></span>" for colour, text in items)
     return f"<div{style('font-size:12px', 'margin:3px 0 8px')}>{' &nbsp; '.join(words)}</div>"
 
 

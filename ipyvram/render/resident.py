@@ -35,8 +35,8 @@ def bundle(found: Sequence[Resident], *, everyone: bool) -> dict[str, Any]:
     }
 
 
-def head(one: Resident) -> str:
-    """The sums in one sentence."""
+def head(one: Resident) -> list[str]:
+    """The sums, the most important first."""
     parts = [f"{one.device} now: {format_bytes(one.bytes)} in tensors"]
     if one.allocated_bytes is not None:
         parts.append(f"{format_bytes(one.unseen_bytes)} more allocated (rounding, workspaces, C++)")
@@ -44,7 +44,7 @@ def head(one: Resident) -> str:
             parts.append(f"{format_bytes(one.reserved_bytes - one.allocated_bytes)} cached")
     if one.card_bytes:
         parts.append(f"{format_bytes(one.card_bytes)} card")
-    return " · ".join(parts)
+    return parts
 
 
 def _rows(one: Resident, everyone: bool) -> tuple[list[Holding], str]:
@@ -60,7 +60,7 @@ def _rows(one: Resident, everyone: bool) -> tuple[list[Holding], str]:
 
 def text(one: Resident, pen: Pen, *, everyone: bool) -> str:
     """Lines of at most the pen's width."""
-    lines = [pen.bold(line) for line in pen.wrap(head(one), "  ")]
+    lines = [pen.bold(line) for line in pen.wrap(" · ".join(head(one)), "  ")]
     for category, count in one.by_category().items():
         label = (
             f"{LETTERS[category]} {LABELS[category]:<16} {format_bytes(count):>10}  {format_share(count, one.bytes):>5}"
@@ -83,11 +83,13 @@ def html(one: Resident, *, everyone: bool) -> str:
     parts = [Part(LABELS[c], ALL_COLOURS[c], n, format_bytes(n)) for c, n in sums.items()]
     words = legend((ALL_COLOURS[c], f"{LABELS[c]} {format_bytes(n)}") for c, n in sums.items())
     columns = [Column("holder", wrap=True), Column("size", numeric=True), Column("share"), Column("mostly"), Column("for example", muted=True, wrap=True)]  # fmt: skip
-    columns += [Column("release", muted=True, wrap=True)] if everyone else []
+    columns += [Column("release", muted=True)] if everyone else []
     rows, more = _rows(one, everyone)
     body = table(f"Who holds memory on {one.device}", columns, [_cells(row, one.bytes, everyone) for row in rows])
     rest = f"<div{style(MUTED)}>{escape(more)}</div>" if more else ""
-    first = f"<div{style('font-size:15px', 'margin:0 0 6px')}><strong>{escape(head(one))}</strong></div>"
+    most, *others = map(escape, head(one))
+    aside = f"<span{style(MUTED)}>{''.join(f' · {words}' for words in others)}</span>" if others else ""
+    first = f"<div{style('font-size:15px', 'margin:0 0 6px')}><strong>{most}</strong>{aside}</div>"
     return framed(f"{first}{stacked_bar(parts, one.bytes)}{words}{body}{rest}", sheets=["theme.css"])
 
 

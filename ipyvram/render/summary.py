@@ -249,7 +249,7 @@ def _sums(report: Report) -> Iterator[tuple[str, str]]:
         if name != "cache" and (count > 0 or name == "free"):
             words = f"{LABELS[name]} {format_bytes(count)}" if count >= 0 else f"{format_bytes(-count)} missing"
             yield "", " · "
-            yield "" if tiny or name == "free" else name, _marked(words, report.provenance.get(name, ""))
+            yield "" if tiny else name, _marked(words, report.provenance.get(name, ""))
     if tiny:
         yield "", " · the bar is the peak alone"
 
