@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 
 import torch
@@ -108,3 +109,28 @@ def test_a_function_that_asks_for_its_own_variables_gets_them():
     mine, found = running(7)
     assert mine["x"] == 7
     assert (id(running.__code__), "x") not in found
+
+
+def test_below_a_debugger_the_program_keeps_its_variables():
+    """Before 3.13 the copy of a function's variables is written back after each event of a trace function."""
+    reader, found = Variables(), []
+
+    def running():
+        x = 7
+        y = x + 1
+        return x, y
+
+    def debugger(frame, event, argument):
+        if frame.f_code is running.__code__:
+            found.append(look(reader))
+            return debugger
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(debugger)
+    try:
+        result = running()
+    finally:
+        sys.settrace(before)
+    assert result == (7, 8)
+    assert len(found) >= 3

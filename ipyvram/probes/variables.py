@@ -68,8 +68,11 @@ def _frames(frame: FrameType | None) -> list[FrameType]:
 
 
 def _read(frame: FrameType, names: tuple[str, ...] | None) -> dict[str, Any]:
+    copied = _COPIES and bool(frame.f_code.co_flags & inspect.CO_OPTIMIZED)
+    if copied and sys.gettrace() is not None:
+        return {}  # a debugger writes the copy back into the function
     variables = frame.f_locals
     found = dict(variables) if names is None else {name: variables[name] for name in names if name in variables}
-    if _COPIES and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+    if copied:
         variables.clear()
     return found
