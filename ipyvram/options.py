@@ -297,7 +297,11 @@ def from_keywords(label: str | None = None, **values: Any) -> Options:
     fields: dict[str, Any] = {}
     for keyword, value in values.items():
         option = _BY_KEYWORD.get(keyword)
-        if option is None or option.takes_cell or option.flag in _COMPANIONS:
+        if option is not None and (option.takes_cell or option.flag in _COMPANIONS):
+            raise TypeError(
+                f"{keyword!r} needs code that can run again: ipyvram.estimate() or ipyvram.compare_batches()"
+            )
+        if option is None:
             raise TypeError(f"{keyword!r} is not an option{_guess(keyword, _KEYWORDS)}")
         if value is not None:
             fields[option.field] = _parse_value(option, str(value))

@@ -122,7 +122,7 @@ def _foreach(s: Situation) -> Iterator[Remedy]:
         held = s.oom.account["temporaries"] + s.oom.requested_bytes
         largest = max((t.bytes for t in s.live if t.category == "parameters"), default=0)
         ways = fewer_temporaries(held, largest)
-        left = 2 * largest if "foreach" in ways else 0
+        left = 3 * largest if "foreach" in ways else 0
         yield _remedy(s, "foreach", f"{ways} in the optimizer: no temporaries of all parameters", held - left)
 
 

@@ -220,7 +220,7 @@ class Measurement:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
     """Where every byte went in one cell, on one device.
 
@@ -326,10 +326,28 @@ class Report:
 
         return bundle(self)
 
+    @property
+    def peak_provenance(self) -> str:
+        """How the peak is known, and for what where that is not the whole cell; empty where there is no peak.
+
+        After a trace that ended before its cell, only an allocator with counters tells that it stayed lower.
+        """
+        how = self.provenance.get("peak", "") if self.peak_bytes else ""
+        counted = bool(self.allocator) or self.device.startswith("cuda")
+        if how != "exact" or counted or self.kind != "measured" or self.provenance.get("end") != "end of trace":
+            return how
+        if 0 < self.traced_steps < self.steps:
+            return f"exact for {self.traced_steps} of {self.steps:,} steps"
+        return "exact for the traced part"
+
+    def __repr__(self) -> str:
+        """In one line: a list of reports is shown by it."""
+        return f"<Report {str(self).partition(chr(10))[0]}>"
+
     def __str__(self) -> str:
         """The peak and its parts in two lines, for ``print`` in a script."""
         name = self.label or {"estimated": "estimate", "snapshot": "snapshot"}.get(self.kind, "report")
-        how = f" ({self.provenance['peak']})" if "peak" in self.provenance else ""
+        how = f" ({self.peak_provenance})" if self.peak_provenance else ""
         when = f", {self.peak_when}" if self.peak_when else ""
         parts = [f"{LABELS[c]} {format_bytes(n)}" for c, n in self.peak.items() if n]
         head = f"{name} on {self.device}: peak {format_bytes(self.peak_bytes)}{how}{when}"

@@ -45,7 +45,9 @@ def _last(rest: str) -> Report:
 def _history(rest: str) -> Any:
     """The cells that took most first, to be read; the index still tells their order. `journal.history` is for programs."""
     _no_more("history", rest)
-    frame = journal.history().sort_values("peak_bytes", ascending=False, kind="stable").dropna(axis=1, how="all")
+    _newest()
+    frame = journal.history().sort_values("peak_bytes", ascending=False, kind="stable")
+    frame = frame.drop(columns=[name for name in frame if name != "label" and frame[name].isna().all()])
     words: list[str] = list(frame.select_dtypes("string").columns)
     frame[words] = frame[words].fillna("")
     frame["started"] = frame["started"].dt.floor("s")

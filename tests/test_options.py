@@ -173,5 +173,5 @@ def test_mistakes_in_batch_sizes_are_said(line, says):
 
 
 def test_batch_sizes_are_not_for_measure():
-    with pytest.raises(TypeError, match="'batch' is not an option"):
+    with pytest.raises(TypeError, match="'batch' needs code that can run again"):
         from_keywords(batch="bs=8,16")

@@ -55,9 +55,20 @@ def test_categories_come_back_in_their_order_out_of_a_saved_notebook(trained):
 
 def test_a_report_prints_as_its_peak_and_the_parts(trained):
     head, parts = str(trained).splitlines()
-    assert f"peak {format_bytes(trained.peak_bytes)} (exact), {trained.peak_when}" in head
+    assert f"peak {format_bytes(trained.peak_bytes)} ({trained.peak_provenance}), {trained.peak_when}" in head
     assert [LABELS[c] for c, n in trained.peak.items() if n] == [" ".join(p.split()[:-2]) for p in parts.split(" · ")]
     assert str(report({})) == "report on cpu: peak 0 B"
+
+
+def test_a_list_of_reports_takes_a_line_each():
+    assert repr([report(label="a"), report({}, label="b")]) == (
+        "[<Report a on cpu: peak 100 MiB>, <Report b on cpu: peak 0 B>]"
+    )
+
+
+def test_text_says_for_which_steps_a_peak_is_exact():
+    unseen = report(provenance={"peak": "exact", "end": "end of trace"}, steps=10, traced_steps=3)
+    assert "(exact for 3 of 10 steps)" in str(unseen)
 
 
 def test_json_is_plain_and_has_no_nan(trained):

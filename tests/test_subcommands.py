@@ -31,6 +31,12 @@ def test_history_is_a_table():
     assert run_subcommand("history").label.tolist() == ["<b>bold</b>"]
 
 
+def test_history_of_nothing_says_how_to_begin():
+    journal.clear()
+    with pytest.raises(ValueError, match="put %%vram on the first line"):
+        run_subcommand("history")
+
+
 def test_history_is_for_reading():
     account = dict.fromkeys(CATEGORIES, 0)
     journal.add(Report(3 * 2**20, account | {"parameters": 3 * 2**20}, account, account, started_at=1e9 + 0.123))

@@ -103,11 +103,11 @@ def fewer_temporaries(temporaries: int, largest: int, optimizer: str = "") -> st
     Parameters
     ----------
     largest : int
-        Bytes of the largest parameter: a loop over the parameters has two of one parameter's size at a time.
+        Bytes of the largest parameter: a loop over the parameters has up to three of one parameter's size at a time.
     optimizer : str
         Its class; empty where it is not known.
     """
-    ways = ["foreach=False"] if 2 * largest < temporaries else []
+    ways = ["foreach=False"] if 3 * largest < temporaries else []
     ways += ["fused=True"] if not optimizer or optimizer in FUSED else []
     return " or ".join(ways)
 

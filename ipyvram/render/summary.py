@@ -104,7 +104,7 @@ def summarise(report: Report) -> Summary:
         title=report.label or _untitled(report),
         context=_context(report),
         peak=format_bytes(report.peak_bytes),
-        how=_how(report),
+        how=report.peak_provenance,
         when=_when(report),
         remarks=remarks,
         over_limit=over,
@@ -173,21 +173,6 @@ def _steps(report: Report) -> str:
             else f"{steps}, the first traced"
         )
     return steps
-
-
-def _how(report: Report) -> str:
-    how = report.provenance.get("peak", "") if report.peak_bytes else ""
-    if how != "exact" or not _later_unseen(report):
-        return how
-    if 0 < report.traced_steps < report.steps:
-        return f"exact for {report.traced_steps} of {report.steps:,} steps"
-    return "exact for the traced part"
-
-
-def _later_unseen(report: Report) -> bool:
-    """Whether what came after the trace left no figure: only an allocator with counters tells that it stayed lower."""
-    counted = bool(report.allocator) or report.device.startswith("cuda")
-    return report.kind == "measured" and report.provenance.get("end") == "end of trace" and not counted
 
 
 def _when(report: Report) -> str:
