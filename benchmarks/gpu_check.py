@@ -51,11 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
     names = [options.part] if options.part else options.only.split(",") if options.only else list(PARTS)
     if unknown := [name for name in names if name not in PARTS]:
         parser.error(f"--only {unknown[0]}: there are {', '.join(PARTS)}")
+    if options.child:  # before anything starts CUDA
+        return _child(options)
     if not options.simulate and not torch.cuda.is_available() and not set(names) <= set(_WITHOUT_CARD):
         print("No CUDA device here. --simulate runs every check on a simulated card; that measures nothing.")
         return 2
-    if options.child:
-        return _child(options)
     if options.part:
         return _part(options)
     return _Check(options, names).run()
@@ -72,17 +72,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _card(simulate: bool, stack: contextlib.ExitStack) -> Any:
+def _card(simulate: bool, stack: contextlib.ExitStack, begun: bool = True) -> Any:
     if simulate:
         from benchmarks.gpu.simulated import SimulatedCard
 
-        return stack.enter_context(SimulatedCard())
+        return stack.enter_context(SimulatedCard(begun=begun))
     return RealCard()
 
 
 def _child(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
-        for row in oddities.child(options.child, _card(options.simulate, stack)):
+        card = _card(options.simulate, stack, begun=options.child != oddities.FIRST)
+        for row in oddities.child(options.child, card):
             print(json.dumps(asdict(row), default=str), flush=True)
     return 0
 

@@ -87,6 +87,13 @@ def test_a_fault_costs_one_check_and_no_time_costs_the_rest(tmp_path):
     assert "KeyError" in found[0].text
 
 
+def test_a_first_cell_is_checked_in_a_process_that_has_not_used_cuda():
+    with SimulatedCard() as card:
+        found = list(oddities.environment(oddities.FIRST, card, SCRIPT, 120, 120))
+    assert not [rows.line(r) for r in found if r.ok is False]
+    assert {"a fork may use CUDA", "not started by us", "replay", "history off"} <= {r.check for r in found}
+
+
 @pytest.mark.parametrize(("enough", "ok"), [(0.05, False), (10.0, None)])
 def test_a_process_that_does_not_end(tmp_path, enough, ok):
     with SimulatedCard() as card:

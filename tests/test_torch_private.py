@@ -76,6 +76,19 @@ def test_what_is_put_off_is_in_torchs_own_queue(monkeypatch):
     assert done == [1]
 
 
+def test_torchs_own_start_makes_the_call_before_it_says_that_it_has_started(monkeypatch):
+    if torch.cuda.is_initialized():
+        pytest.skip("CUDA is in use here")
+    monkeypatch.setattr(torch._C, "_cuda_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_queued_calls", [])
+    monkeypatch.setattr(torch.cuda, "_initialized", False)
+    seen = []
+    when_in_use(lambda: seen.append(torch.cuda.is_initialized()))
+    torch.cuda._lazy_init()
+    assert seen == [False]
+    assert torch.cuda.is_initialized()
+
+
 def test_a_pin_on_memory_that_is_not_the_allocators_is_refused_by_an_error_we_know():
     annotate = getattr(torch._C, "_cuda_annotateMemory", None)
     if annotate is None:

@@ -28,6 +28,9 @@ class RealCard:
     def total(self) -> int:
         return int(torch.cuda.get_device_properties(0).total_memory)
 
+    def begin(self) -> None:
+        """The program starts CUDA; here its first tensor does."""
+
     @contextlib.contextmanager
     def neighbour(self, count: int) -> Iterator[int]:
         """Another process that holds ``count`` bytes of the card meanwhile; gives what it surely takes."""

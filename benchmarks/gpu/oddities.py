@@ -20,10 +20,16 @@ from benchmarks.gpu import battery
 from benchmarks.gpu.measured import Measured, measure
 from benchmarks.gpu.rows import Row, expect, note
 from benchmarks.workloads import Case, train
+from ipyvram.analysis import analyse
+from ipyvram.options import from_keywords
+from ipyvram.run import Run
 from ipyvram.units import MIB, format_bytes
 
-#: What only an environment variable can change: name → environment.
+#: A process that has not used CUDA yet.
+FIRST = "first cell"
+#: What only a process of its own can show: name → environment.
 ENVIRONMENTS = {
+    FIRST: {},
     "expandable_segments": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
     "max_split_size": {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"},
     "roundup_power2": {"PYTORCH_CUDA_ALLOC_CONF": "roundup_power2_divisions:4"},
@@ -176,6 +182,9 @@ def environment(name: str, card: Any, script: Path, seconds: float, enough: floa
 
 def child(name: str, card: Any) -> Iterator[Row]:
     """What a child process checks."""
+    if name == FIRST:
+        yield from first_cell(card)
+        return
     if name in _WITHOUT_HISTORY:
         m = measure(lambda: small(card.device))
         sources = {t.source for t in m.recording.traces}
@@ -195,3 +204,31 @@ def child(name: str, card: Any) -> Iterator[Row]:
         yield from closed(f"{name}: {case.name}", m)
     peak = m.report.peak_reserved_bytes or 0
     yield note("reserved", name, f"{format_bytes(peak)} for {format_bytes(m.report.peak_bytes)} allocated")
+
+
+def first_cell(card: Any) -> Iterator[Row]:
+    """The cell that starts CUDA is traced from there on; until then a process may be forked that uses CUDA."""
+    run = Run(from_keywords(None, trace_steps=1000))
+    run.start()
+    forked = card.simulated or _fork_may_use(card.device)
+    yield expect("a fork may use CUDA", FIRST, forked)
+    yield expect("not started by us", FIRST, not torch.cuda.is_initialized())
+    card.begin()
+    small(card.device)
+    torch.cuda.synchronize()
+    recording = run.stop()
+    peaks = int(torch.cuda.max_memory_allocated()), int(torch.cuda.max_memory_reserved())
+    yield from closed(FIRST, Measured(recording, analyse(recording), None, *peaks, {}, 0))
+    yield _off(FIRST)
+
+
+def _fork_may_use(device: str) -> bool:
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            torch.zeros(1, device=device)
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -21,10 +21,11 @@ class SimulatedCard:
     device = "cpu"
     simulated = True
 
-    def __init__(self, capacity: int = 16 << 30) -> None:
+    def __init__(self, capacity: int = 16 << 30, begun: bool = True) -> None:
         conf = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
         backend = "cudaMallocAsync" if "backend:cudaMallocAsync" in conf else "native"
-        self.cuda = SimulatedCuda(capacity=capacity, settings=Settings.from_conf(conf), backend=backend)
+        settings = Settings.from_conf(conf)
+        self.cuda = SimulatedCuda(capacity=capacity, settings=settings, backend=backend, begun=begun)
 
     def __enter__(self) -> SimulatedCard:
         self.cuda.__enter__()
@@ -35,6 +36,9 @@ class SimulatedCard:
     def __exit__(self, *exc: object) -> None:
         run_module.open_cards = self._open_cards
         self.cuda.__exit__(None, None, None)
+
+    def begin(self) -> None:
+        self.cuda.begin()
 
     def name(self) -> str:
         return "simulated"
