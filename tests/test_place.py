@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import pytest
@@ -173,6 +174,20 @@ def test_two_places_on_top_of_each_other_are_taken_away_again(kernel):
     assert kernel.thread._really_send is top
     lower.close()
     assert "_really_send" not in kernel.thread.__dict__
+
+
+@pytest.mark.parametrize(
+    "exporter", ["HTMLExporter", "MarkdownExporter", "LatexExporter", "RSTExporter", "PythonExporter"]
+)
+def test_what_stays_in_a_saved_notebook_is_valid_and_nbconvert_does_not_warn_of_it(exporter):
+    nbconvert, nbformat = pytest.importorskip("nbconvert"), pytest.importorskip("nbformat")
+    output = nbformat.v4.new_output("display_data", data=dict(EMPTY))
+    node = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("pass", outputs=[output])])
+    nbformat.validate(node)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        getattr(nbconvert, exporter)().from_notebook_node(node)
+    assert [str(one.message) for one in caught if "represented" in str(one.message)] == []
 
 
 def test_a_kernel_without_such_a_thread_has_a_fixed_place():
