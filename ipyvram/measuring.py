@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ipyvram import journal
-from ipyvram.options import Options, from_keywords
+from ipyvram.options import DEFAULT_SHARE, Options, from_keywords
 
 if TYPE_CHECKING:
     from ipyvram.pulse import Pulse
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ipyvram")
 
 _UNCLEAN = "could not stop its probes cleanly"
+_NO_CARD = (
+    "ipyvram: --limit {:g}% is a share of a card, and there is none here: add --card 24GiB, or write a size as 8GiB"
+)
 
 _lock = threading.Lock()
 _current: Measurement | None = None
@@ -114,6 +117,9 @@ class Measurement:
             from ipyvram.analysis import analyse
 
             report = analyse(recording)
+            share, size = self.options.limit
+            if share is not None and size is None and share != DEFAULT_SHARE and report.limit_bytes is None:
+                self.notes.append(_NO_CARD.format(share * 100))
             if self._keep:
                 journal.add(report)
         except (Exception, KeyboardInterrupt) as failure:

@@ -18,6 +18,9 @@ from ipyvram import option_values as read
 from ipyvram.cards import Card
 from ipyvram.sweep.ranges import parse_batch, parse_name
 
+#: Share of the card to stay within where nothing is said.
+DEFAULT_SHARE = 0.8
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -55,7 +58,7 @@ class Options:
 
     label: str | None = None
     note: str | None = None
-    limit: tuple[float | None, int | None] = (0.8, None)
+    limit: tuple[float | None, int | None] = (DEFAULT_SHARE, None)
     card: Card | None = None
     interval_s: float = 0.05
     trace_steps: int = 3

@@ -65,6 +65,18 @@ def test_a_block_inside_a_block_belongs_to_it(caplog):
     assert "'outer'" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("options", "said"), [({"limit": "90%"}, True), ({"limit": "80%"}, False), ({"limit": "1GiB"}, False),
+                          ({"limit": "90%", "card": "8GiB"}, False)]
+)  # fmt: skip
+def test_a_share_of_no_card_is_said_to_be_none(caplog, options, said):
+    with measure(**options):
+        torch.zeros(3)
+    if torch.cuda.is_available():
+        said = False
+    assert ("is a share of a card, and there is none here" in caplog.text) is said
+
+
 def test_it_can_be_used_again():
     again = measure("twice")
     for _ in range(2):
