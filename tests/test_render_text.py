@@ -14,7 +14,7 @@ from ipyvram.render.markup import clean
 from ipyvram.render.palette import COLOURS, LETTERS
 from ipyvram.render.summary import summarise
 from ipyvram.render.text import CHART_ROWS, Pen, text
-from ipyvram.report import LABELS, Measurement, StepAccount
+from ipyvram.report import LABELS, Finding, Measurement, StepAccount
 from ipyvram.units import GIB, MIB
 from tests import reports
 from tests.made import report
@@ -183,3 +183,12 @@ def test_the_peak_of_each_batch_size_is_told_where_there_are_several():
     assert "Peak by batch size: 8: 1.00 GiB (step 9), 64: 5.00 GiB (step 2)" in several.measured
     one = summarise(reports.training(step_accounts=(step(1, 64, 3), step(2, 64, 5), step(3, 0, 7))))
     assert not [fact for fact in one.measured if fact.startswith("Peak by")]
+
+
+def test_a_verdict_stands_right_below_the_peak_and_is_no_finding_again():
+    verdict = Finding("does_not_fit", "Does not fit on a small card.", 1)
+    report = reports.training(kind="estimated")
+    lines = text(replace(report, findings=(*report.findings, verdict)), width=200).splitlines()
+    peak = next(i for i, line in enumerate(lines) if line.startswith("Peak"))
+    assert lines[peak + 1] == verdict.text
+    assert sum(verdict.text in line for line in lines) == 1

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipyvram.render import scene as scenes
-from ipyvram.render.axes import Piece, TimeAxis, byte_ticks, second_ticks, spread
+from ipyvram.render.axes import Piece, TimeAxis, byte_ticks, round_bytes, second_ticks, spread
 from ipyvram.render.scene import LEFT, MAX_POINTS, PLOT_H, PLOT_W, TOP, columns, make_scene
 from ipyvram.render.timeline import sentence, timeline
 from ipyvram.report import LABELS, OutOfMemory
-from ipyvram.units import format_bytes
+from ipyvram.units import GIB, format_bytes
 from tests import reports
 
 CASES = {"training": reports.training, "cpu": reports.cpu, "long": reports.long, "retraced": reports.retraced}
@@ -199,3 +199,42 @@ def test_thinning_is_by_what_can_be_seen():
     assert len(thinned.time_s) <= MAX_POINTS
     assert max(thinned.allocated) == max(report.timeline_data.allocated)
     assert len(thinned.sampled_time_s) <= scenes.MAX_SAMPLES
+
+
+@pytest.mark.parametrize(
+    ("tick", "told"), [(0, "0"), (GIB, "1 GiB"), (GIB // 2, "512 MiB"), (5 * GIB // 2, "2.5 GiB"), (200, "200 B")]
+)
+def test_a_tick_is_told_without_needless_digits(tick, told):
+    assert round_bytes(tick) == told
+
+
+def labels(svg: str) -> dict[str, int]:
+    """Words around the plot and how far down they stand."""
+    return {words: int(y) for y, words in re.findall(r'<text x="\d+" y="(\d+)"[^>]*>([^<]*)</text>', svg)}
+
+
+def test_lines_are_named_where_they_end_unless_they_are_too_close():
+    told = labels(timeline(reports.training())[0])
+    assert told["reserved"] - told["device used"] >= 13
+    close = reports.training()
+    data = close.timeline_data
+    sampled = data.sampled | {
+        "device_used": tuple(v and close.peak_reserved_bytes + 2**26 for v in data.sampled["device_used"])
+    }
+    told = labels(timeline(replace(close, timeline_data=replace(data, sampled=sampled)))[0])
+    assert "device used" in told
+    assert "reserved" not in told
+    assert "reserved dashed" in timeline(close)[1]  # told below the picture in any case
+
+
+def test_a_limit_that_is_drawn_is_named():
+    assert "limit 5.00 GiB" in labels(timeline(reports.training(limit_bytes=5 * GIB))[0])
+    assert "limit 11.8 GiB" not in labels(timeline(reports.training())[0])
+
+
+def test_as_an_image_it_has_paper_and_ink_of_its_own_for_old_browsers_too():
+    root = timeline(reports.training())[0].split(">")[0]
+    plain = re.sub(r"[\w-]+:light-dark[^;\"]*", "", root)
+    assert "background:#fff;" in plain
+    assert "color:#444;" in plain
+    assert "background:light-dark(#fff,#111)" in root
