@@ -102,7 +102,7 @@ def oom_text(oom: OutOfMemory, pen: Pen) -> list[str]:
 def oom_html(oom: OutOfMemory) -> str:
     """A block of markup that survives the sanitizer of untrusted notebooks."""
     look = style(f"border-left:3px solid {TROUBLE_COLOUR}", "padding:2px 0 4px 12px", "margin:6px 0 12px")
-    head = f"<div{style('font-size:17px', 'line-height:1.4', 'font-weight:600')}>{escape(asked(oom))}</div><div>{escape(room(oom))}</div>"
+    head = f"<div{style('font-size:17px', 'line-height:1.4')}><strong>{escape(asked(oom))}</strong></div><div>{escape(room(oom))}</div>"
     return f"<div{look}>{head}{_bar(oom)}{_remedies(oom)}{_holders(oom)}{_pinned(oom)}</div>"
 
 
@@ -118,8 +118,8 @@ def _remedies(oom: OutOfMemory) -> str:
         return ""
     columns = [Column("saves", numeric=True), Column("enough?", muted=True), Column("way out", wrap=True)]
     rows = [[saves, enough, escape(words)] for saves, enough, words in remedy_words(oom)]
-    caption = "Ways out, cheapest first; savings predicted from this cell's own account"
-    return f"<div{style(MUTED)}>{escape(caption)}:</div>{table(caption, columns, rows)}"
+    words = "Ways out, cheapest first; savings predicted from this cell's own account:"
+    return f"<div{style(MUTED)}>{escape(words)}</div>" + table("Ways out", columns, rows)
 
 
 def _holders(oom: OutOfMemory) -> str:
