@@ -12,7 +12,7 @@ import torch
 
 import ipyvram
 from ipyvram.probes.beginning import in_use
-from ipyvram.recording import Device
+from ipyvram.recording import Device, Samples, Trace
 
 
 def cuda_possible() -> bool:
@@ -125,3 +125,10 @@ def _cublas_workspace_bytes() -> int:
     if pairs and len(pairs) % 2 == 0:
         return sum(size * count for size, count in zip(pairs[::2], pairs[1::2], strict=True)) * 1024
     return 32 << 20 if torch.cuda.get_device_capability() == (9, 0) else 8_519_680
+
+
+def used_cuda(traces: tuple[Trace, ...], samples: tuple[Samples, ...]) -> bool:
+    """Whether a cell used a GPU through torch."""
+    return any(trace.device.startswith("cuda") and len(trace.events) for trace in traces) or any(
+        s.device.startswith("cuda") and "allocated" in s.columns and s.columns["allocated"].max() > 0 for s in samples
+    )

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils import _python_dispatch as dispatch_modes
 
-from ipyvram.devices import check_device, cuda_possible, describe, environment, use_device
+from ipyvram.devices import check_device, cuda_possible, describe, environment, use_device, used_cuda
 from ipyvram.options import Options
 from ipyvram.probes import counters, ending
 from ipyvram.probes.clock import Clock
@@ -26,7 +26,6 @@ from ipyvram.probes.oom import OomWatch
 from ipyvram.probes.owners import Owners
 from ipyvram.probes.phases import Phases
 from ipyvram.probes.stacks import StackReader
-from ipyvram.probes.variables import Variables
 from ipyvram.pulse import Pulse, held_by_claims, leading_device, limit_of
 from ipyvram.recording import Cell, Device, Observation, OomEvent, Recording, Samples, Trace
 from ipyvram.sampler import Sampler, combined_reader
@@ -219,19 +218,11 @@ class Run:
             return
         self._traced_steps += self._phases.steps - self._first_traced
         self.guard("the namespace could not be read", self._owners.namespace)
-        self.guard("kept graphs could not be read", self._claim_kept_graphs)
+        self.guard("kept graphs could not be read", lambda: self._owners.kept_graphs(self._phases.read))
         self.guard("the watch for growth is blind", self._learn_figures)
         self._armed = False
         self.guard("phases did not stop cleanly", self._phases.stop_tracing)
         self._tracing.stop(ended_by)
-
-    def _claim_kept_graphs(self) -> None:
-        read, variables = self._phases.unread, self._namespace
-        if read is None:
-            return
-        if variables is None:  # a block in a function, which still runs
-            variables = {name: value for (_, name), value in Variables().all().items()}
-        self._owners.kept_graphs(variables, read)
 
     def _learn_figures(self) -> None:
         for device in counters.devices_in_use():
@@ -366,7 +357,7 @@ class Run:
             found["gradient_bucket_bytes"] = ",".join(map(str, sorted(self._phases.buckets)))
         if self._phases.evaluating:
             found["evaluating"] = self._phases.evaluating
-        if cuda_possible() and not _used_cuda(traces, samples):
+        if cuda_possible() and not used_cuda(traces, samples):
             found["idle_gpu"] = next(iter(self._card_names), "a GPU")
         elif self._card_names and not torch.version.cuda:
             self._note(f"{self._card_names[0]} is here, but this build of torch cannot use it: install one with CUDA")
@@ -375,10 +366,3 @@ class Run:
 
 def _counters() -> dict[str, dict[str, int]]:
     return {device: counters.read(device) for device in counters.devices_in_use() if device != "cpu"}
-
-
-def _used_cuda(traces: tuple[Trace, ...], samples: tuple[Samples, ...]) -> bool:
-    """Whether the cell used a GPU through torch."""
-    return any(trace.device.startswith("cuda") and len(trace.events) for trace in traces) or any(
-        s.device.startswith("cuda") and "allocated" in s.columns and s.columns["allocated"].max() > 0 for s in samples
-    )

@@ -27,6 +27,7 @@ from ipyvram.probes.tensors import (
     storage_of,
     tensors_in,
 )
+from ipyvram.probes.variables import Variables
 from ipyvram.recording import Claim
 
 #: storage → (device id, address in the trace of that device), None for a storage that no trace follows
@@ -224,14 +225,19 @@ class Owners:
             self._backward.append((sample, saved))
         return leaves
 
-    def kept_graphs(self, variables: Mapping[str, Any], read: Sequence[tuple[int, int]]) -> None:
+    def kept_graphs(self, read: Sequence[tuple[int, int]]) -> None:
         """What graphs saved that variables keep and no backward ran through: of a loss that was only looked at.
 
         Parameters
         ----------
         read : sequence of (int, int)
-            Between which sequence numbers graphs were read before, ascending: these parts are passed over.
+            Between which sequence numbers graphs were read before, ascending: these parts are passed over. Empty: nothing is
+            looked for.
         """
+        if not read:
+            return
+        # Without a notebook the block stands in a function, which still runs.
+        variables = self._namespace or {name: value for (_, name), value in Variables().all().items()}
         begins, roots = [begin for begin, _ in read], dict[int, list[Tensor]]()
         for name, value in holdings(variables, *_SHALLOW):
             node = value.grad_fn if isinstance(value, Tensor) else None

@@ -133,9 +133,9 @@ class Phases:
                 del self._optimizers[key]
 
     @property
-    def unread(self) -> list[tuple[int, int]] | None:
-        """Where no backward came after the last forward: see `Owners.kept_graphs`; None where one did."""
-        return None if self._settled else self._read
+    def read(self) -> list[tuple[int, int]]:
+        """Where no backward came after the last forward: see `Owners.kept_graphs`; nothing where one did."""
+        return [] if self._settled else self._read
 
     @property
     def tracing(self) -> bool:
