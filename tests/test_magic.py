@@ -423,7 +423,7 @@ def test_a_mistake_is_named_and_the_body_does_not_run(kernel, magic, arguments, 
 def test_unknown_subcommand_lists_those_that_exist(kernel):
     outcome = kernel.run("%vram lasst")
     assert outcome.reply["ename"] == "UsageError"
-    for name in ("%vram last", "%vram history", "%vram export PATH"):
+    for name in ("did you mean %vram last?", "history", "export", "%vram -h"):
         assert name in outcome.reply["evalue"]
 
 
