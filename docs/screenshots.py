@@ -75,7 +75,9 @@ def save(element: Any, path: Path) -> None:
     """A screenshot of an element with 256 colours: what is flat needs no more, and it goes into git."""
     shown = Image.open(io.BytesIO(element.screenshot())).convert("RGB")
     edge = round(AROUND * SCALE)
-    image = Image.new("RGB", (shown.width + 2 * edge, shown.height + 2 * edge), shown.getpixel((0, 0)))
+    image = Image.new(
+        "RGB", (shown.width + 2 * edge, shown.height + 2 * edge), shown.getpixel((shown.width - 1, shown.height - 1))
+    )
     image.paste(shown, (edge, edge))
     image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 

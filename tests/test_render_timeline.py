@@ -138,7 +138,7 @@ def test_the_payload_holds_the_account_to_what_is_shown_of_it(case):
 def test_what_would_flatten_the_rest_is_told_and_not_drawn():
     report = reports.training(limit_bytes=100 * 2**30)
     _svg, legend = timeline(report)
-    assert "above the picture: limit 100 GiB" in legend
+    assert "off the scale: limit 100 GiB" in legend
     assert make_scene(report).top_bytes < 2 * report.timeline_data.sampled["device_used"][-1]
 
 

@@ -89,7 +89,7 @@ def legend(scene: Scene) -> str:
     if any(len(panel.pieces) > 1 for panel in scene.panels):
         words.append("time is not to one scale: the steps differ too much")
     if scene.untold:
-        words.append("above the picture: " + ", ".join(scene.untold))
+        words.append("off the scale: " + ", ".join(scene.untold))
     return " · ".join(words)
 
 
