@@ -283,18 +283,6 @@ def test_a_terminal_has_one_line_rewritten_and_erased(monkeypatch):
     assert stream.getvalue().endswith("\r\x1b[K")
 
 
-def test_a_dumb_terminal_gets_spaces_and_no_escape_codes(monkeypatch):
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setenv("TERM", "dumb")
-    screen = TerminalScreen()
-    screen.show(fed(pulse(1, GIB)))
-    shown = stream.getvalue().lstrip("\r ")
-    screen.close()
-    assert "\x1b" not in stream.getvalue()
-    assert stream.getvalue().endswith("\r" + " " * len(shown) + "\r")
-
-
 # -- real kernels ----------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ import pytest
 from ipyvram.render.columns import display_width
 from tests import kernels
 from tests.conftest import ROOT
+from tests.test_terminal_line import screen
 
 SESSION = """\
 %load_ext ipyvram
@@ -127,3 +128,36 @@ def test_without_unicode_it_is_ascii_and_as_complete(shown):
         "How it was measured",
     ):
         assert heading in shown["ascii without colour"]
+
+
+PRINTING = """\
+%load_ext ipyvram
+get_ipython().run_cell('''%%vram printing
+import time
+from tqdm import tqdm
+for i in range(8):
+    print("line", i)
+    time.sleep(0.35)
+for i in tqdm(range(5)):
+    time.sleep(0.35)
+print("end")
+''')
+"""
+
+
+@pytest.mark.parametrize("name", kernels.PYTHONS)
+def test_what_the_cell_prints_is_whole_on_the_screen(name, tmp_path):
+    if not kernels.PYTHONS[name]:
+        pytest.skip("IPYVRAM_FLOOR_PYTHON does not name a python with IPython 7.34")
+    pytest.importorskip("tqdm")
+    written = re.sub(
+        r"\x1b\][^\x07]*\x07|\x1b\[2[23];0t|\x1b\[[0-9;]*m", "", in_terminal(kernels.PYTHONS[name], PRINTING, tmp_path)
+    )
+    assert written.count("printing · ") >= 5  # it was there, between the lines, and in the report
+    lines = screen(written)
+    first = lines.index("line 0")
+    assert lines[first : first + 8] == [f"line {i}" for i in range(8)]
+    assert "5/5" in lines[first + 8]
+    assert lines[first + 9] == "end"
+    assert lines[first + 10].startswith("printing · CPU · ")
+    assert "cpu process" not in "".join(lines)

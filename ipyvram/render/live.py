@@ -2,13 +2,12 @@
 
 In a notebook it has one place among the outputs of the cell (`render.place`); the thread only ever says what that place is to
 show, a few times a second and only when its words changed, and never prints or clears. In a terminal it is one line on
-stderr, rewritten in place. A fault ends the meter, nothing else.
+stderr (`render.terminal_line`). A fault ends the meter, nothing else.
 """
 
 from __future__ import annotations
 
 import contextvars
-import os
 import shutil
 import sys
 import threading
@@ -18,11 +17,11 @@ from typing import Any, Protocol
 from IPython.core.displaypub import CapturingDisplayPublisher
 
 from ipyvram.pulse import Pulse
-from ipyvram.render.columns import display_width
 from ipyvram.render.meter import Meter
 from ipyvram.render.meter_html import meter_html
 from ipyvram.render.place import AnyPlace, place_for
 from ipyvram.render.terminal import encodes
+from ipyvram.render.terminal_line import TerminalLine
 
 FIRST_S = 1.0  # a cell that ends earlier shows no meter
 PERIOD_S = 0.35
@@ -58,29 +57,20 @@ class NotebookScreen:
 
 
 class TerminalScreen:
-    """One line of stderr, rewritten."""
+    """One line of the terminal, rewritten."""
 
     def __init__(self) -> None:
-        self._stream, self._width = sys.stderr, 0
-        self._unicode = encodes(getattr(self._stream, "encoding", None))
-        self._dumb = os.environ.get("TERM") == "dumb"  # then a line is erased with spaces
+        self._line = TerminalLine()
+        self._unicode = encodes(getattr(sys.stderr, "encoding", None))
 
     def show(self, meter: Meter) -> None:
         """Rewrite the line."""
-        line = meter.line(shutil.get_terminal_size((80, 24)).columns - 1, self._unicode)
-        self._rewrite(line)
+        self._line.show(meter.line(shutil.get_terminal_size((80, 24)).columns - 1, self._unicode))
 
     def close(self) -> str | None:
         """Erase the line."""
-        if self._width:
-            self._rewrite("")
+        self._line.close()
         return None
-
-    def _rewrite(self, line: str) -> None:
-        erase = "\r" + " " * self._width + "\r" if self._dumb else "\r\x1b[K"
-        self._stream.write(erase + line)
-        self._stream.flush()
-        self._width = display_width(line)
 
 
 def screen_for(ip: Any) -> Screen | None:
