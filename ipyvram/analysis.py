@@ -297,7 +297,9 @@ class _Account:
         """The peak's instant in words, its phase and its step."""
         if peak.unattributed:
             return "after the traced part", "", 0
-        return instant(self.phases, int(self.ledger.time_ns[peak.instant]), steps=self.recording.steps > 0)
+        steps = self.recording.steps
+        last = steps if self.recording.error is None else 0  # an error may have cut a step short
+        return instant(self.phases, int(self.ledger.time_ns[peak.instant]), steps=steps > 0, last=last)
 
     def _phase(self, p: PhaseSpan) -> Phase:
         return Phase(self._seconds(p.begin_ns), self._seconds(p.end_ns), p.name, p.step)

@@ -273,6 +273,13 @@ def test_an_odd_step_hides_no_trend_and_makes_none():
     assert kinds(report(step_accounts=steps((1, 0), (1, 10 * MIB), (1, 13 * MIB), (1, 13 * MIB)))) == []
 
 
+def test_a_smaller_batch_is_no_advice_where_memory_grows():
+    account = {"activations": 100 * MIB}
+    assert kinds(report(account, steps=3, batch=4)) == ["lever"]
+    growing = steps((1, 0), (1, 10 * MIB), (1, 20 * MIB))
+    assert kinds(report(account, steps=3, batch=4, step_accounts=growing)) == ["growth"]
+
+
 def test_names_are_set_as_code_and_cut():
     assert code("Out[1], _") == "`Out[1]`, `_`"
     assert len(code("x" * 500)) == 62

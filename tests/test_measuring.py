@@ -135,3 +135,26 @@ def test_no_tensor_of_the_block_is_kept_alive():
 def test_a_fault_reads_as_one_line():
     assert fault("could not start", KeyError("x\ny")) == "ipyvram could not start: KeyError: 'x\\ny'"
     assert len(fault("x", ValueError("y" * 1000))) < 330
+
+
+def test_an_evaluation_after_the_last_step_is_no_step():
+    model = torch.nn.Linear(64, 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with measure(trace_steps=9) as m:
+        for _ in range(2):
+            model(torch.ones(4, 64)).sum().backward()
+            optimizer.step()
+        with torch.no_grad():
+            model(torch.ones(4096, 64))
+    assert m.report.steps == 2
+    assert m.report.peak_when.startswith("after step 2, ")
+
+    def fail():
+        model(torch.ones(4, 64)).sum().backward()
+        optimizer.step()
+        model(torch.ones(4096, 64))
+        raise KeyError
+
+    with pytest.raises(KeyError), measure(trace_steps=9) as m:
+        fail()
+    assert m.report.peak_when.startswith("step 2, ")  # it was on its way

@@ -14,4 +14,6 @@ def find(report: Report) -> tuple[Finding, ...]:
     """All findings of one report, most bytes first; those that are not about an amount come last."""
     rules = (*estimates.RULES, *holding.RULES, *steps.RULES, *allocator.RULES, *batch.RULES)
     found = [finding for rule in rules for finding in rule(report)]
+    if any(f.kind == "growth" for f in found):  # a smaller batch only puts it off
+        found = [f for f in found if f.kind != "lever"]
     return tuple(sorted(found, key=lambda f: -f.bytes))
