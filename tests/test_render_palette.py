@@ -46,9 +46,14 @@ def contrast(a: str, b: str) -> float:
 
 
 @pytest.mark.parametrize("background", ["#ffffff", "#111111", "#1f1f1f"])
-@pytest.mark.parametrize("category", CATEGORIES)
-def test_graphics_have_contrast_on_light_and_dark(category, background):
-    assert contrast(palette.COLOURS[category], background) >= 3
+@pytest.mark.parametrize("part", [*CATEGORIES, "cache", "context", "other_processes"])
+def test_graphics_have_contrast_on_light_and_dark(part, background):
+    assert contrast(palette.ALL_COLOURS[part], background) >= 3
+
+
+def test_what_is_taken_of_the_card_has_greys_of_its_own():
+    taken = ("cache", "context", "other_processes")
+    assert all(contrast(palette.CARD_COLOURS[a], palette.CARD_COLOURS[b]) > 1.3 for a, b in itertools.pairwise(taken))
 
 
 @pytest.mark.parametrize(("a", "b"), list(itertools.combinations(CATEGORIES, 2)))

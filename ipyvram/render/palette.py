@@ -22,11 +22,12 @@ COLOURS = {
     "other": "#9a8992",
 }
 
-#: The rest of the card is grey on purpose: it is not the cell's to change. Alpha lets the page shine through.
+#: The rest of the card is grey on purpose: it is not the cell's to change. What is taken reads on light and dark as the
+#: categories do; through what is free the page shines.
 CARD_COLOURS = {
-    "cache": "rgba(128,128,128,0.85)",
-    "context": "rgba(128,128,128,0.6)",
-    "other_processes": "rgba(128,128,128,0.4)",
+    "cache": "#949494",
+    "context": "#7d7d7d",
+    "other_processes": "#696969",
     "free": "rgba(128,128,128,0.14)",
 }
 

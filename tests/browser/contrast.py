@@ -35,7 +35,7 @@ const parse = c => c.match(/[\\d.]+/g).map(Number);
 const luminance = c => { const [r, g, b] = c.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b; };
 let page = root; while (page && (parse(getComputedStyle(page).backgroundColor)[3] ?? 1) == 0) page = page.parentElement;
 const under = luminance(page ? parse(getComputedStyle(page).backgroundColor).slice(0, 3) : [255, 255, 255]);
-return [...root.querySelectorAll('path.a, .c th span')].map(e => {
+return [...root.querySelectorAll('path.a, .c th span, span[title]')].map(e => {
   const c = luminance(parse(e instanceof SVGElement ? getComputedStyle(e).fill : getComputedStyle(e).backgroundColor).slice(0, 3));
   return [e.textContent || e.getAttribute('fill') || '', Math.round((Math.max(c, under) + .05) / (Math.min(c, under) + .05) * 100) / 100];
 });
