@@ -7,12 +7,13 @@ Rules, in order (the first that applies wins; `docs/architecture.md` gives the r
 2. claimed as input: that, unless the forward made it (a discriminator fed by a generator);
 3. saved for backward: *activation* until the graph lets go; what was handed in, or was there before the forward that
    saved it, is an *input*; what outlives its graph is an *output*;
-4. claimed as output: that, unless the forward itself let it go;
+4. claimed as output: that, unless the forward itself let it go; held in a dict under the name of a parameter, or cloned
+   outside any phase in the shape of one and kept beyond the step: *parameter* (an average of the weights, a best state);
 5. the size of a cuBLAS workspace, and never freed: *workspace*; the size of a bucket in which several processes gather
    gradients, and there in more than one step: *gradient*;
 6. born in a phase and alive when it ends. Forward under autograd: *activation* if it ends with the backward that follows
    (a checkpoint's input), else *output*; forward without autograd: *output*; backward: *gradient* (of `autograd.grad`);
-   optimizer step: *optimizer state*. Born in a recomputed module and alive when that ends: *activation*;
+   optimizer step (with a closure: outside the phases in it): *optimizer state*. Born in a recomputed module and alive when that ends: *activation*;
 7. held by a variable: data (*input*) when it was there before the first forward, else a result (*output*); made outside
    any phase and still there when a model runs: the batch (*input*);
 8. freed within the step it was born in, or born in the backward or optimizer phase that an error cut short: *temporary*;
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ipyvram.ledger import Ints, Ledger, account
-from ipyvram.marks import PhaseSpan, models, module_track, phase_spans, root_forwards, step_ends
+from ipyvram.marks import PhaseSpan, models, module_track, optimizer_steps, phase_spans, root_forwards, step_ends
 from ipyvram.recording import CATEGORIES, Claim, Recording
 from ipyvram.unclaimed import INDEX, Unclaimed
 
@@ -128,6 +129,7 @@ class _Attributor:
             ledger.died < ledger.instants, ledger.time_ns[np.minimum(ledger.died, ledger.instants - 1)], last
         )
         self.claims = self._match([c for c in recording.claims if c.device == device])
+        self.origins = recording.origins
         operators = [origin.op.removeprefix("aten.") for origin in recording.origins]
         self.loaded = np.array(
             [not op or op.startswith(_LOADING) for op in operators] + [False]
@@ -139,6 +141,7 @@ class _Attributor:
         self.workspace = int(recording.environment.get("cublas_workspace_bytes", "0") or 0)
         self.steps = step_ends(self.phases)
         self.roots = root_forwards(recording.marks)
+        self.stepping = optimizer_steps(recording.marks)
         self.trained = [(begin, end) for begin, end, grad in self.roots if grad]
         self.trained_begins = [begin for begin, _ in self.trained]
 
@@ -180,6 +183,10 @@ class _Attributor:
 
     def _unclaimed(self) -> Unclaimed:
         named = np.zeros(self.count, bool)
+        shapes = {c.shape for claims in self.claims.values() for c in claims if c.category in ("parameters", "buffers")}
+        copied = np.array(
+            [o.op == "aten.clone" and bool(o.shape) and o.shape in shapes for o in self.origins] + [False]
+        )
         named[[row for row, claims in self.claims.items() if any(c.name and not c.category for c in claims)]] = True
         return Unclaimed(
             ledger=self.ledger,
@@ -187,10 +194,12 @@ class _Attributor:
             died_ns=self.died_ns,
             named=named,
             loaded=self.loaded[self.ledger.origin],
+            copied=copied[self.ledger.origin],
             phases=self.phases,
             cut_short=self.cut_short,
             borders=self.steps,
             roots=self.roots,
+            stepping=self.stepping,
             modules=self.modules,
             workspace=self.workspace,
             buckets=self.buckets,

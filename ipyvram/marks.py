@@ -91,6 +91,20 @@ def root_forwards(marks: tuple[Mark, ...]) -> list[tuple[int, int, bool]]:
     return found
 
 
+def optimizer_steps(marks: tuple[Mark, ...]) -> list[tuple[int, int]]:
+    """Begin and end in ns of each whole optimizer step, with the forwards and backwards of its closure."""
+    found: list[tuple[int, int]] = []
+    begin, depth = 0, 0
+    for mark in (m for m in marks if m.kind == "optimizer"):
+        depth += 1 if mark.begin else -1
+        if mark.begin and depth == 1:
+            begin = mark.time_ns
+        elif not mark.begin and depth <= 0:
+            found.append((begin, mark.time_ns))
+            depth = 0
+    return found
+
+
 def step_ends(phases: tuple[PhaseSpan, ...]) -> list[int]:
     """Times at which a step's first phase after the last optimizer phase begins: the borders between steps."""
     borders: list[int] = []

@@ -33,12 +33,16 @@ class Unclaimed:
         Held by a variable of the notebook.
     loaded : bool
         Made by an operator that computes nothing from tensors, or by none: filled, copied to the device, stacked.
+    copied : bool
+        Cloned in the shape of a parameter or buffer.
     cut_short : PhaseSpan or None
         The phase that an error ended.
     borders : list of int
         Times between optimizer steps.
     roots : list of (begin, end, grad)
         Calls of root modules outside backward; ``grad``: under autograd.
+    stepping : list of (begin, end)
+        Whole optimizer steps, with what their closures run.
     workspace : int
         Bytes of a cuBLAS workspace, 0 where there is none.
     buckets : tuple of int
@@ -50,10 +54,12 @@ class Unclaimed:
     died_ns: Ints
     named: Flags
     loaded: Flags
+    copied: Flags
     phases: tuple[PhaseSpan, ...]
     cut_short: PhaseSpan | None
     borders: list[int]
     roots: list[tuple[int, int, bool]]
+    stepping: list[tuple[int, int]]
     modules: ModuleTrack
     workspace: int
     buckets: tuple[int, ...] = ()
@@ -76,6 +82,7 @@ class Unclaimed:
         category[~self.before & (~kept | self._passed_on())] = INDEX["temporaries"]
         self._held(category)
         self._prepared(category)
+        category[self.copied & kept & ~self.named & ~self._in_phase()[0]] = INDEX["parameters"]
         self._survivors(category, kept)
         category[self._recomputed()] = INDEX["activations"]
         for bucket in self.buckets:
@@ -119,6 +126,13 @@ class Unclaimed:
         small = self.ledger.bytes <= _SCALAR_BYTES
         category[present & ~small & ~result] = INDEX["inputs"]
         category[present & small & (category == INDEX["other"])] = INDEX["outputs"]
+        if self.stepping:  # the directions of L-BFGS while its closure runs
+            begins, ends = np.array(self.stepping, np.int64).T
+            place = np.searchsorted(begins, self.born_ns, side="right") - 1
+            within = outside & (place >= 0) & (self.born_ns < ends[place])
+            category[within] = np.where(self.died_ns > ends[place], INDEX["optimizer_state"], INDEX["temporaries"])[
+                within
+            ]
 
     def _survivors(self, category: Ints, kept: Flags) -> None:
         """Rule 6: what outlives the phase that made it."""
@@ -140,7 +154,10 @@ class Unclaimed:
         with_graph = used & ~self.never & (self.died_ns <= np.array([p.end_ns for p in self.phases])[follows])
         within = self._in_roots()
         category[trained & within & (with_graph | (last & self.never))] = INDEX["activations"]
-        category[trained & ~with_graph & ~last & kept & (within | (self.born_ns >= body_end))] = INDEX["outputs"]
+        outlives = trained & ~with_graph & ~last & kept
+        category[outlives & (within | (self.born_ns >= body_end) | ~self.loaded & (category == INDEX["other"]))] = (
+            INDEX["outputs"]
+        )
 
     def _in_phase(self) -> tuple[Flags, Ints]:
         """Whether each was born in a phase, and the index of the last phase that had begun."""

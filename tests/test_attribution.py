@@ -180,6 +180,29 @@ def test_a_closure_keeps_forward_and_backward_apart_from_the_step():
     assert max(activations(report)) > 128 * 256 * FLOAT
 
 
+def test_what_an_optimizer_holds_while_its_closure_runs_is_no_batch():
+    model = perceptron()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4, history_size=2)
+
+    def cell() -> None:
+        x, y = features()
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        for _ in range(2):
+            optimizer.step(closure)
+
+    report = closes(measured(cell, {"model": model, "optimizer": optimizer}))
+    assert report.timeline()["inputs"].max() == sum(size_of([t]) for t in features())
+    state = optimizer.state[next(model.parameters())]
+    flat = [state["d"], state["prev_flat_grad"], *state["old_dirs"], *state["old_stps"]]
+    assert report.end["optimizer_state"] >= size_of({t.untyped_storage()._cdata: t for t in flat}.values())
+
+
 # -- ways to train -----------------------------------------------------------------------------------------------------
 
 
@@ -311,6 +334,20 @@ def test_an_average_of_the_weights_is_a_second_set_of_parameters(kind):
     assert report.end["parameters"] == 2 * size_of(model.parameters())
     if kind == "dict":
         assert "average['0.weight']" in named(report, "parameters")
+
+
+def test_an_average_that_only_a_function_holds_is_a_second_set_of_parameters():
+    def cell() -> None:
+        model = perceptron()
+        average = torch.optim.swa_utils.AveragedModel(model)
+        namespace = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+        for _ in range(3):
+            train(namespace, features, steps=1)
+            average.update_parameters(model)
+
+    report = closes(measured(cell))
+    assert report.peak["parameters"] == 2 * size_of(perceptron().parameters())
+    assert report.timeline()["inputs"].max() <= 2 * sum(size_of([t]) for t in features()) + 16
 
 
 def test_evaluation_keeps_no_activations():

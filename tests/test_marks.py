@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipyvram.marks import models, module_at, module_track, phase_spans, root_forwards, step_ends
+from ipyvram.marks import models, module_at, module_track, optimizer_steps, phase_spans, root_forwards, step_ends
 from ipyvram.recording import Claim, Mark
 
 
@@ -94,3 +94,10 @@ def test_with_several_models_a_path_begins_with_its_model():
     claims = tuple(Claim(1, "cpu", i, 4, "parameters", "0.weight", model) for i, model in enumerate(("G", "D")))
     assert models(marks, claims) == {"G", "D"}  # the criterion owns no parameters
     assert [module_at(marks, t, frozenset({"G", "D"})) for t in (2, 6, 9)] == ["G.0", "D.0", ""]
+
+
+def test_an_optimizer_step_reaches_over_its_closure():
+    kinds = [("optimizer", True), ("forward", True), ("forward", False), ("optimizer", True), ("optimizer", False),
+             ("backward", True), ("backward", False), ("optimizer", False), ("optimizer", True)]  # fmt: skip
+    marks = tuple(Mark(10 * i, kind, begin, 1, "x") for i, (kind, begin) in enumerate(kinds))
+    assert optimizer_steps(marks) == [(0, 70)]  # the last one was cut short
