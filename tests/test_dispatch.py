@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from ipyvram.probes.dispatch import Mode
@@ -108,3 +110,32 @@ def test_torchs_compiler_is_not_loaded_by_it():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "False"
     )
+
+
+def test_tensors_without_memory_are_made_and_used_as_without_it():
+    from torch._subclasses import FakeTensorMode
+
+    rows = torch.ones(4, 3)[1:]  # of a view, which has a base that is made too
+    mode = entered(Notes())
+    try:
+        with FakeTensorMode() as fake:
+            made = fake.from_tensor(rows)
+            total = (made + 1).sum(0)
+    finally:
+        mode.leave()
+    assert tuple(total.shape) == (3,)
+    assert type(total) is type(made)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_traced_graph_with_constants_is_printed_as_without_it():
+    notes = Notes()
+    mode = entered(notes)
+    try:
+        traced = torch.jit.trace(lambda x: x * 2 + 1, torch.ones(3))
+        text, norm = str(traced.graph), torch.jit.trace(nn.BatchNorm1d(3), torch.ones(2, 3))
+    finally:
+        mode.leave()
+    assert "prim::Constant" in text
+    assert norm(torch.ones(2, 3)).shape == (2, 3)
+    assert notes.faults == []

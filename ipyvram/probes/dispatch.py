@@ -12,6 +12,9 @@ from torch.utils import _python_dispatch as dispatch_modes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _DISABLED = Tensor.__torch_dispatch__
+_WITHOUT_MEMORY = (
+    "torch._subclasses."  #: where torch keeps the tensors that its compiler and exporter run programs with
+)
 
 
 class Recorder(Protocol):
@@ -58,14 +61,19 @@ def _dispatch(self: Mode, func: Any, types: Any, args: Any = (), kwargs: Any = N
     recorder = self.recorder
     for kind in types:
         if kind.__torch_dispatch__ is not _DISABLED:
+            if kind.__module__.startswith(_WITHOUT_MEMORY):  # whose mode is below ours: it does not answer by itself
+                return func(*args, **(kwargs or {}))
             return NotImplemented  # made of tensors: its own dispatch runs operators on its parts, seen one by one
     if not recorder.active:
         return func(*args, **(kwargs or {}))
     try:
         result = func(*args, **kwargs) if kwargs else func(*args)
     except BaseException:
-        __tracebackhide__ = True  # the operator's own error: IPython leaves this frame out of the traceback
-        raise
+        numbered = _numbers_as_tensors(func, args)
+        if numbered is None:
+            __tracebackhide__ = True  # the operator's own error: IPython leaves this frame out of the traceback
+            raise
+        result = func(*numbered, **(kwargs or {}))
     try:
         recorder.record(func, args, kwargs, result)
     except torch.OutOfMemoryError as error:
@@ -74,6 +82,21 @@ def _dispatch(self: Mode, func: Any, types: Any, args: Any = (), kwargs: Any = N
     except Exception as error:
         recorder.failed(func, error)
     return result
+
+
+def _numbers_as_tensors(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The arguments with tensors where the operator takes some and was given numbers; None where it was given none.
+
+    On the way to a mode torch makes a number of a tensor that stands for one: a constant in a graph that is printed.
+    """
+    schema = getattr(func, "_schema", None)
+    kinds = [str(argument.type) for argument in schema.arguments] if schema is not None else []
+    numbers = [
+        kind == "Tensor" and isinstance(value, (int, float, complex)) for kind, value in zip(kinds, args, strict=False)
+    ]
+    if not any(numbers):
+        return None
+    return tuple(torch.tensor(value) if number else value for value, number in zip(args, numbers, strict=True))
 
 
 # Assigned, not defined in the class: there torch would wrap it in a function that imports its compiler (seconds).
