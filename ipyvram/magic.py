@@ -1,6 +1,6 @@
 """``%%vram`` in IPython: arm a measurement on the cell's first line, close it when that cell has ended, show the report.
 
-The only module that knows IPython, with `render.live`. The life of a `Session`:
+Only this module, `showing` and `render.live` know IPython. The life of a `Session`:
 
 - `load` registers the directive (`directive.make_transform`), the magics, two events and the completer; `unload`
   takes each of them away again.
@@ -25,10 +25,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from IPython.core.error import UsageError
 from IPython.core.inputtransformer2 import cell_magic
 from IPython.core.magic import MAGIC_NO_VAR_EXPAND_ATTR
-from IPython.display import publish_display_data
 from IPython.utils.capture import capture_output
 
-from ipyvram import auto, directive
+from ipyvram import auto, directive, showing
 from ipyvram.measuring import Measurement, fault
 from ipyvram.options import Options, complete, help_text, parse, wants_help
 from ipyvram.recording import Cell
@@ -36,7 +35,6 @@ from ipyvram.report import Report
 from ipyvram.subcommands import SUBCOMMANDS, Display, run_subcommand
 
 if TYPE_CHECKING:
-    from ipyvram.comparison import Comparison
     from ipyvram.render.live import LiveMeter
 
 #: An ``InteractiveShell``. Its annotations differ from one IPython to the next, so they are not relied on.
@@ -132,7 +130,7 @@ class Session:
             try:
                 self._arm_by_itself(info)
             except Exception as error:
-                _say([fault("could not measure this cell by itself", error)])
+                showing.say([fault("could not measure this cell by itself", error)])
 
     def _arm_by_itself(self, info: Any) -> None:
         """``%vram auto on``: measure a cell that does not ask for it, unless it is one of ours or has nothing to run."""
@@ -144,7 +142,7 @@ class Session:
         measurement = Measurement(Options(), cell, self.ip.user_ns)
         self._armed, self._by_itself = (info, measurement), True
         measurement.start()
-        self._meter = _start_meter(self.ip, measurement)
+        self._meter = showing.start_meter(self.ip, measurement)
 
     def _post_run_cell(self, result: Any) -> None:
         info = self._ended(getattr(result, "info", None))
@@ -195,17 +193,17 @@ class Session:
         if self._armed is None:
             self._armed = (info, measurement)  # before it starts: Ctrl-C from here on is closed like any other
             measurement.start()
-            self._meter = _start_meter(self.ip, measurement)
+            self._meter = showing.start_meter(self.ip, measurement)
         else:
             measurement.start()  # says that the outer cell is being measured
-            _say(measurement.notes)
+            showing.say(measurement.notes)
 
     def _close(self, error: BaseException | None) -> None:
         """Finish the armed measurement and show what it found under the cell."""
         (armed, self._armed), (meter, self._meter) = (self._armed, None), (self._meter, None)
         by_itself, self._by_itself = self._by_itself, False
         if armed is not None:
-            _finish(armed[1], error, meter, _line_of if by_itself else _bundle_of)
+            showing.finish(armed[1], error, meter, showing.line_of if by_itself else showing.bundle_of)
 
     # -- magics ------------------------------------------------------------------------------------------------------
 
@@ -220,9 +218,9 @@ class Session:
         else:
             value = _or_usage_error(lambda text: run_subcommand(text, self.ip.user_ns), rest)
             if isinstance(value, Report):
-                _show(value)
+                showing.show(value)
             elif isinstance(value, Display):
-                _publish(value.data)
+                showing.publish(value.data)
             else:
                 return value
         return None
@@ -241,7 +239,7 @@ class Session:
         code = _compile(self.ip, cell)
         measurement = Measurement(options, Cell(cell, code[0].co_filename), self.ip.user_ns)
         measurement.start()
-        meter = _start_meter(self.ip, measurement)
+        meter = showing.start_meter(self.ip, measurement)
         error: BaseException | None = None
         try:
             exec(code[0], self.ip.user_ns)
@@ -250,7 +248,7 @@ class Session:
             error = raised
             raise
         finally:
-            _finish(measurement, error, meter)
+            showing.finish(measurement, error, meter)
             error = None  # else this frame and the exception keep each other alive
 
     def _estimate(self, options: Options, text: str) -> None:
@@ -268,7 +266,7 @@ class Session:
             raise UsageError(str(error)) from None
         except BaseException as error:  # the cell's own: its traceback begins at the cell's own line
             raise error.with_traceback(_from(name, error))  # noqa: B904 - the same error
-        _show(report)
+        showing.show(report)
 
     def _compare(self, options: Options, text: str) -> None:
         """``%%vram --batch`` and ``--max-batch``: run the cell at several sizes and show what they take."""
@@ -278,14 +276,14 @@ class Session:
         __tracebackhide__ = True
         source, _, name = self._python(text)
         compile_ = functools.partial(self.ip.compile, filename=name, symbol="exec")
-        progress = ProgressLine(_publish if hasattr(self.ip, "kernel") else None)
+        progress = ProgressLine(showing.publish if hasattr(self.ip, "kernel") else None)
         try:
             comparison, error = compare_cell(
                 options, Cell(source, name), self.ip.user_ns, compile_, progress, capture_output
             )
         except ValueError as refusal:
             raise UsageError(str(refusal)) from None
-        _show_comparison(comparison)
+        showing.show_comparison(comparison)
         if error is not None:  # the cell's own, or the user's Ctrl-C: Run All stops
             raise error.with_traceback(_from(name, error))
 
@@ -309,73 +307,6 @@ def _from(name: str, error: BaseException) -> TracebackType | None:
     while trace is not None and trace.tb_frame.f_code.co_filename != name:
         trace = trace.tb_next
     return trace or error.__traceback__
-
-
-def _line_of(report: Report) -> dict[str, Any] | None:
-    """One line that unfolds, where `%vram auto` finds the cell worth it."""
-    if not auto.worth_a_line(report):
-        return None
-    from ipyvram.render.oneline import oneline
-
-    return oneline(report, auto.line(report))
-
-
-def _bundle_of(report: Report) -> dict[str, Any]:
-    from ipyvram.render.bundle import bundle
-
-    return bundle(report)
-
-
-def _start_meter(ip: Shell, measurement: Measurement) -> LiveMeter | None:
-    """The live meter of a measurement, unless it is unwanted or there is nowhere to show it; never raises."""
-    if measurement.options.quiet:
-        return None
-    try:
-        from ipyvram.render.live import LiveMeter, screen_for
-
-        screen = screen_for(ip)
-        if screen is None:
-            return None
-        meter = LiveMeter(screen, measurement.pulse)
-        meter.start()
-    except Exception as failure:
-        measurement.notes.append(fault("could not show its live meter", failure))
-        return None
-    return meter
-
-
-def _finish(
-    measurement: Measurement,
-    error: BaseException | None,
-    meter: LiveMeter | None = None,
-    form: Callable[[Report], dict[str, Any] | None] = _bundle_of,
-) -> None:
-    """Take the meter away, show what was measured and then the notes; never raises."""
-    place = None
-    if meter is not None:
-        with contextlib.suppress(Exception, KeyboardInterrupt):
-            place = meter.stop()
-    report, data = measurement.finish(error), None
-    if report is not None:
-        try:
-            data = form(report)
-            if data is not None and place is None:
-                _publish(data)
-        except (Exception, KeyboardInterrupt) as failure:
-            what = "measured this but could not show it (it is in ipyvram.last)"
-            measurement.notes.append(fault(what, failure))
-    if place is None:
-        _say(measurement.notes)
-    else:
-        _fill(place, data, measurement.notes)
-
-
-def _fill(place: str, data: dict[str, Any] | None, notes: list[str]) -> None:
-    """All in the meter's place: the cell ends with a clear that waits, and a new output would wipe what the user left."""
-    from ipyvram.render.bundle import with_notes
-
-    with contextlib.suppress(Exception):
-        _publish(with_notes(data, notes), transient={"display_id": place}, update=True)
 
 
 def _help() -> str:
@@ -423,31 +354,6 @@ def _compile(ip: Shell, cell: str) -> tuple[CodeType, CodeType | None]:
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     value = None if last is None else ip.compile(ast.Expression(last.value), name, "eval")
     return ip.compile(tree, name, "exec"), value
-
-
-def _show(report: Report) -> None:
-    """Display a report here and now, on the main thread."""
-    _publish(_bundle_of(report))
-
-
-def _show_comparison(comparison: Comparison) -> None:
-    from ipyvram.render.comparison import bundle
-
-    try:
-        _publish(bundle(comparison))
-    except Exception as failure:
-        _say([fault("compared the sizes but could not show that", failure)])
-
-
-def _publish(data: dict[str, Any], **more: Any) -> None:
-    publish_display_data(data, **more)  # type: ignore[no-untyped-call, unused-ignore]
-
-
-def _say(notes: list[str]) -> None:
-    """Notes under the cell, one line each."""
-    for note in notes:
-        with contextlib.suppress(Exception):
-            _publish({"text/plain": note})
 
 
 def _completer(shell: Shell, event: Any) -> list[str]:

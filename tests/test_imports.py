@@ -20,7 +20,7 @@ PURE = (
     "recording.py", "recording_file.py", "caching_allocator.py", "ledger.py", "attribution.py", "unclaimed.py", "naming.py", "grouping.py", "marks.py", "analysis.py", "report.py", "report_frames.py", "step_accounts.py", "stretches.py",
     "thinning.py", "lifetimes.py", "pulse.py", "units.py", "options.py", "option_values.py", "directive.py", "report_json.py", "notebooks.py", "snapshot.py",
     "instants.py", "batches.py", "out_of_memory.py", "remedies.py", "resident.py", "auto.py", "comparing.py",
-    "snapshot_phases.py", "snapshot_parts.py", "safe_pickle.py", *(name for name in MODULES if name.startswith("allocator_")),
+    "snapshot_phases.py", "snapshot_parts.py", "safe_pickle.py", *(name for name in MODULES if name.startswith("allocator/")),
     *(name for name in MODULES if name.startswith("findings/")),
 )  # fmt: skip
 
@@ -30,7 +30,7 @@ SHOWN_ON_DEMAND = ["ipyvram.render.bundle.bundle"]
 #: Who may import a module at the outer edge.
 EDGES = {
     "pynvml": ("probes/nvml.py",),
-    "IPython": ("magic.py", "render/live.py"),
+    "IPython": ("magic.py", "render/live.py", "showing.py"),
 }
 
 
