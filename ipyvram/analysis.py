@@ -18,16 +18,8 @@ from ipyvram.marks import PhaseSpan, module_at
 from ipyvram.naming import Names
 from ipyvram.out_of_memory import explain, with_remedies
 from ipyvram.recording import Action, Device, Observation, OomEvent, Origin, Recording, Samples
-from ipyvram.report import (
-    Lifetime,
-    Measurement,
-    OutOfMemory,
-    Phase,
-    Report,
-    StepAccount,
-    TensorRow,
-    Timeline,
-)
+from ipyvram.report import Report
+from ipyvram.report_rows import Lifetime, Measurement, OutOfMemory, Phase, StepAccount, TensorRow, Timeline
 from ipyvram.step_accounts import step_accounts, unused_graphs
 from ipyvram.stretches import curves, highest, stretches
 from ipyvram.thinning import pick

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ipyvram.recording import CATEGORIES
-from ipyvram.report import Report, StepAccount
+from ipyvram.report import Report
+from ipyvram.report_rows import StepAccount
 
 if TYPE_CHECKING:
     import pandas as pd

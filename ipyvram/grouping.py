@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from ipyvram.recording import CATEGORIES
-from ipyvram.report import GroupRow, TensorRow
+from ipyvram.report_rows import GroupRow, TensorRow
 from ipyvram.units import format_bytes
 
 _BY_PLACE = ("activations", "temporaries", "other")

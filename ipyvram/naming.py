@@ -9,7 +9,7 @@ from ipyvram.attribution import COPY, DATA, RELEASED, Attribution
 from ipyvram.ledger import Ledger
 from ipyvram.marks import models
 from ipyvram.recording import Cell, Claim, Frame, Origin, Recording, Stack
-from ipyvram.report import TensorRow
+from ipyvram.report_rows import TensorRow
 
 #: Operands of formulas; what an operator was given tells more than their place in it.
 _OPERANDS = frozenset({"self", "other", "mat1", "mat2", "batch1", "batch2", "input", "tensor1", "tensor2", "tensors"})

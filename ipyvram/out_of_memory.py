@@ -8,7 +8,7 @@ from ipyvram.batches import Batches
 from ipyvram.marks import PhaseSpan
 from ipyvram.recording import Observation, OomEvent, Recording
 from ipyvram.remedies import Situation, remedies
-from ipyvram.report import OutOfMemory, StepAccount, TensorRow
+from ipyvram.report_rows import OutOfMemory, StepAccount, TensorRow
 
 #: Holders told; the rest is in the account.
 HOLDERS = 12

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ipyvram.findings.batch import fewer_temporaries
 from ipyvram.findings.worth import release
 from ipyvram.recording import Observation
-from ipyvram.report import OutOfMemory, Remedy, StepAccount, TensorRow
+from ipyvram.report_rows import OutOfMemory, Remedy, StepAccount, TensorRow
 from ipyvram.units import format_bytes
 
 #: Smallest saving worth a line: this share of what may be held in all.

@@ -10,6 +10,18 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ipyvram.recording import Observation
+from ipyvram.report_rows import (
+    LABELS,
+    Finding,
+    GroupRow,
+    Lifetime,
+    Measurement,
+    OutOfMemory,
+    Phase,
+    StepAccount,
+    TensorRow,
+    Timeline,
+)
 from ipyvram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -18,206 +30,6 @@ if TYPE_CHECKING:
     from ipyvram.ranks import Ranks
 
 SCHEMA_VERSION = 1
-
-#: Category → what a person reads.
-LABELS = {
-    "parameters": "Parameters",
-    "gradients": "Gradients",
-    "optimizer_state": "Optimizer state",
-    "inputs": "Batch",
-    "activations": "Activations",
-    "temporaries": "Temporaries",
-    "buffers": "Buffers",
-    "outputs": "Outputs",
-    "workspaces": "Workspaces",
-    "other": "Other",
-    "cache": "Cache",
-    "context": "CUDA context",
-    "other_processes": "Other processes",
-    "free": "Free",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A stretch of the traced steps: ``forward``, ``backward`` or ``optimizer``. Seconds since the cell began."""
-
-    start_s: float
-    end_s: float
-    name: str
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
-class Timeline:
-    """Two curves on one clock (seconds since the cell began), both thinned so that no peak is lost.
-
-    Attributes
-    ----------
-    time_s : tuple of float
-        Instants of the exact account; a row holds until the next one (memory is stepwise).
-    categories : dict of str to tuple of int
-        Category → bytes at each instant; a category that stays zero is left out.
-    reserved : tuple of int
-        Bytes the allocator had reserved at each instant; empty where it was not traced.
-    end_s : float
-        When the exact account ends.
-    sampled_time_s : tuple of float
-        Instants of the samples, through the whole cell.
-    sampled : dict of str to tuple of int or None
-        Column (``allocated``, ``reserved``, ``device_used``, ``process_rss``) → bytes, None where unavailable.
-    gaps_s : tuple of (float, float)
-        Begin and end of what was not traced between two traces. The exact account has zeros there, which mean nothing.
-    """
-
-    time_s: tuple[float, ...] = ()
-    categories: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    reserved: tuple[int, ...] = ()
-    end_s: float = 0.0
-    sampled_time_s: tuple[float, ...] = ()
-    sampled: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
-    gaps_s: tuple[tuple[float, float], ...] = ()
-
-    @property
-    def allocated(self) -> tuple[int, ...]:
-        """Bytes in all categories together at each instant of the exact account."""
-        return (
-            tuple(map(sum, zip(*self.categories.values(), strict=True))) if self.categories else (0,) * len(self.time_s)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRow:
-    """A storage that was live at the peak. ``count`` > 1 for a row that stands for several small ones."""
-
-    bytes: int
-    category: str
-    name: str = ""
-    module: str = ""
-    line: int | None = None  #: in the measured cell, or in ``file`` where that is not empty
-    source: str = ""  #: text of that line
-    file: str = ""
-    shape: tuple[int, ...] | None = None
-    dtype: str = ""
-    phase: str = ""  #: when it was allocated
-    count: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class GroupRow:
-    """Bytes live at the peak by module path, or by source line: ``key`` is what they are grouped by."""
-
-    key: str
-    bytes: int
-    categories: dict[str, int]
-    count: int
-    source: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Lifetime:
-    """A large allocation and when it was live, in seconds since the cell began; ``name`` tells what and where."""
-
-    bytes: int
-    category: str
-    name: str
-    start_s: float
-    end_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One plain line worth saying. ``kind`` names the rule, ``bytes`` ranks it (0 where it is not about an amount)."""
-
-    kind: str
-    text: str
-    bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class StepAccount:
-    """One traced optimizer step: the account at its own peak and at its end. Dicts are category → bytes, zeros left out."""
-
-    step: int
-    start_s: float
-    end_s: float
-    peak_bytes: int
-    end_bytes: int
-    peak: dict[str, int]
-    end: dict[str, int]
-    peak_phase: str = ""
-    batch: int = 0  #: samples, 0 where unknown
-
-
-@dataclass(frozen=True, slots=True)
-class Remedy:
-    """A way out of an out-of-memory: ``saves_bytes`` is predicted from this cell's own account."""
-
-    kind: str
-    text: str
-    saves_bytes: int
-    enough: bool | None  #: whether it alone would have made this allocation fit; None where that is not known
-
-
-@dataclass(frozen=True, slots=True)
-class OutOfMemory:
-    """The allocation that did not fit and the account at that instant.
-
-    Attributes
-    ----------
-    account : dict
-        Category → bytes live when the allocation was asked for; ``sum(account.values()) == allocated_bytes``.
-    limit_bytes, free_bytes, reserved_bytes, largest_free_bytes : int or None
-        As in `recording.OomEvent`.
-    line, source, file, module, op, phase, step
-        Who asked: as in `TensorRow`.
-    holders : tuple of TensorRow
-        The largest of what was live.
-    pinned_bytes : int
-        What the error's traceback keeps alive now.
-    remedies : tuple of Remedy
-        Cheapest first.
-    """
-
-    requested_bytes: int
-    allocated_bytes: int
-    account: dict[str, int]
-    limit_bytes: int | None = None
-    free_bytes: int | None = None
-    reserved_bytes: int | None = None
-    largest_free_bytes: int | None = None
-    budget: bool = False
-    when: str = ""
-    phase: str = ""
-    step: int = 0
-    line: int | None = None
-    source: str = ""
-    file: str = ""
-    module: str = ""
-    op: str = ""
-    shape: tuple[int, ...] | None = None
-    dtype: str = ""
-    holders: tuple[TensorRow, ...] = ()
-    pinned_bytes: int = 0
-    remedies: tuple[Remedy, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """How the figures came about.
-
-    ``source`` is a phrase (``allocator trace``, ``storage trace``, ``sampler only``); ``notes`` say what was unavailable.
-    """
-
-    source: str = ""
-    events: int = 0
-    claims: int = 0
-    traced_s: float = 0.0
-    ended_by: str = ""
-    samples: int = 0
-    longest_gap_s: float = 0.0
-    period_s: float = 0.0
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, repr=False)

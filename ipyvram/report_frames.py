@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from ipyvram.recording import CATEGORIES
-from ipyvram.report import GroupRow, Report, TensorRow
+from ipyvram.report import Report
+from ipyvram.report_rows import GroupRow, TensorRow
 
 
 def categories(report: Report) -> pd.DataFrame:

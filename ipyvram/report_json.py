@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ipyvram.recording import CATEGORIES, Observation
-from ipyvram.report import (
-    SCHEMA_VERSION,
+from ipyvram.report import SCHEMA_VERSION, Report
+from ipyvram.report_rows import (
     Finding,
     GroupRow,
     Lifetime,
@@ -21,7 +21,6 @@ from ipyvram.report import (
     OutOfMemory,
     Phase,
     Remedy,
-    Report,
     StepAccount,
     TensorRow,
     Timeline,

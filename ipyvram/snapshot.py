@@ -13,7 +13,8 @@ from ipyvram import safe_pickle
 from ipyvram.analysis import analyse
 from ipyvram.caching_allocator import Settings
 from ipyvram.recording import Action, Block, Device, Events, Recording, Segment, Stack, Trace
-from ipyvram.report import Finding, Report
+from ipyvram.report import Report
+from ipyvram.report_rows import Finding
 from ipyvram.snapshot_parts import FrameReader, events_of, segments_of
 from ipyvram.snapshot_phases import marks_of
 from ipyvram.units import format_bytes

@@ -11,7 +11,7 @@ from ipyvram.batches import Batches
 from ipyvram.ledger import Ints, Ledger
 from ipyvram.marks import PhaseSpan, root_forwards
 from ipyvram.recording import Claim, Mark, Observation
-from ipyvram.report import StepAccount
+from ipyvram.report_rows import StepAccount
 
 
 def step_accounts(

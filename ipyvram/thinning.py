@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ipyvram.report import GroupRow, TensorRow
+from ipyvram.report_rows import GroupRow, TensorRow
 
 if TYPE_CHECKING:
-    from ipyvram.report import Timeline
+    from ipyvram.report_rows import Timeline
 
 T = TypeVar("T", int, int | None)
 

@@ -6,7 +6,8 @@ import math
 from dataclasses import replace
 
 from ipyvram.recording import CATEGORIES
-from ipyvram.report import Finding, GroupRow, Lifetime, Measurement, Phase, Report, TensorRow, Timeline
+from ipyvram.report import Report
+from ipyvram.report_rows import Finding, GroupRow, Lifetime, Measurement, Phase, TensorRow, Timeline
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 

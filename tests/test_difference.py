@@ -14,7 +14,7 @@ from ipyvram.comparing import Numbered, compare_line
 from ipyvram.recording import CATEGORIES
 from ipyvram.render.difference import bundle, headline, html, text
 from ipyvram.render.text import Pen
-from ipyvram.report import Measurement, StepAccount
+from ipyvram.report_rows import Measurement, StepAccount
 from tests.made import MIB, account, report
 
 PEN = Pen(80, True, False)

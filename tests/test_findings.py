@@ -12,7 +12,7 @@ from ipyvram.findings.batch import AFTER_TRACE, fewer_temporaries
 from ipyvram.findings.worth import code
 from ipyvram.grouping import batch_size
 from ipyvram.recording import Observation
-from ipyvram.report import StepAccount, TensorRow
+from ipyvram.report_rows import StepAccount, TensorRow
 from tests.made import MIB, report
 
 GIB = 2**30

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ipyvram.grouping import by_line, by_module, group, holders
 from ipyvram.recording import CATEGORIES
-from ipyvram.report import TensorRow
+from ipyvram.report_rows import TensorRow
 
 rows = st.lists(
     st.builds(

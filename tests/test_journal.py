@@ -8,7 +8,8 @@ import pytest
 
 from ipyvram import journal
 from ipyvram.recording import CATEGORIES
-from ipyvram.report import Report, TensorRow
+from ipyvram.report import Report
+from ipyvram.report_rows import TensorRow
 
 
 def report(label: str, peak: int = 0, tensors: int = 0) -> Report:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipyvram.analysis import analyse
 from ipyvram.naming import Names
 from ipyvram.recording import Action, Cell, Claim, Events, Frame, Mark, Origin, Recording, Trace
-from ipyvram.report import TensorRow
+from ipyvram.report_rows import TensorRow
 
 
 def row(

@@ -15,7 +15,8 @@ from ipyvram.probes.clock import Clock
 from ipyvram.recording import Cell, OomEvent
 from ipyvram.render.html import html
 from ipyvram.render.text import text
-from ipyvram.report import Report, TensorRow
+from ipyvram.report import Report
+from ipyvram.report_rows import TensorRow
 from ipyvram.run import Run
 from tests.made import account
 from tests.test_findings_programs import Notebook, notebook  # noqa: F401

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from ipyvram.render.bundle import MAX_JSON_BYTES, MIME_TYPE, bundle, small_dict
-from ipyvram.report import Report, TensorRow
+from ipyvram.report import Report
+from ipyvram.report_rows import TensorRow
 from tests import reports
 
 

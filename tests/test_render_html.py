@@ -15,7 +15,7 @@ from ipyvram.render.html import FOLDED_FROM, MAX_BYTES, MIN_OTHER_BYTES, html, p
 from ipyvram.render.summary import summarise, tensor_words
 from ipyvram.render.text import TENSOR_ROWS as TEXT_ROWS
 from ipyvram.render.text import text
-from ipyvram.report import TensorRow
+from ipyvram.report_rows import TensorRow
 from ipyvram.units import format_bytes
 from tests import reports
 from tests.sanitizer import GITHUB, JUPYTERLAB, Sanitizer

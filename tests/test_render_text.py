@@ -14,7 +14,7 @@ from ipyvram.render.markup import clean
 from ipyvram.render.palette import COLOURS, LETTERS
 from ipyvram.render.summary import summarise
 from ipyvram.render.text import CHART_ROWS, Pen, text
-from ipyvram.report import LABELS, Finding, Measurement, StepAccount
+from ipyvram.report_rows import LABELS, Finding, Measurement, StepAccount
 from ipyvram.units import GIB, MIB
 from tests import reports
 from tests.made import report

@@ -17,7 +17,7 @@ from ipyvram.render import scene as scenes
 from ipyvram.render.axes import Piece, TimeAxis, byte_ticks, round_bytes, second_ticks, spread
 from ipyvram.render.scene import LEFT, MAX_POINTS, PLOT_H, PLOT_W, TOP, columns, make_scene
 from ipyvram.render.timeline import sentence, timeline
-from ipyvram.report import LABELS, OutOfMemory
+from ipyvram.report_rows import LABELS, OutOfMemory
 from ipyvram.units import GIB, format_bytes
 from tests import reports
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from ipyvram.recording import CATEGORIES
 from ipyvram.render.text import text
-from ipyvram.report import LABELS, GroupRow, Report, TensorRow
+from ipyvram.report import Report
+from ipyvram.report_rows import LABELS, GroupRow, TensorRow
 from ipyvram.thinning import merge_tensors
 from ipyvram.units import format_bytes
 from tests.made import MIB, report

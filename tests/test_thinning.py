@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipyvram.report import Timeline
+from ipyvram.report_rows import Timeline
 from ipyvram.thinning import extremes, pick, thin_timeline
 
 curves = st.lists(st.integers(0, 1000), min_size=1, max_size=400)

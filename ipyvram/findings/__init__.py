@@ -7,7 +7,8 @@ needs beside the account is an `Observation`, made by a probe or by `analysis`: 
 from __future__ import annotations
 
 from ipyvram.findings import allocator, batch, estimates, holding, steps
-from ipyvram.report import Finding, Report
+from ipyvram.report import Report
+from ipyvram.report_rows import Finding
 
 
 def find(report: Report) -> tuple[Finding, ...]:

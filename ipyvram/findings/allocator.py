@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ipyvram.findings.worth import Rule, code, observed, worth
-from ipyvram.report import Finding, Report
+from ipyvram.report import Report
+from ipyvram.report_rows import Finding
 from ipyvram.units import GIB, MIB, format_bytes, format_share
 
 #: Share of the reserved bytes that lies unused at the peak before it is called fragmentation.

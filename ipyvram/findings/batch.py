@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ipyvram.findings.worth import Rule
-from ipyvram.report import Finding, Report, TensorRow
+from ipyvram.report import Report
+from ipyvram.report_rows import Finding, TensorRow
 from ipyvram.units import format_bytes, format_share
 
 #: A category is named as the lever when it is at least half of the peak.

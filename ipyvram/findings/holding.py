@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ipyvram.findings.worth import Rule, code, observed, release, worth
-from ipyvram.report import Finding, Report
+from ipyvram.report import Report
+from ipyvram.report_rows import Finding
 from ipyvram.units import format_bytes
 
 #: One kept loss is what `loss` after the loop is; a container that keeps two or more grows with the loop.

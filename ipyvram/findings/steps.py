@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 from ipyvram.findings.worth import Rule, observed, worth
 from ipyvram.recording import CATEGORIES
-from ipyvram.report import Finding, Report
+from ipyvram.report import Report
+from ipyvram.report_rows import Finding
 from ipyvram.units import format_bytes, format_share
 
 #: One forward without a backward may have its backward in the next cell; two are a loop.

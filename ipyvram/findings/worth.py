@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ipyvram.recording import Observation
-from ipyvram.report import Finding, Report
+from ipyvram.report import Report
+from ipyvram.report_rows import Finding
 
 #: A rule of `find`: any number of findings, usually none.
 Rule = Callable[[Report], Iterator[Finding]]

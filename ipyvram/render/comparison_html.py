@@ -14,7 +14,7 @@ from ipyvram.render.comparison_words import COLUMNS, FIGURES, Words, columns_sho
 from ipyvram.render.framing import framed
 from ipyvram.render.markup import MUTED, Column, Part, escape, folded, stacked_bar, style, swatch, table
 from ipyvram.render.palette import COLOURS, STACK, TROUBLE_COLOUR
-from ipyvram.report import LABELS
+from ipyvram.report_rows import LABELS
 from ipyvram.units import format_bytes
 
 _BAR_PX = 220

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ipyvram.comparison import Accumulation, Answer, Comparison, Row, describe_fit
-from ipyvram.report import LABELS
+from ipyvram.report_rows import LABELS
 from ipyvram.units import format_bytes, format_duration
 
 #: Heads of the main table, and which of its columns are figures.

@@ -11,7 +11,7 @@ from ipyvram.render.markup import MUTED, Column, Part, escape, meter, stacked_ba
 from ipyvram.render.palette import ALL_COLOURS, COLOURS, LETTERS
 from ipyvram.render.terminal import looks
 from ipyvram.render.text import Pen
-from ipyvram.report import LABELS
+from ipyvram.report_rows import LABELS
 from ipyvram.units import format_bytes, format_duration, format_share
 
 MIME_TYPE = "application/vnd.ipyvram.difference.v1+json"

@@ -30,7 +30,8 @@ from ipyvram.render.palette import ALL_COLOURS, CATEGORIES, COLOURS, TROUBLE_COL
 from ipyvram.render.scene import HEIGHT, WIDTH
 from ipyvram.render.summary import Line, Summary, summarise, tensor_words
 from ipyvram.render.timeline import sentence, timeline
-from ipyvram.report import LABELS, GroupRow, Report
+from ipyvram.report import Report
+from ipyvram.report_rows import LABELS, GroupRow
 from ipyvram.units import format_bytes, format_share
 
 #: Most bytes of a report of one device: it goes into version control with the notebook. One or two further devices share as

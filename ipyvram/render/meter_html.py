@@ -10,7 +10,7 @@ from ipyvram.pulse import Pulse
 from ipyvram.render.markup import MUTED, Part, escape, stacked_bar, style, swatch
 from ipyvram.render.meter import HISTORY_S, Meter, in_use, taken
 from ipyvram.render.palette import CARD_COLOURS, COLOURS
-from ipyvram.report import LABELS
+from ipyvram.report_rows import LABELS
 from ipyvram.units import format_bytes
 
 BAR_PX = 10

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ipyvram.render.markup import MUTED, Column, Part, escape, folded, legend, stacked_bar, style, swatch, table
 from ipyvram.render.palette import ALL_COLOURS, COLOURS, LETTERS, TROUBLE_COLOUR
 from ipyvram.render.summary import tensor_words
-from ipyvram.report import LABELS, OutOfMemory
+from ipyvram.report_rows import LABELS, OutOfMemory
 from ipyvram.units import format_bytes
 
 if TYPE_CHECKING:

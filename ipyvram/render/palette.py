@@ -7,7 +7,7 @@ were found by a search for the largest such distance; `tests/test_render_palette
 
 from __future__ import annotations
 
-from ipyvram.report import LABELS
+from ipyvram.report_rows import LABELS
 
 COLOURS = {
     "parameters": "#0b94fd",

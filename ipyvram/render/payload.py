@@ -13,7 +13,8 @@ from typing import Any
 from ipyvram.render.markup import clean
 from ipyvram.render.palette import COLOURS
 from ipyvram.render.scene import LEFT, PLOT_H, PLOT_W, SAMPLED_LABELS, WIDTH, Scene
-from ipyvram.report import LABELS, Report
+from ipyvram.report import Report
+from ipyvram.report_rows import LABELS
 
 
 def payload(report: Report, scene: Scene) -> str:

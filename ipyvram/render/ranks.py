@@ -11,7 +11,8 @@ from ipyvram.render.markup import Column, Part, escape, stacked_bar, style, tabl
 from ipyvram.render.palette import ALL_COLOURS
 from ipyvram.render.terminal import looks
 from ipyvram.render.text import Pen
-from ipyvram.report import LABELS, Report
+from ipyvram.report import Report
+from ipyvram.report_rows import LABELS
 from ipyvram.units import format_bytes, format_duration, format_share
 
 MIME_TYPE = "application/vnd.ipyvram.ranks.v1+json"

@@ -10,7 +10,7 @@ from ipyvram.render.markup import MUTED, Column, Part, escape, legend, meter, st
 from ipyvram.render.palette import ALL_COLOURS, COLOURS, LETTERS
 from ipyvram.render.terminal import looks
 from ipyvram.render.text import Pen
-from ipyvram.report import LABELS
+from ipyvram.report_rows import LABELS
 from ipyvram.resident import RELEASES, Holding, Resident
 from ipyvram.units import format_bytes, format_share
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from ipyvram.render.axes import Piece, TimeAxis, spread
 from ipyvram.render.palette import STACK
-from ipyvram.report import Report, Timeline
+from ipyvram.report import Report
+from ipyvram.report_rows import Timeline
 from ipyvram.units import format_bytes
 
 #: Size of the picture and of the plot in it, in pixels.

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ipyvram.render.palette import ALL_COLOURS, CARD_COLOURS, CATEGORIES
-from ipyvram.report import LABELS, GroupRow, Report, StepAccount, TensorRow
+from ipyvram.report import Report
+from ipyvram.report_rows import LABELS, GroupRow, StepAccount, TensorRow
 from ipyvram.units import format_bytes, format_duration, format_share
 
 #: Figure → what it is called where its provenance is told.

@@ -15,7 +15,8 @@ from ipyvram.render.oom import oom_text
 from ipyvram.render.palette import CARD_LETTERS, CARD_LETTERS_ASCII, CATEGORIES, COLOURS, LETTERS, STACK
 from ipyvram.render.scene import columns
 from ipyvram.render.summary import Line, Summary, group_words, summarise, tensor_words
-from ipyvram.report import LABELS, Report
+from ipyvram.report import Report
+from ipyvram.report_rows import LABELS
 from ipyvram.units import format_bytes, format_duration, format_share
 
 #: Rows of the lists below the table; rows of the chart.

@@ -29,7 +29,8 @@ from ipyvram.render.scene import (
     make_scene,
     step_starts,
 )  # fmt: skip
-from ipyvram.report import LABELS, Phase, Report
+from ipyvram.report import Report
+from ipyvram.report_rows import LABELS, Phase
 from ipyvram.units import format_bytes, format_duration
 
 DASHES = {"reserved": "6 3", "device_used": "2 3", "process_rss": ""}

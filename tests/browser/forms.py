@@ -9,7 +9,7 @@ from ipyvram.difference import compare
 from ipyvram.ranks import Ranks
 from ipyvram.render import comparison_html, difference, ranks, resident
 from ipyvram.render.html import html
-from ipyvram.report import Finding, OutOfMemory, Remedy
+from ipyvram.report_rows import Finding, OutOfMemory, Remedy
 from ipyvram.resident import Holding, Resident
 from ipyvram.units import GIB, MIB
 from tests import comparisons, reports

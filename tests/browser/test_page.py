@@ -7,7 +7,7 @@ import re
 import pytest
 
 from ipyvram.render.html import html, page
-from ipyvram.report import LABELS
+from ipyvram.report_rows import LABELS
 from ipyvram.units import format_bytes, parse_bytes
 from tests import reports
 from tests.browser.contrast import graphics, texts
