@@ -24,6 +24,8 @@ CNN, RN18, RN50 = "SimpleCNN, batch 64", "ResNet-18, batch 8, 64×64", "ResNet-5
 VIT, GPT, INFERENCE = "ViT-B/16, batch 1, 224×224", "GPT-like, batch 4×128", "ResNet-18 inference"
 PROFILER, TRACKER, LINES = "torch.profiler, memory timeline", "MemTracker", "pytorch_memlab line profiler"
 
+ROW_S = 600  # a row that takes longer is given up
+
 #: cell, steps, tool, pairs
 PAIRS = (
     (CNN, 3, "ipyvram", 20),
@@ -57,7 +59,11 @@ def _run(*command: str) -> dict[str, Any]:
 
 def _process(*command: str) -> subprocess.CompletedProcess[str]:
     alone = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(RESULTS.parents[1])}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=alone)
+    line = [sys.executable, *command]
+    try:
+        return subprocess.run(line, capture_output=True, text=True, env=alone, timeout=ROW_S)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(line, 1, "", f"not done after {ROW_S} s")
 
 
 def _scalene(cell: str, steps: int, count: int) -> dict[str, Any]:

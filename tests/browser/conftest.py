@@ -23,7 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(400))
 
 
-@pytest.fixture(scope="session")
+# Of the package and not of the session: while Playwright runs, so does its event loop, and tests elsewhere start their own.
+@pytest.fixture(scope="package")
 def browser():
     """Chromium, without a window."""
     executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
@@ -36,7 +37,7 @@ def browser():
         found.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(browser, tmp_path_factory):
     """JupyterLab with Notebook 7."""
     if importlib.util.find_spec("jupyterlab") is None:
