@@ -59,7 +59,9 @@ def test_an_unknown_part_is_named(tmp_path, capsys):
 
 
 def test_a_part_that_takes_too_long_is_ended_and_the_rest_is_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_check, "_GRACE_S", -5.9)  # of its six seconds it gets a tenth: less than it takes to import torch
+    monkeypatch.setattr(
+        gpu_check, "_GRACE_S", -5.9
+    )  # of its six seconds it gets a tenth: less than it takes to import torch
     assert gpu_check.main(["--simulate", "--only", "battery", "--minutes", "0.1", "--out", str(tmp_path)]) == 1
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["rows"][-1]["text"] == "ended after 0 s"
