@@ -34,7 +34,7 @@ PAIRS = (
     (VIT, 3, "ipyvram", 3),
     (GPT, 3, "ipyvram", 5),
     (INFERENCE, 20, "ipyvram", 7),
-    (CNN, 300, "ipyvram", 5),
+    (CNN, 300, "ipyvram", 10),
     (CNN, 3, PROFILER, 7),
     (CNN, 3, TRACKER, 7),
     (CNN, 3, "memray", 7),
@@ -43,8 +43,9 @@ PAIRS = (
     (RN18, 3, TRACKER, 3),
     (RN18, 3, "memray", 3),
     (CNN, 300, "memray", 2),
+    (CNN, 300, TRACKER, 3),
     (CNN, 100, "scalene", 1),
-    (RN18, 300, "ipyvram", 1),
+    (RN18, 300, "ipyvram", 3),
 )
 
 
