@@ -150,6 +150,8 @@ class Report:
             return how
         if 0 < self.traced_steps < self.steps:
             return f"exact for {self.traced_steps} of {self.steps:,} steps"
+        if self.steps:  # an evaluation may have followed
+            return f"exact for its {self.steps} steps" if self.steps > 1 else "exact for its step"
         return "exact for the traced part"
 
     def __repr__(self) -> str:

@@ -145,7 +145,9 @@ def test_a_cell_without_tensors_says_no_more_than_that():
     ("changes", "said"),
     [
         ({"steps": 10, "traced_steps": 3}, "exact for 3 of 10 steps"),
-        ({"steps": 3, "traced_steps": 3}, "exact for the traced part"),  # an evaluation may have followed
+        ({"steps": 3, "traced_steps": 3}, "exact for its 3 steps"),  # an evaluation may have followed
+        ({"steps": 1, "traced_steps": 1}, "exact for its step"),
+        ({"steps": 0, "traced_steps": 0}, "exact for the traced part"),
         ({"steps": 10, "traced_steps": 3, "device": "cuda:0"}, "exact"),  # the allocator's own high-water mark tells
         ({"steps": 10, "traced_steps": 3, "kind": "estimated"}, "exact"),
     ],
