@@ -13,7 +13,8 @@ Rules, in order (the first that applies wins; `docs/architecture.md` gives the r
    gradients, and there in more than one step: *gradient*;
 6. born in a phase and alive when it ends. Forward under autograd: *activation* if it ends with the backward that follows
    (a checkpoint's input), else *output*; forward without autograd: *output*; backward: *gradient* (of `autograd.grad`);
-   optimizer step (with a closure: outside the phases in it): *optimizer state*. Born in a recomputed module and alive when that ends: *activation*;
+   optimizer step (with a closure: outside the phases in it): *optimizer state*. Born in a recomputed module and alive when
+   that ends: *activation*;
 7. held by a variable: data (*input*) when it was there before the first forward, else a result (*output*); made outside
    any phase and still there when a model runs: the batch (*input*);
 8. freed within the step it was born in, or born in the backward or optimizer phase that an error cut short: *temporary*;

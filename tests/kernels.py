@@ -22,6 +22,17 @@ REPORT_TYPE = "application/vnd.ipyvram.report.v1+json"
 PYTHONS = {"current": sys.executable, "floor": os.environ.get("IPYVRAM_FLOOR_PYTHON", "")}
 
 
+def until_closed(terminal: int) -> bytes:
+    """All that a process writes to a pseudo-terminal, until its end is closed."""
+    written = b""
+    try:
+        while chunk := os.read(terminal, 65536):
+            written += chunk
+    except OSError:
+        pass  # the other end is closed
+    return written
+
+
 @dataclass
 class Outcome:
     """What one execute request came to."""

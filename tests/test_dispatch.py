@@ -139,3 +139,14 @@ def test_a_traced_graph_with_constants_is_printed_as_without_it():
     assert "prim::Constant" in text
     assert norm(torch.ones(2, 3)).shape == (2, 3)
     assert notes.faults == []
+
+
+def test_an_operator_that_fails_with_a_number_runs_once_and_has_one_error():
+    """Of ``x.add_(2.5)`` the number is not the operator's first argument: nothing stands for a tensor there."""
+    mode = entered(Notes())
+    try:
+        with pytest.raises(RuntimeError, match="can't be cast") as found:
+            torch.ones(3, dtype=torch.long).add_(2.5)
+    finally:
+        mode.leave()
+    assert found.value.__context__ is None

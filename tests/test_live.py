@@ -487,12 +487,7 @@ def test_in_a_terminal_it_is_one_line_on_stderr(tmp_path):
     command = [sys.executable, "-m", "IPython", "--no-banner", "--simple-prompt", str(script)]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=slave, env=env) as run:
         os.close(slave)
-        shown = b""
-        try:
-            while chunk := os.read(master, 4096):
-                shown += chunk
-        except OSError:
-            pass  # the other end is closed
+        shown = kernels.until_closed(master)
         out = run.stdout.read().decode()
     assert shown.count(b"\r\x1b[K") >= 3
     assert b"in a terminal" in shown

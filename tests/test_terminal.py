@@ -61,12 +61,7 @@ def in_terminal(python: str, script: str, directory) -> str:
     command = [python, "-m", "IPython", "--no-banner", "--simple-prompt", str(path)]
     with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env, close_fds=True):
         os.close(slave)
-        written = b""
-        try:
-            while chunk := os.read(master, 65536):
-                written += chunk
-        except OSError:
-            pass  # the other end is closed
+        written = kernels.until_closed(master)
     os.close(master)
     return written.decode().replace("\r\n", "\n")
 

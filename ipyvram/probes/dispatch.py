@@ -12,9 +12,8 @@ from torch.utils import _python_dispatch as dispatch_modes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _DISABLED = Tensor.__torch_dispatch__
-_WITHOUT_MEMORY = (
-    "torch._subclasses."  #: where torch keeps the tensors that its compiler and exporter run programs with
-)
+_WITHOUT_MEMORY = "torch._subclasses."  # where torch keeps the tensors that its compiler and exporter run programs with
+_NUMBERS = frozenset({int, float, complex, bool})
 
 
 class Recorder(Protocol):
@@ -66,14 +65,12 @@ def _dispatch(self: Mode, func: Any, types: Any, args: Any = (), kwargs: Any = N
             return NotImplemented  # made of tensors: its own dispatch runs operators on its parts, seen one by one
     if not recorder.active:
         return func(*args, **(kwargs or {}))
+    given = _with_tensors(func, args) if args and type(args[0]) in _NUMBERS else args
     try:
-        result = func(*args, **kwargs) if kwargs else func(*args)
+        result = func(*given, **kwargs) if kwargs else func(*given)
     except BaseException:
-        numbered = _numbers_as_tensors(func, args)
-        if numbered is None:
-            __tracebackhide__ = True  # the operator's own error: IPython leaves this frame out of the traceback
-            raise
-        result = func(*numbered, **(kwargs or {}))
+        __tracebackhide__ = True  # the operator's own error: IPython leaves this frame out of the traceback
+        raise
     try:
         recorder.record(func, args, kwargs, result)
     except torch.OutOfMemoryError as error:
@@ -84,19 +81,19 @@ def _dispatch(self: Mode, func: Any, types: Any, args: Any = (), kwargs: Any = N
     return result
 
 
-def _numbers_as_tensors(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """The arguments with tensors where the operator takes some and was given numbers; None where it was given none.
+def _with_tensors(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments, with tensors for numbers where the operator takes nothing else: its first one is not a scalar.
 
     On the way to a mode torch makes a number of a tensor that stands for one: a constant in a graph that is printed.
     """
     schema = getattr(func, "_schema", None)
-    kinds = [str(argument.type) for argument in schema.arguments] if schema is not None else []
-    numbers = [
-        kind == "Tensor" and isinstance(value, (int, float, complex)) for kind, value in zip(kinds, args, strict=False)
-    ]
-    if not any(numbers):
-        return None
-    return tuple(torch.tensor(value) if number else value for value, number in zip(args, numbers, strict=True))
+    kinds = [str(argument.type) for argument in schema.arguments[: len(args)]] if schema is not None else ["Scalar"]
+    if kinds[0] != "Tensor":
+        return args
+    pairs = zip(kinds, args, strict=True)
+    return tuple(
+        torch.tensor(value) if kind == "Tensor" and type(value) in _NUMBERS else value for kind, value in pairs
+    )
 
 
 # Assigned, not defined in the class: there torch would wrap it in a function that imports its compiler (seconds).
