@@ -1,0 +1,103 @@
+/* cuBLAS and cuDNN for the stub of CUDA: every call succeeds and nothing is computed.
+ *
+ * torch asks its own allocator for what these libraries work in, so the workspaces of cuBLAS are real. How much cuDNN wants
+ * only cuDNN knows: here it is what IPYVRAM_STUB_CUDNN_WORKSPACE says (0 bytes), and what it keeps for backward is none.
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int made(void **object) { *object = calloc(1, 256); return 0; }
+static size_t workspace(void) {
+    const char *text = getenv("IPYVRAM_STUB_CUDNN_WORKSPACE");
+    return text ? strtoull(text, NULL, 0) : 0;
+}
+#define MADE(name) int name(void **object) { return made(object); }
+#define SUCCEEDS(name) int name(void) { return 0; }
+
+/* -- cuBLAS and cuBLASLt. */
+
+MADE(cublasCreate_v2)
+int cublasGetMathMode(void *handle, int *mode) { *mode = 0; return 0; }
+int cublasGetPointerMode_v2(void *handle, int *mode) { *mode = 0; return 0; }
+SUCCEEDS(cublasDestroy_v2) SUCCEEDS(cublasSetMathMode) SUCCEEDS(cublasSetPointerMode_v2) SUCCEEDS(cublasSetSmCountTarget)
+SUCCEEDS(cublasSetStream_v2) SUCCEEDS(cublasSetWorkspace_v2) SUCCEEDS(cublasGemmEx) SUCCEEDS(cublasGemmStridedBatchedEx)
+SUCCEEDS(cublasSgemmEx) SUCCEEDS(cublasDotEx) SUCCEEDS(cublasSdot_v2) SUCCEEDS(cublasDdot_v2) SUCCEEDS(cublasCdotc_v2)
+SUCCEEDS(cublasCdotu_v2) SUCCEEDS(cublasZdotc_v2) SUCCEEDS(cublasZdotu_v2)
+#define EACH(op) SUCCEEDS(cublasS##op) SUCCEEDS(cublasD##op) SUCCEEDS(cublasC##op) SUCCEEDS(cublasZ##op)
+EACH(gemm_v2) EACH(gemmStridedBatched) EACH(gemv_v2) EACH(gelsBatched) EACH(geqrfBatched) EACH(getrfBatched) EACH(getrsBatched)
+EACH(trsmBatched) EACH(trsm_v2)
+
+typedef struct { uint64_t algorithm[8]; size_t workspace; int state; float waves; int reserved[4]; } Heuristic;
+int cublasLtMatmulDescCreate(void **object, int compute, int scale) { return made(object); }
+int cublasLtMatrixLayoutCreate(void **object, int type, uint64_t rows, uint64_t columns, int64_t leading) { return made(object); }
+MADE(cublasLtMatmulPreferenceCreate)
+int cublasLtMatmulAlgoGetHeuristic(void *handle, void *op, void *a, void *b, void *c, void *d, void *preference, int asked,
+                                   Heuristic *results, int *found) {
+    memset(results, 0, sizeof *results);
+    *found = 1;
+    return 0;
+}
+SUCCEEDS(cublasLtMatmul) SUCCEEDS(cublasLtMatmulAlgoCheck) SUCCEEDS(cublasLtMatmulAlgoConfigGetAttribute)
+SUCCEEDS(cublasLtMatmulAlgoConfigSetAttribute) SUCCEEDS(cublasLtMatmulAlgoInit) SUCCEEDS(cublasLtMatmulDescDestroy)
+SUCCEEDS(cublasLtMatmulDescSetAttribute) SUCCEEDS(cublasLtMatmulPreferenceDestroy) SUCCEEDS(cublasLtMatmulPreferenceSetAttribute)
+SUCCEEDS(cublasLtMatrixLayoutDestroy) SUCCEEDS(cublasLtMatrixLayoutSetAttribute)
+
+/* -- cuDNN: the graph interface (convolutions) finds one engine for everything. */
+
+enum { TYPE_INT64 = 3, TYPE_DESCRIPTOR = 15, ATTRIBUTE_WORKSPACE = 402 }; /* cudnn_graph.h */
+int cudnnBackendCreateDescriptor(int type, void **object) { return made(object); }
+int cudnnBackendGetAttribute(void *object, int name, int type, int64_t room, int64_t *count, void *to) {
+    int64_t found = type == TYPE_DESCRIPTOR || type == TYPE_INT64;
+    if (count) *count = found;
+    if (found && room > 0 && to && type == TYPE_INT64) *(int64_t *)to = name == ATTRIBUTE_WORKSPACE ? workspace() : 0;
+    return 0;
+}
+SUCCEEDS(cudnnBackendDestroyDescriptor) SUCCEEDS(cudnnBackendExecute) SUCCEEDS(cudnnBackendFinalize)
+SUCCEEDS(cudnnBackendSetAttribute)
+
+/* -- cuDNN: the functions by name. */
+
+MADE(cudnnCreate) MADE(cudnnCreateActivationDescriptor) MADE(cudnnCreateCTCLossDescriptor) MADE(cudnnCreateConvolutionDescriptor)
+MADE(cudnnCreateDropoutDescriptor) MADE(cudnnCreateFilterDescriptor) MADE(cudnnCreatePoolingDescriptor)
+MADE(cudnnCreateRNNDataDescriptor) MADE(cudnnCreateRNNDescriptor) MADE(cudnnCreateSpatialTransformerDescriptor)
+MADE(cudnnCreateTensorDescriptor)
+int cudnnGetBatchNormalizationForwardTrainingExWorkspaceSize(void *h, int mode, int ops, void *x, void *z, void *y, void *scale,
+                                                             void *activation, size_t *size) { *size = 0; return 0; }
+int cudnnGetBatchNormalizationBackwardExWorkspaceSize(void *h, int mode, int ops, void *x, void *y, void *dy, void *dz, void *dx,
+                                                      void *scale, void *activation, size_t *size) { *size = 0; return 0; }
+int cudnnGetBatchNormalizationTrainingExReserveSpaceSize(void *h, int mode, int ops, void *activation, void *x, size_t *size) {
+    *size = 0;
+    return 0;
+}
+int cudnnDropoutGetStatesSize(void *h, size_t *size) { *size = 1 << 20; return 0; }
+int cudnnGetStream(void *h, void **stream) { *stream = NULL; return 0; }
+int cudnnGetCTCLossWorkspaceSize(void *h, void *p, void *g, void *l, void *ll, void *il, int a, void *c, size_t *size) { *size = 0; return 0; }
+int cudnnGetCTCLossWorkspaceSize_v8(void *h, int a, void *c, void *p, void *g, size_t *size) { *size = 0; return 0; }
+int cudnnGetConvolutionForwardWorkspaceSize(void *h, void *a, void *b, void *c, void *d, int algo, size_t *size) {
+    *size = workspace();
+    return 0;
+}
+int cudnnGetConvolutionBackwardDataWorkspaceSize(void *h, void *a, void *b, void *c, void *d, int algo, size_t *size) {
+    *size = workspace();
+    return 0;
+}
+int cudnnGetConvolutionBackwardFilterWorkspaceSize(void *h, void *a, void *b, void *c, void *d, int algo, size_t *size) {
+    *size = workspace();
+    return 0;
+}
+SUCCEEDS(cudnnBatchNormalizationBackwardEx) SUCCEEDS(cudnnBatchNormalizationForwardInference)
+SUCCEEDS(cudnnBatchNormalizationForwardTrainingEx) SUCCEEDS(cudnnCTCLoss) SUCCEEDS(cudnnCTCLoss_v8)
+SUCCEEDS(cudnnConvolutionBackwardData) SUCCEEDS(cudnnConvolutionBackwardFilter) SUCCEEDS(cudnnConvolutionBiasActivationForward)
+SUCCEEDS(cudnnConvolutionForward) SUCCEEDS(cudnnDestroyActivationDescriptor) SUCCEEDS(cudnnDestroyCTCLossDescriptor)
+SUCCEEDS(cudnnDestroyConvolutionDescriptor) SUCCEEDS(cudnnDestroyDropoutDescriptor) SUCCEEDS(cudnnDestroyFilterDescriptor)
+SUCCEEDS(cudnnDestroyRNNDataDescriptor) SUCCEEDS(cudnnDestroyRNNDescriptor) SUCCEEDS(cudnnDestroySpatialTransformerDescriptor)
+SUCCEEDS(cudnnDestroyTensorDescriptor) SUCCEEDS(cudnnPoolingForward) SUCCEEDS(cudnnRNNBackwardData_v8)
+SUCCEEDS(cudnnRNNBackwardWeights_v8) SUCCEEDS(cudnnRNNForward) SUCCEEDS(cudnnRestoreDropoutDescriptor)
+SUCCEEDS(cudnnSetActivationDescriptor) SUCCEEDS(cudnnSetCTCLossDescriptorEx) SUCCEEDS(cudnnSetCTCLossDescriptor_v9)
+SUCCEEDS(cudnnSetConvolutionGroupCount) SUCCEEDS(cudnnSetConvolutionMathType) SUCCEEDS(cudnnSetConvolutionNdDescriptor)
+SUCCEEDS(cudnnSetDropoutDescriptor) SUCCEEDS(cudnnSetFilterNdDescriptor) SUCCEEDS(cudnnSetPooling2dDescriptor)
+SUCCEEDS(cudnnSetRNNDataDescriptor) SUCCEEDS(cudnnSetSpatialTransformerNdDescriptor) SUCCEEDS(cudnnSetStream)
+SUCCEEDS(cudnnSetTensorNdDescriptor) SUCCEEDS(cudnnSpatialTfGridGeneratorBackward) SUCCEEDS(cudnnSpatialTfGridGeneratorForward)
+SUCCEEDS(cudnnSpatialTfSamplerBackward) SUCCEEDS(cudnnSpatialTfSamplerForward)
