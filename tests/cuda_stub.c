@@ -230,47 +230,72 @@ Error cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from
 Error cudaMemsetAsync(void *to, int value, size_t size, cudaStream_t stream) { here(); return cudaSuccess; }
 Error cudaMemset(void *to, int value, size_t size) { here(); return cudaSuccess; }
 
-/* The driver's own pools, for backend:cudaMallocAsync. */
-static u64 pool_used[MAX_DEVICES], pool_reserved[MAX_DEVICES], pool_used_high[MAX_DEVICES], pool_reserved_high[MAX_DEVICES];
+/* The driver's own pools, for backend:cudaMallocAsync: they grow by chunks and keep them until they are trimmed. */
+#define CHUNK (32 * MIB)
+typedef struct { u64 used, reserved, used_high, reserved_high; } Pool;
+static Pool pools[MAX_DEVICES];
+static Pool *pool_of(cudaMemPool_t pool) { return &pools[(uintptr_t)pool - 1]; }
+
 Error cudaDeviceGetDefaultMemPool(cudaMemPool_t *pool, int device) {
     *pool = (cudaMemPool_t)(uintptr_t)(device + 1);
     return cudaSuccess;
 }
-Error cudaMallocAsync(void **pointer, size_t size, cudaStream_t stream) {
-    Error result = allocate(pointer, size);
-    if (result != cudaSuccess) return result;
-    int d = current;
-    pool_used[d] += pages(size), pool_reserved[d] += pages(size);
-    if (pool_used[d] > pool_used_high[d]) pool_used_high[d] = pool_used[d];
-    if (pool_reserved[d] > pool_reserved_high[d]) pool_reserved_high[d] = pool_reserved[d];
-    return result;
+Error cudaMallocAsync(void **pointer, size_t asked, cudaStream_t stream) {
+    u64 size = (asked + 511) / 512 * 512;
+    pthread_mutex_lock(&lock);
+    int device = here();
+    Pool *pool = &pools[device];
+    u64 lacking = pool->used + size > pool->reserved ? (pool->used + size - pool->reserved + CHUNK - 1) / CHUNK * CHUNK : 0;
+    int fits = take(device, lacking);
+    if (fits) {
+        pool->used += size, pool->reserved += lacking;
+        if (pool->used > pool->used_high) pool->used_high = pool->used;
+        if (pool->reserved > pool->reserved_high) pool->reserved_high = pool->reserved;
+        *pointer = reserve(device, size);
+        add_range(*pointer, size, device, cudaMemoryTypeDevice);
+    }
+    pthread_mutex_unlock(&lock);
+    return fits ? cudaSuccess : failed(cudaErrorMemoryAllocation);
 }
 Error cudaFreeAsync(void *pointer, cudaStream_t stream) {
     pthread_mutex_lock(&lock);
     Range *range = range_of(pointer);
-    u64 size = range ? range->size : 0;
-    int device = range ? range->device : 0;
+    if (range) {
+        pools[range->device].used -= range->size;
+        *range = ranges[--range_count];
+    }
     pthread_mutex_unlock(&lock);
-    pool_used[device] -= size, pool_reserved[device] -= size;
-    return release(pointer);
+    return range ? cudaSuccess : failed(cudaErrorInvalidValue);
 }
-Error cudaMemPoolGetAttribute(cudaMemPool_t pool, enum cudaMemPoolAttr attribute, void *value) {
-    int d = (int)(uintptr_t)pool - 1;
+Error cudaMemPoolTrimTo(cudaMemPool_t which, size_t least) {
+    Pool *pool = pool_of(which);
+    u64 kept = (pool->used + CHUNK - 1) / CHUNK * CHUNK;
+    pthread_mutex_lock(&lock);
+    if (kept < least) kept = least;
+    if (kept < pool->reserved) {
+        me()->bytes[pool - pools] -= pool->reserved - kept;
+        pool->reserved = kept;
+    }
+    pthread_mutex_unlock(&lock);
+    return cudaSuccess;
+}
+Error cudaMemPoolGetAttribute(cudaMemPool_t which, enum cudaMemPoolAttr attribute, void *value) {
+    Pool *pool = pool_of(which);
     u64 *to = value;
     switch (attribute) {
-        case cudaMemPoolAttrReservedMemCurrent: *to = pool_reserved[d]; break;
-        case cudaMemPoolAttrReservedMemHigh: *to = pool_reserved_high[d]; break;
-        case cudaMemPoolAttrUsedMemCurrent: *to = pool_used[d]; break;
-        case cudaMemPoolAttrUsedMemHigh: *to = pool_used_high[d]; break;
+        case cudaMemPoolAttrReservedMemCurrent: *to = pool->reserved; break;
+        case cudaMemPoolAttrReservedMemHigh: *to = pool->reserved_high; break;
+        case cudaMemPoolAttrUsedMemCurrent: *to = pool->used; break;
+        case cudaMemPoolAttrUsedMemHigh: *to = pool->used_high; break;
         case cudaMemPoolAttrReleaseThreshold: *to = 0; break;
         default: *(int *)value = 1;
     }
     return cudaSuccess;
 }
-Error cudaMemPoolSetAttribute(cudaMemPool_t pool, enum cudaMemPoolAttr attribute, void *value) {
-    int d = (int)(uintptr_t)pool - 1;
-    if (attribute == cudaMemPoolAttrUsedMemHigh) pool_used_high[d] = pool_used[d];
-    if (attribute == cudaMemPoolAttrReservedMemHigh) pool_reserved_high[d] = pool_reserved[d];
+Error cudaMemPoolSetAttribute(cudaMemPool_t which, enum cudaMemPoolAttr attribute, void *value) {
+    Pool *pool = pool_of(which);
+    if (attribute == cudaMemPoolAttrUsedMemHigh) pool->used_high = pool->used;
+    if (attribute == cudaMemPoolAttrReservedMemHigh) pool->reserved_high = pool->reserved;
     return cudaSuccess;
 }
 
@@ -552,7 +577,7 @@ SUCCEEDS(cudaDeviceSynchronize) SUCCEEDS(cudaStreamSynchronize) SUCCEEDS(cudaStr
 SUCCEEDS(cudaEventQuery) SUCCEEDS(cudaEventRecord) SUCCEEDS(cudaEventRecordWithFlags) SUCCEEDS(cudaEventSynchronize)
 SUCCEEDS(cudaDeviceEnablePeerAccess) SUCCEEDS(cudaDeviceSetGraphMemAttribute) SUCCEEDS(cudaGraphDestroy)
 SUCCEEDS(cudaGraphExecDestroy) SUCCEEDS(cudaGraphLaunch) SUCCEEDS(cudaGraphRetainUserObject) SUCCEEDS(cudaHostRegister)
-SUCCEEDS(cudaHostUnregister) SUCCEEDS(cudaKernelSetAttributeForDevice) SUCCEEDS(cudaMemPoolSetAccess) SUCCEEDS(cudaMemPoolTrimTo)
+SUCCEEDS(cudaHostUnregister) SUCCEEDS(cudaKernelSetAttributeForDevice) SUCCEEDS(cudaMemPoolSetAccess)
 SUCCEEDS(cudaMemcpyToSymbol) SUCCEEDS(cudaProfilerStart) SUCCEEDS(cudaProfilerStop) SUCCEEDS(cudaThreadExchangeStreamCaptureMode)
 SUCCEEDS(cudaUserObjectRelease) SUCCEEDS(cudaStreamUpdateCaptureDependencies)
 void __cudaRegisterFunction(void) {}
@@ -564,6 +589,7 @@ typedef struct { unsigned version; u64 total, reserved, free, used; } MemoryV2;
 typedef struct { unsigned pid; u64 used; unsigned gpu_instance, compute_instance; } Process;
 
 int nvmlInitWithFlags(unsigned flags) { return 0; }
+int nvmlInit(void) { return 0; }
 int nvmlInit_v2(void) { return 0; }
 int nvmlShutdown(void) { return 0; }
 const char *nvmlErrorString(int result) { return "the stub says no"; }

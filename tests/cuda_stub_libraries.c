@@ -87,6 +87,53 @@ int cudnnGetConvolutionBackwardFilterWorkspaceSize(void *h, void *a, void *b, vo
     *size = workspace();
     return 0;
 }
+
+/* Where a recurrent network's weights lie in their one buffer: matrices of each layer and direction, then their biases. What
+ * cuDNN works in and keeps for backward (its reserve) only cuDNN knows: none. */
+enum { LSTM = 2, GRU = 3, NO_BIAS = 0 };
+typedef struct { int cell, bias, directions, type; uint64_t input, hidden, out, layers; } Rnn;
+typedef struct { int type, dims[3]; } Shape;
+static uint64_t gates(const Rnn *r) { return r->cell == LSTM ? 4 : r->cell == GRU ? 3 : 1; }
+static uint64_t input_of(const Rnn *r, uint64_t layer) { return layer < r->directions ? r->input : r->out * r->directions; }
+static uint64_t matrices(const Rnn *r, uint64_t layer) { return gates(r) * r->hidden * (input_of(r, layer) + r->out); }
+static uint64_t biases_begin(const Rnn *r) {
+    uint64_t sum = 0;
+    for (uint64_t layer = 0; layer < r->layers * r->directions; layer++) sum += matrices(r, layer);
+    return sum;
+}
+static size_t element(int type) { return type == 1 ? 8 : type == 2 || type == 9 ? 2 : 4; } /* cudnnDataType_t */
+int cudnnSetRNNDescriptor_v8(Rnn *r, int algorithm, int cell, int bias, int direction, int mode, int type, int precision, int math,
+                             int input, int hidden, int projected, int layers, void *dropout, unsigned flags) {
+    *r = (Rnn){cell, bias, direction ? 2 : 1, type, input, hidden, projected, layers};
+    return 0;
+}
+int cudnnGetRNNWeightSpaceSize(void *h, Rnn *r, size_t *size) {
+    uint64_t biases = r->bias == NO_BIAS ? 0 : r->layers * r->directions * 2 * gates(r) * r->hidden;
+    *size = (biases_begin(r) + biases) * element(r->type);
+    return 0;
+}
+int cudnnGetRNNWeightParams(void *h, Rnn *r, int layer, size_t size, char *weights, int gate, Shape *matrix, char **matrix_at,
+                            Shape *bias, char **bias_at) {
+    uint64_t before = 0, input = input_of(r, layer), own = gates(r), recurrent = gate >= own;
+    for (int i = 0; i < layer; i++) before += matrices(r, i);
+    before += recurrent ? own * r->hidden * input + (gate - own) * r->hidden * r->out : gate * r->hidden * input;
+    if (matrix) *matrix = (Shape){r->type, {1, r->hidden, recurrent ? r->out : input}};
+    if (bias) *bias = (Shape){r->type, {1, r->hidden, 1}};
+    if (matrix_at) *matrix_at = weights + before * element(r->type);
+    if (bias_at) *bias_at = r->bias == NO_BIAS ? NULL : weights + (biases_begin(r) + (2 * own * layer + gate) * r->hidden) * element(r->type);
+    return 0;
+}
+int cudnnGetTensorNdDescriptor(const Shape *shape, int room, int *type, int *count, int *dims, int *strides) {
+    *type = shape->type, *count = 3;
+    memcpy(dims, shape->dims, sizeof shape->dims);
+    strides[0] = dims[1] * dims[2], strides[1] = dims[2], strides[2] = 1;
+    return 0;
+}
+int cudnnGetRNNTempSpaceSizes(void *h, void *rnn, int mode, void *x, size_t *work, size_t *kept) {
+    if (work) *work = workspace();
+    if (kept) *kept = 0;
+    return 0;
+}
 SUCCEEDS(cudnnBatchNormalizationBackwardEx) SUCCEEDS(cudnnBatchNormalizationForwardInference)
 SUCCEEDS(cudnnBatchNormalizationForwardTrainingEx) SUCCEEDS(cudnnCTCLoss) SUCCEEDS(cudnnCTCLoss_v8)
 SUCCEEDS(cudnnConvolutionBackwardData) SUCCEEDS(cudnnConvolutionBackwardFilter) SUCCEEDS(cudnnConvolutionBiasActivationForward)
