@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from ipyvram.render.comparison import bundle
 from ipyvram.sweep.engine import BatchDidNotChange, Question, Sweep
 from ipyvram.sweep.trial import CONFIRMING_STEPS, ProgramFailed, Trial
 
@@ -238,6 +240,27 @@ def test_an_allocator_that_retries_is_too_tight():
     assert (row.status, row.note) == ("measured", "the allocator retried 7×")
     assert any("too tight" in note for note in found.notes)
     assert found.largest.batch < tight
+
+
+@pytest.mark.parametrize("ratio", [1.1, 1.4])
+def test_where_the_allocator_makes_room_the_search_goes_below_and_not_above(ratio):
+    """The allocator holds `ratio` times the tensors unless the card is full: then it gives cache back and goes on."""
+    program = Program(room=1000 * MIB, reserved=ratio)
+    plain = program.__call__
+
+    def runner(size: int, steps: int) -> Trial:
+        wanted = program.need(size)
+        if wanted * ratio <= 1000 * MIB or wanted > 1000 * MIB:
+            return plain(size, steps)
+        squeezed = Program(retries=lambda size, steps: 2)(size, steps)
+        return replace(squeezed, reserved_bytes=1000 * MIB)
+
+    found = Sweep(Question("bs", rule="largest", limit_bytes=1000 * MIB), runner).run()
+    truth = int((1000 / ratio - 100) // 2)
+    assert (found.largest.batch, found.largest.status, found.largest.beyond) == (truth, "verified", truth + 1)
+    assert any("too tight" in note for note in found.notes)
+    words = " ".join(bundle(found)["text/plain"].split())
+    assert f"{truth + 1} fits only with retries of the allocator" in words
 
 
 def test_nothing_fits():

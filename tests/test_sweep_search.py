@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipyvram.sweep.search import MAX_TRIALS, Outcome, SecantSearch, TutorialSearch
+from ipyvram.sweep.search import MAX_TRIALS, PATIENCE, WIDE, Outcome, SecantSearch, TutorialSearch
 
 MIB = 2**20
 
@@ -58,7 +58,12 @@ def test_whatever_the_program_the_bracket_is_true(true, scale, power, multiple, 
     limit = need(true)
     search = SecantSearch(limit, multiple, most=most)
     tried = run(search, need, limit, knows_bytes_beyond=knows)
-    assert len(tried) <= most
+    assert len(tried) <= most + PATIENCE
+    if len(tried) > most:  # one more was due to the width of the bracket before it
+        bracket = SecantSearch(limit, multiple, most=most)
+        for size in tried[:-1]:
+            bracket.tell(size, Outcome(need(size) <= limit))
+        assert bracket.high - bracket.low > WIDE * bracket.low
     assert all(size % multiple == 0 for size in tried)
     assert search.low == 0 or need(search.low) <= limit
     assert search.high is None or need(search.high) > limit
@@ -112,3 +117,11 @@ def test_the_tutorials_rule_takes_more_trials_for_the_same_answer(true):
     longer, shorter = run(tutorial, lambda b: b, true), run(secant, lambda b: b, true)
     assert tutorial.low == secant.low
     assert len(longer) > len(shorter)
+
+
+def test_a_size_that_did_not_stand_a_longer_run_is_searched_below():
+    search = SecantSearch(1000 * MIB)
+    run(search, lambda b: b * MIB, 1000 * MIB)
+    assert search.low == 1000
+    search.tell(1000, Outcome(False))
+    assert (search.low < 1000, search.high) == (True, 1000)

@@ -92,7 +92,9 @@ def _headline(c: Comparison) -> list[tuple[str, str]]:
     parts = []
     if c.limit_bytes is not None:
         if c.largest is not None:
-            words = answer_words(c.largest, c.limit_bytes, None if c.rule == "sizes" else c.multiple)
+            beyond = next((r for r in c.rows if r.batch == c.largest.beyond), None)
+            tight = beyond is not None and beyond.retries > 0 and (beyond.needed_bytes or 0) <= c.limit_bytes
+            words = answer_words(c.largest, c.limit_bytes, None if c.rule == "sizes" else c.multiple, tight)
             parts.append((f"Largest that fits: {c.largest.batch}", words))
         elif c.rows:
             least = next((r for r in c.rows if (r.needed_bytes or 0) > c.limit_bytes), None)
@@ -110,8 +112,11 @@ def _headline(c: Comparison) -> list[tuple[str, str]]:
     return parts
 
 
-def answer_words(answer: Answer, limit_bytes: int, multiple: int | None = None) -> str:
-    """``verified, 59.8 MiB of 60.0 MiB; 166 does not fit``; of a search also whether it left out sizes between the two."""
+def answer_words(answer: Answer, limit_bytes: int, multiple: int | None = None, tight: bool = False) -> str:
+    """``verified, 59.8 MiB of 60.0 MiB; 166 does not fit``; of a search also whether it left out sizes between the two.
+
+    ``tight``: the size beyond ran, but the allocator had to give back its cache for it.
+    """
     words = answer.status
     if answer.needed_bytes is not None:
         words += f", {format_bytes(answer.needed_bytes)}"
@@ -120,7 +125,8 @@ def answer_words(answer: Answer, limit_bytes: int, multiple: int | None = None) 
     if answer.beyond is None:
         return words
     between = multiple is not None and answer.beyond - answer.batch > multiple
-    return words + f"; {answer.beyond} does not fit" + (", between them none was tried" if between else "")
+    how = "fits only with retries of the allocator" if tight else "does not fit"
+    return words + f"; {answer.beyond} {how}" + (", between them none was tried" if between else "")
 
 
 def accumulation_words(a: Accumulation) -> str:

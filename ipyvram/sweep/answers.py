@@ -90,9 +90,8 @@ def fit_rows(rows: Sequence[Row]) -> Fit | None:
 
 def overhead(rows: Sequence[Row]) -> tuple[float, int]:
     """``reserved / allocated`` as observed, and the bytes outside the allocator: what a predicted peak needs besides."""
-    ran = [r for r in rows if r.peak_bytes and r.needed_bytes is not None and r.status != "predicted"] or [
-        r for r in rows if r.peak_bytes and r.needed_bytes is not None
-    ]
+    known = [r for r in rows if r.peak_bytes and r.needed_bytes is not None and not r.retries]
+    ran = [r for r in known if r.status != "predicted"] or known
     ratio = max((r.reserved_bytes / r.peak_bytes for r in ran if r.reserved_bytes and r.peak_bytes), default=1.0)
     outside = max((r.needed_bytes - (r.reserved_bytes or r.peak_bytes or 0) for r in ran if r.needed_bytes), default=0)
     return ratio, outside
@@ -104,7 +103,7 @@ def predicted_largest(rows: Sequence[Row], line: Fit | None, limit_bytes: int, m
         return None
     ratio, outside = overhead(rows)
     size = min(line.largest((limit_bytes - outside) / ratio), line.reach)
-    failed = [r.batch for r in rows if not fits(r, limit_bytes)]
+    failed = [r.batch for r in rows if not fits_easily(r, limit_bytes)]
     if failed and size >= min(failed):
         size = min(failed) - multiple
     whole = int(size // multiple) * multiple
@@ -119,13 +118,19 @@ def fits(row: Row, limit_bytes: int) -> bool:
     return row.status != "OOM" and row.needed_bytes is not None and row.needed_bytes <= limit_bytes
 
 
+def fits_easily(row: Row, limit_bytes: int) -> bool:
+    """The same, and the allocator never had to make room: else it would have held more."""
+    return fits(row, limit_bytes) and not row.retries
+
+
 def largest_that_ran(rows: Sequence[Row], limit_bytes: int) -> Answer | None:
     """The largest clean size that stayed within the limit without the allocator's having to make room."""
-    good = [r for r in rows if fits(r, limit_bytes) and not r.contaminated and not r.retries]
+    clean = [r for r in rows if not r.contaminated]
+    good = [r for r in clean if fits_easily(r, limit_bytes)]
     if not good:
         return None
     best = max(good, key=lambda r: r.batch)
-    failed = [r.batch for r in rows if not fits(r, limit_bytes) and r.batch > best.batch and not r.contaminated]
+    failed = [r.batch for r in clean if not fits_easily(r, limit_bytes) and r.batch > best.batch]
     return Answer(best.batch, best.status, best.needed_bytes, beyond=min(failed, default=None))
 
 

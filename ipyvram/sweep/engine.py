@@ -9,7 +9,7 @@ from typing import Literal
 
 from ipyvram.comparison import Answer, Comparison, Row
 from ipyvram.sweep import answers, wording
-from ipyvram.sweep.search import MAX_TRIALS, Outcome, SecantSearch, TutorialSearch
+from ipyvram.sweep.search import MAX_TRIALS, Outcome, Search, SecantSearch, TutorialSearch
 from ipyvram.sweep.trial import CONFIRMING_STEPS, TIMED_STEPS, ProgramFailed, Runner, Trial
 
 Rule = Literal["sizes", "largest", "tutorial"]
@@ -138,6 +138,11 @@ class Sweep:
         limit, needed = self.question.limit_bytes, trial.needed_bytes
         return not trial.out_of_memory and (limit is None or (needed is not None and needed <= limit))
 
+    def _outcome(self, trial: Trial) -> Outcome:
+        """For the search: where the allocator had to make room it would have held more, nobody knows how much."""
+        known = not trial.out_of_memory and not trial.retries
+        return Outcome(known and self._fits(trial), trial.needed_bytes if known else None)
+
     # -- the given sizes ---------------------------------------------------------------------------------------------
 
     def _compare(self) -> None:
@@ -166,23 +171,25 @@ class Sweep:
     def _search(self) -> None:
         question, limit = self.question, self.question.limit_bytes
         assert limit is not None, "a search needs a limit"
-        search: SecantSearch | TutorialSearch
-        if question.rule == "tutorial":
-            search = TutorialSearch(question.multiple)
-        else:
-            search = SecantSearch(limit, question.multiple)
-        while (size := search.next()) is not None:
-            trial = self._try(size)
-            search.tell(size, Outcome(self._fits(trial), None if trial.out_of_memory else trial.needed_bytes))
-            if self._clipped(trial):
+        tutorial = question.rule == "tutorial"
+        search: Search = TutorialSearch(question.multiple) if tutorial else SecantSearch(limit, question.multiple)
+        confirms = not tutorial and not question.estimated
+        while True:
+            self._run_out(search)
+            low = search.low
+            if not low or not confirms or self._confirm(low):
                 break
-        low = search.low
+            search.tell(low, Outcome(False))  # it did not stand a longer run
         if low and search.high is None and not self._clipped(self.trials[-1]):
             self._notes.append(wording.more_untried(len(self.trials)))
-        if low and question.rule != "tutorial" and not question.estimated and not self._confirm(low):
-            smaller = max((s for s in search.fitted if s < low), default=0)
-            if smaller:
-                self._confirm(smaller)
+
+    def _run_out(self, search: Search) -> None:
+        """Trials until the search is content, or the data end."""
+        while (size := search.next()) is not None:
+            trial = self._try(size)
+            search.tell(size, self._outcome(trial))
+            if self._clipped(trial):
+                break
 
     def _confirm(self, size: int) -> bool:
         """Run an answer for longer: it has to fit without the allocator's having to make room."""

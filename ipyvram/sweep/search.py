@@ -12,6 +12,10 @@ from typing import NamedTuple, Protocol
 #: Where a search begins, and how many trials it may take; the confirmation of its answer is one more.
 START = 16
 MAX_TRIALS = 7
+#: More of them while the bracket is wider than this share of its lower end: what an allocator holds grows in steps, and a
+#: size at which it had to make room tells no bytes.
+PATIENCE = 5
+WIDE = 0.02
 #: One jump multiplies the size by this at most: a line through two small sizes may be of another regime.
 MAX_JUMP = 16
 #: A far jump aims a little low: a trial that fits tells its bytes, one that does not tells nothing.
@@ -98,14 +102,17 @@ class SecantSearch(_Trials):
         self._misses = self._hits = 0  # trials in a row that did not fit, that fitted
 
     def tell(self, size: int, outcome: Outcome) -> None:
-        """What came of a size."""
+        """What came of a size; of one that fitted also that it did not when it ran for longer."""
+        self.fitted.pop(size, None)
         super().tell(size, outcome)
         self._hits, self._misses = (self._hits + 1, 0) if outcome.fits else (0, self._misses + 1)
 
     def next(self) -> int | None:
         """The size to try; None when the answer is bracketed to the multiple, or the trials are used up."""
         low, high = self.low, self.high
-        if self.count >= self.most or (high is not None and high - low <= self.multiple):
+        bracketed = high is not None and high - low <= self.multiple
+        wide = high is not None and high - low > WIDE * low
+        if bracketed or self.count >= self.most + PATIENCE * wide:
             return None
         if not self.count:
             return self._start
