@@ -46,11 +46,12 @@ SUCCEEDS(cublasLtMatrixLayoutDestroy) SUCCEEDS(cublasLtMatrixLayoutSetAttribute)
 
 /* -- cuDNN: the graph interface (convolutions) finds one engine for everything. */
 
-enum { TYPE_INT64 = 3, TYPE_DESCRIPTOR = 15, ATTRIBUTE_WORKSPACE = 402 }; /* cudnn_graph.h */
+enum { TYPE_INT64 = 3, TYPE_DESCRIPTOR = 15, TYPE_INT32 = 23, ATTRIBUTE_WORKSPACE = 402 }; /* cudnn_graph.h */
 int cudnnBackendCreateDescriptor(int type, void **object) { return made(object); }
 int cudnnBackendGetAttribute(void *object, int name, int type, int64_t room, int64_t *count, void *to) {
-    int64_t found = type == TYPE_DESCRIPTOR || type == TYPE_INT64;
+    int64_t found = type == TYPE_DESCRIPTOR || type == TYPE_INT64 || type == TYPE_INT32;
     if (count) *count = found;
+    if (found && room > 0 && to && type == TYPE_INT32) *(int32_t *)to = 0;
     if (found && room > 0 && to && type == TYPE_INT64) *(int64_t *)to = name == ATTRIBUTE_WORKSPACE ? workspace() : 0;
     return 0;
 }
