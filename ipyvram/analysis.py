@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from ipyvram import grouping
 from ipyvram.batches import Batches
 from ipyvram.findings import find
-from ipyvram.findings.batch import AFTER_TRACE
 from ipyvram.grouping import by_line, by_module, group, holders
 from ipyvram.instants import instant
 from ipyvram.lifetimes import largest_spans
 from ipyvram.marks import PhaseSpan, module_at
 from ipyvram.naming import Names
 from ipyvram.out_of_memory import explain, with_remedies
+from ipyvram.peak import Peak, peak_of
 from ipyvram.recording import Action, Device, Observation, OomEvent, Origin, Recording, Samples
 from ipyvram.report import Report
 from ipyvram.report_rows import Lifetime, Measurement, OutOfMemory, Phase, StepAccount, TensorRow, Timeline
@@ -53,15 +53,6 @@ def _used(samples: Samples) -> bool:
     return column is not None and bool(np.nanmax(column, initial=0) > 0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Peak:
-    instant: int
-    bytes: int
-    account: dict[str, int]
-    provenance: str
-    unattributed: int = 0
-
-
 class _Account:
     """The report of one device."""
 
@@ -75,9 +66,10 @@ class _Account:
         self.phases = tuple(phase for stretch in self.stretches for phase in stretch.phases)
         self.accounts, self.total, self._at = main.accounts, main.total, main.at
         self.names = Names(self.recording)
+        self.peak = peak_of(main, device, samples, traced=self.trace is not None)
 
     def report(self) -> Report:
-        r, peak = self.recording, self._peak()
+        r, peak = self.recording, self.peak
         card_bytes = r.card_bytes or self.device.total_bytes
         reserved = self._reserved_at(peak)
         tensors = self._tensors(peak)
@@ -133,7 +125,7 @@ class _Account:
         )
         return tuple(row for part in parts for row in part)
 
-    def _batch(self, peak: _Peak) -> int:
+    def _batch(self, peak: Peak) -> int:
         """Samples in the step of the peak; in the whole cell where that has none before it."""
         at = int(self.ledger.time_ns[peak.instant])
         begin = max((p.end_ns for p in self.phases if p.name == "optimizer" and p.end_ns <= at), default=0)
@@ -205,27 +197,7 @@ class _Account:
     def _seconds(self, time_ns: int) -> float:
         return round((time_ns - self.start_ns) / 1e9, 6)
 
-    def _peak(self) -> _Peak:
-        """The highest instant of the trace; more only when a counter or a sample proves that there was more."""
-        instant = int(np.argmax(self.total))
-        account, traced = self._at(instant), int(self.total[instant])
-        whole, how = traced, "exact" if self.trace is not None else "sampled"
-        before, after = (
-            c.get(self.device.id, {}) for c in (self.recording.counters_start, self.recording.counters_end)
-        )
-        if after.get("allocated_peak", 0) > max(before.get("allocated_peak", 0), traced):
-            whole, how = (
-                after["allocated_peak"],
-                "exact",
-            )  # it rose during the cell: the allocator's own high-water mark
-        elif self.samples is not None and "allocated" in self.samples.columns:
-            seen = int(np.nanmax(self.samples.columns["allocated"], initial=0))
-            if seen > traced:
-                whole, how = seen, "sampled"
-        account["other"] += whole - traced
-        return _Peak(instant, whole, account, how, whole - traced)
-
-    def _reserved_at(self, peak: _Peak) -> int | None:
+    def _reserved_at(self, peak: Peak) -> int | None:
         if self.ledger.reserved is not None:
             return max(int(self.ledger.reserved[peak.instant]), peak.bytes)
         column = None if self.samples is None else self.samples.columns.get("reserved")
@@ -242,7 +214,7 @@ class _Account:
             figures.append(int(np.nanmax(self.samples.columns["reserved"], initial=0)))
         return max(figures, default=None)
 
-    def _card(self, peak: _Peak, reserved: int | None, card_bytes: int) -> dict[str, int]:
+    def _card(self, peak: Peak, reserved: int | None, card_bytes: int) -> dict[str, int]:
         """The rest of the card at the peak, from the sample nearest to it; what is unknown counts as free."""
         held = reserved if reserved is not None else peak.bytes
         context = others = 0
@@ -268,10 +240,10 @@ class _Account:
         i = int(np.argmin(apart))
         return {name: int(c[i]) for name, c in self.samples.columns.items() if not np.isnan(c[i])}
 
-    def _provenance(self, peak: _Peak) -> dict[str, str]:
+    def _provenance(self, peak: Peak) -> dict[str, str]:
         last = self.stretches[-1].trace
         whole = self.trace is not None and last.ended_by == "end of cell"
-        guessed = peak.unattributed or "saved_tensors" in self.recording.environment
+        guessed = peak.unseen or "saved_tensors" in self.recording.environment
         marks = {
             "peak": peak.provenance,
             "categories": "inferred" if guessed else "exact" if self.trace is not None else "sampled",
@@ -285,9 +257,9 @@ class _Account:
             marks = dict.fromkeys(marks, "predicted")
         return marks
 
-    def _when(self, peak: _Peak) -> tuple[str, str, int]:
+    def _when(self, peak: Peak) -> tuple[str, str, int]:
         """The peak's instant in words, its phase and its step."""
-        if peak.unattributed:
+        if peak.after_trace:
             return "after the traced part", "", 0
         steps = self.recording.steps
         last = steps if self.recording.error is None else 0  # an error may have cut a step short
@@ -347,14 +319,12 @@ class _Account:
 
     # -- what is live at the peak ------------------------------------------------------------------------------------
 
-    def _tensors(self, peak: _Peak) -> tuple[TensorRow, ...]:
+    def _tensors(self, peak: Peak) -> tuple[TensorRow, ...]:
         live = self.attribution.category_at(peak.instant)
         order = sorted(live, key=lambda row: -int(self.ledger.bytes[row]))
         largest = (self._tensor(row, live[row]) for row in order[:MAX_TENSORS])
         rows = sorted((t for t in largest if t.bytes), key=lambda t: (-t.bytes, t.name))
-        if peak.unattributed:
-            rows.insert(0, TensorRow(peak.unattributed, "other", AFTER_TRACE))
-        return (*rows, *self._smaller({row: live[row] for row in order[MAX_TENSORS:]}))
+        return (*peak.unseen, *rows, *self._smaller({row: live[row] for row in order[MAX_TENSORS:]}))
 
     def _smaller(self, live: dict[int, str]) -> list[TensorRow]:
         """One row for each category of these; to name thousands that nobody will read takes seconds."""

@@ -12,14 +12,16 @@ import torch
 import torchvision
 
 import ipyvram
+from benchmarks.gpu.card import STUB
 
 _SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE")
 
 
 def about(card: Any) -> dict[str, Any]:
-    """For the head of the results."""
+    """For the head of the results; with the stub of CUDA a card is simulated too."""
+    name = card.name()
     return {
-        "simulated": card.simulated, "card": card.name(), "card_bytes": card.total(), "driver": _driver(),
+        "simulated": card.simulated or name == STUB, "card": name, "card_bytes": card.total(), "driver": _driver(),
         "torch": str(torch.__version__), "torchvision": str(torchvision.__version__), "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(), "ipyvram": ipyvram.__version__, "python": platform.python_version(),
         "system": platform.system(), "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+STUB = "NVIDIA Stub"  #: what `tests/cuda_stub.c` calls its card
 _NEIGHBOUR = (
     "import sys, torch; x = torch.zeros({count}, dtype=torch.uint8, device='cuda'); torch.cuda.synchronize(); "
     "print('here', flush=True); sys.stdin.readline()"
