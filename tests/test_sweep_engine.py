@@ -275,6 +275,33 @@ def test_the_search_stops_where_the_data_end():
     assert any("the data have no more" in note for note in found.notes)
 
 
+class DropsLast(Program):
+    """A loader with ``drop_last``: of a size beyond the data it makes no batch."""
+
+    def __call__(self, size: int, steps: int) -> Trial:
+        if size <= self.data:
+            return super().__call__(size, steps)
+        self.calls.append((size, steps))
+        return Trial(size, (), peak_bytes=100 * MIB, categories={"parameters": 100 * MIB}, device="cpu")
+
+
+def test_a_size_of_which_the_data_make_no_batch_is_no_answer():
+    found, _ = ask(DropsLast(data=50, room=10**12), rule="largest", limit_bytes=10**11)
+    assert (found.largest.batch, found.largest.status) == (50, "verified")
+    assert found.largest.beyond <= 52
+    assert found.fit.per_sample_bytes == pytest.approx(2 * MIB)
+    words = " ".join(bundle(found)["text/plain"].split())
+    assert f"{found.largest.beyond} is more than the data have" in words
+    assert any("the data made no batch" in note for note in found.notes)
+    assert not any("rough" in note for note in found.notes)
+
+    program = DropsLast(data=50, room=10**12)
+    found, _ = ask(program, sizes=(16, 32, 64, 128), limit_bytes=10**11)
+    assert [size for size, _ in program.calls] == [16, 32, 64, 63]
+    assert found.largest.batch == 32
+    assert "not run: 128 (it would be the same)" in found.notes
+
+
 def test_the_tutorials_rule_takes_more_trials_for_the_same_answer():
     tutorial, _ = ask(Program(room=900 * MIB), rule="tutorial", limit_bytes=900 * MIB)
     line, _ = ask(Program(room=900 * MIB), rule="largest", limit_bytes=900 * MIB, multiple=16)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Callable
 
 import pytest
@@ -63,7 +65,7 @@ def test_whatever_the_program_the_bracket_is_true(true, scale, power, multiple, 
         bracket = SecantSearch(limit, multiple, most=most)
         for size in tried[:-1]:
             bracket.tell(size, Outcome(need(size) <= limit))
-        assert bracket.high - bracket.low > WIDE * bracket.low
+        assert bracket.high is None or bracket.high - bracket.low > WIDE * bracket.low
     assert all(size % multiple == 0 for size in tried)
     assert search.low == 0 or need(search.low) <= limit
     assert search.high is None or need(search.high) > limit
@@ -117,6 +119,28 @@ def test_the_tutorials_rule_takes_more_trials_for_the_same_answer(true):
     longer, shorter = run(tutorial, lambda b: b, true), run(secant, lambda b: b, true)
     assert tutorial.low == secant.low
     assert len(longer) > len(shorter)
+
+
+@given(
+    slope=st.floats(1, 500),
+    fixed=st.floats(0, 2000),
+    room=st.floats(1.2, 12),
+    grain=st.sampled_from([2, 20]),
+    noise=st.floats(0, 0.02),
+    seed=st.integers(0, 99),
+)
+def test_what_an_allocator_holds_grows_in_steps_and_the_bracket_is_narrow_nevertheless(
+    slope, fixed, room, grain, noise, seed
+):
+    def need(batch: int) -> int:
+        held = (fixed + slope * batch) * (1 + noise * random.Random(1000 * seed + batch).random())
+        return math.ceil(held / grain) * grain * MIB
+
+    limit = int((fixed + 100 * slope) * room) * MIB
+    search = SecantSearch(limit)
+    run(search, need, limit)
+    assert search.high is not None
+    assert search.high - search.low <= max(1, 0.05 * search.low + grain / slope)
 
 
 def test_a_size_that_did_not_stand_a_longer_run_is_searched_below():

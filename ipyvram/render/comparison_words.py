@@ -93,8 +93,8 @@ def _headline(c: Comparison) -> list[tuple[str, str]]:
     if c.limit_bytes is not None:
         if c.largest is not None:
             beyond = next((r for r in c.rows if r.batch == c.largest.beyond), None)
-            tight = beyond is not None and beyond.retries > 0 and (beyond.needed_bytes or 0) <= c.limit_bytes
-            words = answer_words(c.largest, c.limit_bytes, None if c.rule == "sizes" else c.multiple, tight)
+            why = _why_beyond(beyond, c.limit_bytes) if beyond is not None else ""
+            words = answer_words(c.largest, c.limit_bytes, None if c.rule == "sizes" else c.multiple, why)
             parts.append((f"Largest that fits: {c.largest.batch}", words))
         elif c.rows:
             least = next((r for r in c.rows if (r.needed_bytes or 0) > c.limit_bytes), None)
@@ -112,10 +112,10 @@ def _headline(c: Comparison) -> list[tuple[str, str]]:
     return parts
 
 
-def answer_words(answer: Answer, limit_bytes: int, multiple: int | None = None, tight: bool = False) -> str:
+def answer_words(answer: Answer, limit_bytes: int, multiple: int | None = None, why: str = "") -> str:
     """``verified, 59.8 MiB of 60.0 MiB; 166 does not fit``; of a search also whether it left out sizes between the two.
 
-    ``tight``: the size beyond ran, but the allocator had to give back its cache for it.
+    ``why``: what is to be said of the size beyond, where that is not that it does not fit.
     """
     words = answer.status
     if answer.needed_bytes is not None:
@@ -125,8 +125,14 @@ def answer_words(answer: Answer, limit_bytes: int, multiple: int | None = None, 
     if answer.beyond is None:
         return words
     between = multiple is not None and answer.beyond - answer.batch > multiple
-    how = "fits only with retries of the allocator" if tight else "does not fit"
-    return words + f"; {answer.beyond} {how}" + (", between them none was tried" if between else "")
+    return words + f"; {answer.beyond} {why or 'does not fit'}" + (", between them none was tried" if between else "")
+
+
+def _why_beyond(row: Row, limit_bytes: int) -> str:
+    if row.seen == 0:
+        return "is more than the data have"
+    within = row.retries and row.needed_bytes is not None and row.needed_bytes <= limit_bytes
+    return "fits only with retries of the allocator" if within else ""
 
 
 def accumulation_words(a: Accumulation) -> str:

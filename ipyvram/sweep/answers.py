@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: The knee: the smallest size whose speed is at least this share of the best.
 KNEE_SHARE = 0.95
 
+#: What is said of a size of which the data made no batch.
+STARVED = "the model was given nothing: the data have no more"
+
 
 def batch_axis(trials: Sequence[Trial]) -> int:
     """Which dimension of the model's input is the batch: 0, or 1 where that one follows the size and dim 0 does not."""
@@ -26,15 +29,24 @@ def batch_axis(trials: Sequence[Trial]) -> int:
 
 
 def seen(trial: Trial, axis: int) -> int | None:
-    """The batch that the model was given."""
+    """The batch that the model was given; None where no module was called."""
     return trial.shape[axis] if len(trial.shape) > axis else None
+
+
+def starved(trial: Trial, trials: Sequence[Trial]) -> bool:
+    """Whether the data made no batch of this size (``drop_last``), since those of smaller sizes reached a model."""
+    smaller = any(t.shape for t in trials if t.size < trial.size)
+    return smaller and not (trial.shape or trial.steps or trial.out_of_memory)
 
 
 def rows(trials: Sequence[Trial], verified: frozenset[int], estimated: bool) -> tuple[Row, ...]:
     """One row a size, ascending; the last trial of a size speaks for it."""
     axis, found = batch_axis(trials), dict[int, Row]()
     for trial in trials:
-        found[trial.size] = _row(trial, axis, "predicted" if estimated else "measured")
+        row = _row(trial, axis, "predicted" if estimated else "measured")
+        if starved(trial, trials):
+            row = replace(row, seen=0, note=STARVED)
+        found[trial.size] = row
     rows = (found[size] for size in sorted(found))
     return tuple(
         replace(row, status="verified") if row.batch in verified and row.status == "measured" else row for row in rows
@@ -84,7 +96,7 @@ def _row_note(trial: Trial, given: int | None) -> str:
 
 def fit_rows(rows: Sequence[Row]) -> Fit | None:
     """The line through the clean rows, over the batches that the model was given."""
-    clean = [r for r in rows if r.peak_bytes is not None and r.categories and not r.contaminated]
+    clean = [r for r in rows if r.peak_bytes is not None and r.categories and not r.contaminated and r.seen != 0]
     return fit(Point(r.seen if r.seen is not None else r.batch, r.categories) for r in clean)
 
 
@@ -114,8 +126,8 @@ def predicted_largest(rows: Sequence[Row], line: Fit | None, limit_bytes: int, m
 
 
 def fits(row: Row, limit_bytes: int) -> bool:
-    """Whether a size stayed within the limit."""
-    return row.status != "OOM" and row.needed_bytes is not None and row.needed_bytes <= limit_bytes
+    """Whether a size ran and stayed within the limit."""
+    return row.seen != 0 and row.status != "OOM" and row.needed_bytes is not None and row.needed_bytes <= limit_bytes
 
 
 def fits_easily(row: Row, limit_bytes: int) -> bool:

@@ -140,7 +140,7 @@ class Sweep:
 
     def _outcome(self, trial: Trial) -> Outcome:
         """For the search: where the allocator had to make room it would have held more, nobody knows how much."""
-        known = not trial.out_of_memory and not trial.retries
+        known = not (trial.out_of_memory or trial.retries or answers.starved(trial, self.trials))
         return Outcome(known and self._fits(trial), trial.needed_bytes if known else None)
 
     # -- the given sizes ---------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class Sweep:
     def _compare(self) -> None:
         for i, size in enumerate(self.question.sizes):
             trial = self._try(size)
-            if trial.out_of_memory or self._clipped(trial):
+            if trial.out_of_memory or self._clipped(trial) or answers.starved(trial, self.trials):
                 self._skipped = self.question.sizes[i + 1 :]
                 break
         limit = self.question.limit_bytes

@@ -12,14 +12,16 @@ from typing import NamedTuple, Protocol
 #: Where a search begins, and how many trials it may take; the confirmation of its answer is one more.
 START = 16
 MAX_TRIALS = 7
-#: More of them while the bracket is wider than this share of its lower end: what an allocator holds grows in steps, and a
-#: size at which it had to make room tells no bytes.
+#: More of them while the bracket is wider than this share of its lower end, or its upper end is near but not found: what an
+#: allocator holds grows in steps, and a size at which it had to make room tells no bytes.
 PATIENCE = 5
 WIDE = 0.02
 #: One jump multiplies the size by this at most: a line through two small sizes may be of another regime.
 MAX_JUMP = 16
 #: A far jump aims a little low: a trial that fits tells its bytes, one that does not tells nothing.
 CAUTION = 0.97
+#: Two sizes closer than this share of the larger make no secant, where others do: what an allocator holds grows in steps.
+GRAIN = 0.05
 #: After a miss the next size is this share of the bracket lower.
 BACK_STEP = 0.05
 
@@ -109,17 +111,17 @@ class SecantSearch(_Trials):
 
     def next(self) -> int | None:
         """The size to try; None when the answer is bracketed to the multiple, or the trials are used up."""
-        low, high = self.low, self.high
-        bracketed = high is not None and high - low <= self.multiple
-        wide = high is not None and high - low > WIDE * low
-        if bracketed or self.count >= self.most + PATIENCE * wide:
+        low, high, aim = self.low, self.high, self._aim()
+        if high is not None and high - low <= self.multiple:
+            return None
+        more = high - low > WIDE * low if high is not None else aim is not None and aim <= 2 * low
+        if self.count >= self.most + PATIENCE * more:
             return None
         if not self.count:
             return self._start
-        aim = self._aim()
         if high is None:
             aim = 2 * low if aim is None else min(self._carefully(aim), low * MAX_JUMP)
-            return max(low + self.multiple, self._round(aim))
+            return max(low + self._stride(), self._round(aim))
         middle = math.sqrt(max(low, self.multiple) * high) if high > 2 * low else (low + high) / 2
         if aim is None or (high > 2 * low and aim >= high):
             return self._between(middle)
@@ -127,7 +129,7 @@ class SecantSearch(_Trials):
             back = max(self.multiple, BACK_STEP * (high - low)) * 2 ** (self._misses - 1)
             return self._between(max(high - back, middle))
         if aim < low + self.multiple:
-            return self._between(low + self.multiple * 2 ** max(0, self._hits - 2))
+            return self._between(low + self._stride())
         return self._between(aim)
 
     def _aim(self) -> float | None:
@@ -135,10 +137,18 @@ class SecantSearch(_Trials):
         points = sorted((s, o.bytes) for s, o in (self.fitted | self.failed).items() if o.bytes is not None)
         if len(points) < 2:
             return None
-        above = next((i for i, (_, count) in enumerate(points) if count > self.limit_bytes), len(points) - 1)
-        (a, x), (b, y) = points[max(0, above - 1)], points[max(1, above)]
-        slope = (y - x) / (b - a)
-        return b + (self.limit_bytes - y) / slope if slope > 0 else b * MAX_JUMP
+        above = next((i for i, (_, count) in enumerate(points) if count > self.limit_bytes), None)
+        if above:  # between a size that needs less and one that needs more
+            return _meets(self.limit_bytes, points[above - 1], points[above])
+        last = points[1 if above == 0 else -1]
+        others = [p for p in reversed(points) if p < last]
+        far = [p for p in others if last[0] - p[0] >= GRAIN * last[0]]
+        aims = (_meets(self.limit_bytes, other, last) for other in (*far, *others))
+        return next((aim for aim in aims if aim is not None), last[0] * MAX_JUMP)
+
+    def _stride(self) -> int:
+        """How far at least: further after each size that fitted though by the secant it should not."""
+        return int(self.multiple * 2 ** max(0, self._hits - 2))
 
     def _carefully(self, aim: float) -> float:
         known = max(self.low, 1)
@@ -164,3 +174,9 @@ class TutorialSearch(_Trials):
         if self.failed or self.count >= self._most:
             return None
         return self.low + self._step
+
+
+def _meets(limit_bytes: int, a: tuple[int, int], b: tuple[int, int]) -> float | None:
+    """The size at which the line through two sizes and their bytes meets the limit; None where it does not rise."""
+    slope = (b[1] - a[1]) / (b[0] - a[0])
+    return b[0] + (limit_bytes - b[1]) / slope if slope > 0 else None

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ipyvram.comparison import Row
-from ipyvram.sweep.answers import batch_axis, seen
+from ipyvram.sweep.answers import batch_axis, seen, starved
 from ipyvram.sweep.fit import Fit
 from ipyvram.units import format_bytes
 
@@ -63,7 +63,7 @@ def notes(
         pass  # nothing was timed
     elif ran and all(t.steps == 0 for t in ran):
         yield "there is no optimizer step: each trial was the whole cell, and its speed includes the tracing"
-    elif few := [str(r.batch) for r in rows if r.peak_bytes is not None and r.steps < 3]:
+    elif few := [str(r.batch) for r in rows if r.peak_bytes is not None and r.steps < 3 and r.seen != 0]:
         yield f"fewer than 3 steps were timed at {', '.join(few)}: those speeds are rough"
     if line is not None and line.linear and line.per_sample_bytes > 0:
         yield from _about_the_fixed_part(rows, line)
@@ -78,8 +78,11 @@ def _about_batches(ran: Sequence[Trial], rows: Sequence[Row], skipped: Sequence[
     clipped = [t for t in ran if (given := seen(t, axis)) is not None and given < t.size]
     if clipped:
         yield f"at {clipped[0].size} the model was given {seen(clipped[0], axis)}: the data have no more"
+    empty = [t for t in ran if starved(t, ran)]
+    if empty:
+        yield f"at {empty[0].size} the data made no batch: they have no more, and the last smaller one is dropped"
     if skipped:
-        why = "it would be the same" if clipped else "smaller ones ran out of memory"
+        why = "it would be the same" if clipped or empty else "smaller ones ran out of memory"
         yield f"not run: {', '.join(map(str, skipped))} ({why})"
     if axis == 1:
         yield "the batch is dimension 1 of the model's input"
