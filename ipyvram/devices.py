@@ -14,6 +14,9 @@ import ipyvram
 from ipyvram.probes.beginning import in_use
 from ipyvram.recording import Device, Samples, Trace
 
+#: How devices were counted when there were none: a machine gets none later, and torch would look for its driver each time.
+_none_found: tuple[object, str | None] | None = None
+
 
 def cuda_possible() -> bool:
     """Whether a cell may allocate on an NVIDIA GPU.
@@ -21,7 +24,12 @@ def cuda_possible() -> bool:
     Until CUDA is in use its devices are counted, which torch does through NVML: `is_available` starts the driver, after
     which processes that the cell forks cannot use CUDA.
     """
-    return in_use() or torch.cuda.device_count() > 0
+    global _none_found
+    asked = torch.cuda.device_count, os.environ.get("CUDA_VISIBLE_DEVICES")
+    if in_use() or (asked != _none_found and torch.cuda.device_count() > 0):
+        return True
+    _none_found = asked
+    return False
 
 
 def check_device(device: str) -> torch.device:

@@ -69,7 +69,9 @@ class Run:
         self._namespace = namespace
         self._owners = Owners(self._clock, self._tracing.identify, namespace if namespace is not None else {})
         self._oom = OomWatch(self._clock, StackReader(self._tracing.stacks))
-        self._phases = Phases(self._clock, self._owners, self._on_step, self._on_forward, self.guard)
+        self._phases = Phases(
+            self._clock, self._owners, self._on_step, self._on_forward, self.guard, self._tracing.phase
+        )
         self._cards: Cards | None = None
         self._card_names: list[str] = []
         self._sampler: Sampler | None = None
@@ -119,8 +121,9 @@ class Run:
         self._undo("tracing did not stop cleanly", partial(self._tracing.stop, "end of cell"))
         self._undo("tracing did not stop cleanly", partial(self.stop_tracing, "end of cell"))
         self._start_tracing(before=True)
-        self._undo("an out-of-memory would be explained after the cell", self._oom.stop)
-        self.guard("an out-of-memory would not be explained", self._oom.start)
+        if cuda_possible():
+            self._undo("an out-of-memory would be explained after the cell", self._oom.stop)
+            self.guard("an out-of-memory would not be explained", self._oom.start)
         self._undo("the sampler did not stop cleanly", self._stop_sampler)
         self.guard("the sampler is unavailable", self._start_sampler)
 

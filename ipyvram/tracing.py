@@ -44,6 +44,7 @@ class Tracing:
         self.origins: Interner[Origin] = Interner()
         self._clock, self._guard, self._expired, self._budget = clock, guard, expired, budget
         self._storages: StorageTrace | None = None
+        self._reader: StackReader | None = None  # of the storage trace
         self._history: HistoryTrace | None = None
         self._probes: list[StorageTrace | HistoryTrace] = []  # of this stretch and of those before
         self._read: list[Trace] = []
@@ -66,11 +67,16 @@ class Tracing:
 
     def _start_storages(self) -> None:
         skip = frozenset({"cuda"} if self._history is not None else ())
-        stacks = StackReader(self.stacks)
+        self._reader = stacks = StackReader(self.stacks)
         trace = StorageTrace(self._clock, stacks, self.origins, budget=self._budget, skip=skip, expired=self._expired)
         self._probes.append(trace)
         trace.start()
         self._storages = trace
+
+    def phase(self, begin: bool) -> None:
+        """A forward, a backward or an optimizer's step begins or ends: in between, stacks need not be read to their end."""
+        if self._reader is not None:
+            self._reader.anchor() if begin else self._reader.release()
 
     def notice(self, module: nn.Module) -> None:
         """A model runs: where the history does not follow its parameters, the storage trace has to."""
@@ -82,16 +88,19 @@ class Tracing:
 
     def identify(self, storage: torch.UntypedStorage, before: bool) -> tuple[str, int] | None:
         """Device and address of a storage in the trace that follows it, None where none does."""
+        history, storages = self._history, self._storages
+        if history is None and storages is not None and (known := storages.known(storage)) is not None:
+            return known.log.name, known.serial
         if not storage.nbytes():
             return None
-        if self._history is not None and (found := self._history.identify(storage)) is not None:
+        if history is not None and (found := history.identify(storage)) is not None:
             return found
-        if self._storages is not None and self._storages.active:
+        if storages is not None and storages.active:
             device = storage.device
             name = self._device_names.get(device)
             if name is None:
                 name = self._device_names[device] = str(device)
-            return name, self._storages.identify(storage, before=before)
+            return name, storages.identify(storage, before=before)
         return None
 
     @property

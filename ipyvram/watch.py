@@ -9,15 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
-from collections import UserDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, strided
 
-from ipyvram.probes.tensors import tensors_in
+from ipyvram.probes.tensors import OTHER, TENSOR, Kinds, tensors_in
 from ipyvram.probes.variables import Place, Variables
 from ipyvram.units import MIB, format_bytes
 
@@ -77,6 +75,7 @@ class Watch:
         self._covered: set[Shapes] = set()  # shapes of traced batches
         self._objects: dict[Place, tuple[weakref.ref[Tensor], Shapes, bool]] = {}  # at the last search
         self._expected: dict[int, tuple[str, Shapes]] = {}  # step → who will have which shapes
+        self._kinds = Kinds()
         self._step = self._searches = 0
         self._pending = ""
         self._accelerated = False
@@ -102,7 +101,7 @@ class Watch:
         self._searches += 1
         found, objects = list[tuple[_Batch, Shapes]](), dict[Place, tuple[weakref.ref[Tensor], Shapes, bool]]()
         for place, value in self._variables.all().items():
-            tensors = _data(value)
+            tensors = self._data(value)
             if not tensors:
                 continue
             shapes = _shapes(tensors)
@@ -117,6 +116,19 @@ class Watch:
                 found.append((batch, shapes))
         self._objects = objects
         return found
+
+    def _data(self, value: Any) -> list[Tensor]:
+        """A tensor, or the few in a batch, that no gradient flows into; none for anything else."""
+        kind = self._kinds[
+            type(value)
+        ]  # not isinstance: that asks the object for its class, which lazy proxies answer by loading
+        if kind == TENSOR:
+            return [] if value.requires_grad else [value]
+        if kind != OTHER and 0 < len(value) <= 16:
+            tensors = list(tensors_in(value, 17))
+            if len(tensors) <= 16 and not any(t.requires_grad for t in tensors):
+                return tensors
+        return []
 
     def _cover(self, batch: _Batch, shapes: Shapes) -> None:
         batch.sizes.append(_elements(shapes))
@@ -158,7 +170,9 @@ class Watch:
         if self._step <= _SEARCHED or (not held and self._searches < _MAX_SEARCHES):  # another loop has begun
             found = self._search(traced=False)
         else:
-            data = ((self._batches[place], _data(value)) for place, value in held.items() if place in self._batches)
+            data = (
+                (self._batches[place], self._data(value)) for place, value in held.items() if place in self._batches
+            )
             found = [(batch, _shapes(tensors)) for batch, tensors in data if tensors]
         new = [(batch, shapes) for batch, shapes in found if self._covered and shapes not in self._covered]
         return sorted(new, key=lambda item: -_elements(item[1]))
@@ -187,25 +201,13 @@ class Watch:
         return f"{name} changed to {_text(shapes)}"
 
 
-def _data(value: Any) -> list[Tensor]:
-    """A tensor, or the few in a batch, that no gradient flows into; none for anything else."""
-    kind = type(value)  # not isinstance: that asks the object for its class, which lazy proxies answer by loading
-    if issubclass(kind, Tensor):
-        return [] if value.requires_grad else [value]
-    if issubclass(kind, (dict, UserDict, tuple, list)) and 0 < len(value) <= 16:
-        tensors = list(tensors_in(value, 17))
-        if len(tensors) <= 16 and not any(t.requires_grad for t in tensors):
-            return tensors
-    return []
-
-
 def _shapes(tensors: list[Tensor]) -> Shapes:
     return tuple([_ragged(t) if t.is_nested else tuple(t.shape) for t in tensors])
 
 
 def _ragged(tensor: Tensor) -> tuple[int, ...]:
     """Sizes of a nested tensor, -1 where it has several; none in the older layout, which has no shape."""
-    return () if tensor.layout is torch.strided else tuple(n if type(n) is int else -1 for n in tensor.shape)
+    return () if tensor.layout is strided else tuple(n if type(n) is int else -1 for n in tensor.shape)
 
 
 def _elements(shapes: Shapes) -> int:

@@ -319,7 +319,7 @@ class SimulatedCuda:
         card, address = self._place[serial]
         return f"cuda:{card}", address
 
-    def _read_frames(self) -> int:
+    def _read_frames(self, above: int = 0) -> int:
         """The Python stack as torch symbolises it; the autograd thread of a card has none."""
         if torch._C._current_graph_task_id() != -1:
             return -1

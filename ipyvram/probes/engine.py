@@ -14,6 +14,7 @@ from torch import Tensor
 
 OUTSIDE = -1  #: no node: not in the engine
 
+_graph_task_id, _node = torch._C._current_graph_task_id, torch._C._current_autograd_node
 _aten = torch.ops.aten
 ADD = _aten.add.Tensor
 #: Formulas apply these to zeros that they have just made (`value_selecting_reduction_backward` and its like).
@@ -26,9 +27,9 @@ REUSING = frozenset(map(id, (*_FILLS, ADD)))  #: by identity: an overload's own 
 
 def current_node() -> int:
     """A number for the node that the engine evaluates on this thread, `OUTSIDE` where there is none."""
-    if torch._C._current_graph_task_id() == -1:
+    if _graph_task_id() == -1:
         return OUTSIDE
-    node: Any = torch._C._current_autograd_node()
+    node: Any = _node()
     return OUTSIDE if node is None else int(node._sequence_nr())
 
 

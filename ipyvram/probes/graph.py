@@ -16,7 +16,9 @@ from ipyvram.probes.tensors import tensors_in
 #: Nodes visited at most in one `GraphWalk`: a thousand losses of a deep model.
 MAX_NODES = 300_000
 
-_FIELDS: dict[type, tuple[str, ...]] = {}
+_RAW = "_raw_saved_"
+#: Types of nodes → what their saved tensors are called; None: they accumulate into a leaf.
+_FIELDS: dict[type, tuple[str, ...] | None] = {}
 #: What a formula saves of its own results carries no history either, but is no data.
 _RESULTS = ("result", "output", "out", "mask", "indices", "logsumexp", "save_", "reserve", "total_weight", "buffer")
 
@@ -54,22 +56,30 @@ def nodes_below(roots: Iterable[Any], since: int = 0, seen: set[Any] | None = No
 
 def leaf_of(node: Any) -> Tensor | None:
     """The tensor whose gradient a node accumulates, None for any other node."""
-    leaf = getattr(node, "variable", None)
+    if _fields(type(node)) is not None:
+        return None
+    leaf = node.variable
     return leaf if isinstance(leaf, Tensor) else None
+
+
+def _fields(kind: type) -> tuple[str, ...] | None:
+    try:
+        return _FIELDS[kind]
+    except KeyError:
+        leaf = hasattr(kind, "variable") and not hasattr(kind, "saved_tensors")
+        fields = None if leaf else tuple(name for name in dir(kind) if name.startswith(_RAW))
+        _FIELDS[kind] = fields
+        return fields
 
 
 def packed_by(node: Any) -> Iterator[tuple[str, Any]]:
     """Field and content of every saved tensor of a node, as it lies there; nothing once the graph was freed."""
-    kind = type(node)
-    fields = _FIELDS.get(kind)
-    if fields is None:
-        fields = _FIELDS[kind] = tuple(name for name in dir(node) if name.startswith("_raw_saved_"))
-    for name in fields:
+    for name in _fields(type(node)) or ():
         try:
             raws = getattr(node, name)
         except RuntimeError:
             continue  # the graph was freed
-        field = name.removeprefix("_raw_saved_")
+        field = name[len(_RAW) :]
         for raw in raws if isinstance(raws, (tuple, list)) else (raws,):
             content = getattr(raw, "data", None)
             if content is not None:

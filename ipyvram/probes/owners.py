@@ -6,9 +6,12 @@ Nothing here keeps a tensor alive, unpacks a saved one or bumps a version counte
 from __future__ import annotations
 
 import inspect
+import threading
 import weakref
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from ipyvram.probes.clock import Clock
 from ipyvram.probes.graph import kept_by_context, leaf_of, nodes_below, saved_by
 from ipyvram.probes.namespace import holdings
 from ipyvram.probes.tensors import (
+    NO_STORAGE,
     dtype_name,
     is_parameter,
     plain_tensors,
@@ -32,6 +36,7 @@ from ipyvram.recording import Claim
 
 #: storage → (device id, address in the trace of that device), None for a storage that no trace follows
 Identify = Callable[[torch.UntypedStorage, bool], tuple[str, int] | None]
+Where = tuple[str, int]
 
 #: Private categories of claims. The graph let go of the storage: ends earlier claims of `activations`.
 RELEASED = "released"
@@ -41,6 +46,8 @@ DATA = "data"
 COPY = "copy"
 
 #: Whoever holds these does so for long: not seen so far, they were there before the cell.
+_PLAIN = frozenset({Tensor, nn.Parameter})
+_NUMBERS = frozenset({int, float, bool, str, type(None)})
 _LASTING = frozenset({"parameters", "buffers", "optimizer_state", "gradients"})
 _DEEP = 6, 20_000  # depth into objects and containers, and how many of them: at the start and the end
 _SHALLOW = 1, 2_000  # at each backward
@@ -61,27 +68,31 @@ class Owners:
     def __init__(self, clock: Clock, identify: Identify, namespace: Mapping[str, Any]) -> None:
         self._clock, self._identify, self._namespace = clock, identify, namespace
         self.claims: list[Claim] = []
-        self._claimed: dict[tuple[int, str], tuple[Any, int]] = {}  # by id(tensor) and category → its storage
+        self._claimed: dict[str, dict[int, tuple[Any, int]]] = defaultdict(dict)  # category, id(tensor) → its storage
+        # What graphs that the engine has not run yet saved, by the number of the node, which is unique on one thread.
+        self._saved: dict[int, tuple[type, list[Where]]] = {}
+        self._thread, self._one_thread = threading.get_ident(), True
         self._names: dict[int, tuple[Any, str, str]] = {}  # by id(parameter): reference, name, model
         self._paths: dict[str, tuple[int, ...]] = {}  # path of a parameter or buffer → its shape
         self._modules: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self._signatures: dict[type, tuple[str, ...]] = {}
-        self._backward: list[tuple[Any, list[tuple[str, int]]]] = []  # graphs in the engine now, innermost last
+        self._backward: list[tuple[Any, list[Where]]] = []  # graphs in the engine now, innermost last
 
     def forget(self) -> None:
         """A new trace begins: it gives storages new addresses, so everything is claimed anew."""
         self._claimed.clear()
+        self._saved.clear()
         self._modules.clear()
         self._backward.clear()
 
     # -- one claim ---------------------------------------------------------------------------------------------------
 
-    def claim(
-        self, tensor: Tensor, category: str, name: str, module: str = "", before: bool = False
-    ) -> tuple[str, int] | None:
+    def claim(self, tensor: Tensor, category: str, name: str, module: str = "", before: bool = False) -> Where | None:
         """Claim the storages below ``tensor``; those that no trace follows are passed over."""
         found = None
-        for part in plain_tensors(tensor):
+        # Nearly all are plain: one with a storage is, unless its class says that it is made of others.
+        plain = type(tensor) in _PLAIN and storage_of(tensor) is not None
+        for part in (tensor,) if plain else plain_tensors(tensor):
             storage = storage_of(part)
             where = None if storage is None else self._identify(storage, before or category in _LASTING)
             if storage is None or where is None:
@@ -97,14 +108,17 @@ class Owners:
             return
         key = storage_key(tensor)
         if key is not None and self.claim(tensor, category, name, module, before) is not None:
-            self._claimed[id(tensor), category] = (weakref.ref(tensor), key)
+            self._claimed[category][id(tensor)] = (weakref.ref(tensor), key)
 
     def _is_claimed(self, tensor: Tensor, category: str) -> bool:
         """Whether this tensor, with the storage that it has now, was claimed so: asked at every step for all of them."""
-        known = self._claimed.get((id(tensor), category))
+        known = self._claimed[category].get(id(tensor))
         if known is None or known[0]() is not tensor:
             return False
-        return storage_key(tensor) == known[1]
+        try:
+            return bool(tensor.untyped_storage()._cdata == known[1])
+        except NO_STORAGE:
+            return storage_key(tensor) == known[1]
 
     def _name_of(self, parameter: Tensor) -> str:
         known = self._names.get(id(parameter))
@@ -149,18 +163,28 @@ class Owners:
         kind = type(optimizer).__name__
         for group in optimizer.param_groups:
             for i, parameter in enumerate(group["params"]):
-                if not is_lazy(parameter) and not self._is_claimed(parameter, "parameters"):
+                if not self._is_claimed(parameter, "parameters") and not is_lazy(parameter):
                     name = self._give_name(parameter, f"parameter {i}")
                     self._claim_once(parameter, "parameters", name, self._model_of(parameter, kind), before)
         for parameter, state in list(optimizer.state.items()):
+            new = self._new_state(state) if isinstance(state, dict) else ()
+            if not new:
+                continue
             tensor_key = isinstance(parameter, Tensor)  # some keep state under names
             name = self._name_of(parameter) if tensor_key else str(parameter)
             model = self._model_of(parameter, kind) if tensor_key else kind
-            for key, value in state.items() if isinstance(state, dict) else ():
-                if isinstance(value, Tensor) and self._is_claimed(value, "optimizer_state"):
-                    continue
+            for key, value in new:
                 for tensor in tensors_in(value):
                     self._claim_once(tensor, "optimizer_state", f"{name}.{key}".lstrip("."), model, before)
+
+    def _new_state(self, state: dict[Any, Any]) -> list[tuple[Any, Any]]:
+        """What of a parameter's state may have to be claimed: at most steps, nothing."""
+        return [
+            (key, value)
+            for key, value in state.items()
+            if type(value) not in _NUMBERS
+            and not (isinstance(value, Tensor) and self._is_claimed(value, "optimizer_state"))
+        ]
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
@@ -200,30 +224,51 @@ class Owners:
         list of Tensor
             The leaves that the engine accumulates gradients into.
         """
-        saved: list[tuple[str, int]] = []
+        saved: list[Where] = []
         leaves: list[Tensor] = []
         sample: Any = None
+        self._one_thread &= threading.get_ident() == self._thread
         for node in nodes_below(roots, since):
             leaf = leaf_of(node)
             if leaf is not None:
-                name = self._name_of(leaf) or self.variable_of(leaf)
-                if name or is_parameter(leaf) or not self._backward:  # else what a reentrant checkpoint detached
+                if self._leaf(leaf):
                     leaves.append(leaf)
-                    self._give_name(leaf, name)
-                    self._claim_once(leaf, "parameters", name, self._model_of(leaf))
                 continue
-            for tensor in saved_by(node):
-                category = DATA if tensor.data else "activations"
-                where = self.claim(tensor.tensor, category, f"{node.name()}.{tensor.field}")
-                if where is not None:
-                    saved.append(where)
-                    sample = node
-            for tensor in kept_by_context(node):
-                self.claim(tensor.tensor, "activations", f"{node.name()}.{tensor.field}")
+            number = node._sequence_nr()
+            known = self._saved.get(number)
+            if known is None or known[0] is not type(node) or not self._one_thread:
+                known = self._saved[number] = type(node), self._claim_saved(node)
+            if known[1]:
+                saved += known[1]
+                sample = node
         if backward:
             # The node is held only while the engine runs, when the caller holds the graph's root as well.
             self._backward.append((sample, saved))
+            self._saved.clear()
         return leaves
+
+    def _leaf(self, leaf: Tensor) -> bool:
+        """Claim a leaf as parameter; False for what a reentrant checkpoint detached."""
+        name = self._name_of(leaf)
+        if name and self._is_claimed(leaf, "parameters"):
+            return True
+        name = name or self.variable_of(leaf)
+        if not name and not is_parameter(leaf) and self._backward:
+            return False
+        self._give_name(leaf, name)
+        self._claim_once(leaf, "parameters", name, self._model_of(leaf))
+        return True
+
+    def _claim_saved(self, node: Any) -> list[Where]:
+        """Claim what a node keeps for backward."""
+        found: list[Where] = []
+        for _, field, tensor, data in saved_by(node):
+            where = self.claim(tensor, DATA if data else "activations", f"{node.name()}.{field}")
+            if where is not None:
+                found.append(where)
+        for _, field, tensor, _ in kept_by_context(node):
+            self.claim(tensor, "activations", f"{node.name()}.{field}")
+        return found
 
     def kept_graphs(self, read: Sequence[tuple[int, int]]) -> None:
         """What graphs saved that variables keep and no backward ran through: of a loss that was only looked at.
@@ -262,9 +307,10 @@ class Owners:
     def gradients(self, parameters: Iterable[Tensor]) -> None:
         """``.grad`` of leaves, after the engine or an optimizer touched them."""
         for parameter in parameters:
-            if parameter.grad is not None and not self._is_claimed(parameter.grad, "gradients"):
+            gradient = parameter.grad
+            if gradient is not None and not self._is_claimed(gradient, "gradients"):
                 name = (self._name_of(parameter) or "parameter") + ".grad"
-                self._claim_once(parameter.grad, "gradients", name, self._model_of(parameter))
+                self._claim_once(gradient, "gradients", name, self._model_of(parameter))
 
     # -- the namespace -----------------------------------------------------------------------------------------------
 
@@ -317,11 +363,20 @@ class Owners:
     def _argument_names(self, root: nn.Module) -> tuple[str, ...]:
         kind = type(root)
         if kind not in self._signatures:
-            try:
-                self._signatures[kind] = tuple(inspect.signature(kind.forward).parameters)[1:]
-            except (TypeError, ValueError, AttributeError):  # a scripted module has no forward of Python
-                self._signatures[kind] = ()
+            self._signatures[kind] = _names_of(getattr(kind, "forward", None))[1:]
         return self._signatures[kind]
+
+
+def _names_of(function: Any) -> tuple[str, ...]:
+    """What a function calls its arguments."""
+    if isinstance(function, FunctionType) and not hasattr(function, "__wrapped__"):
+        code = function.__code__  # at once: a signature takes a tenth of a millisecond
+        if not code.co_flags & inspect.CO_VARARGS:
+            return code.co_varnames[: code.co_argcount]
+    try:
+        return tuple(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # a scripted module has no forward of Python
+        return ()
 
 
 def _tolerate(action: Callable[..., None], *args: Any) -> None:

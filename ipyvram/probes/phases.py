@@ -28,6 +28,10 @@ from ipyvram.recording import Mark
 MAX_MARKS = 200_000
 
 
+def _nothing(begin: bool) -> None:
+    pass
+
+
 class Phases:
     """Marks of the traced steps, and the count of all steps.
 
@@ -38,6 +42,8 @@ class Phases:
     on_forward : callable
         Called with each root module before its forward, and with None before each backward: the place to notice the device
         in use and the bounds.
+    on_phase : callable, optional
+        Called with True when a root module's forward, a backward or an optimizer's step begins, with False when it ends.
     """
 
     def __init__(
@@ -47,14 +53,10 @@ class Phases:
         on_step: Callable[[int], None],
         on_forward: Callable[[nn.Module | None, tuple[Any, ...]], None],
         guard: Callable[[str, Callable[[], None]], None],
+        on_phase: Callable[[bool], None] = _nothing,
     ) -> None:
-        self._clock, self._owners, self._on_step, self._on_forward, self._guard = (
-            clock,
-            owners,
-            on_step,
-            on_forward,
-            guard,
-        )
+        self._clock, self._owners, self._guard = clock, owners, guard
+        self._on_step, self._on_forward, self._on_phase = on_step, on_forward, on_phase
         self.marks: list[Mark] = []
         self.orphans = Orphans()
         self.evaluating = ""  #: the root module of the last forward, when it was in eval mode and autograd recorded
@@ -173,6 +175,7 @@ class Phases:
             self._owners.inputs(module, args, {})
             self.evaluating = label if torch.is_grad_enabled() and not module.training else ""
             self._since = _sequence_number()
+            self._on_phase(True)
         self._mark("forward", True, label)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
@@ -191,6 +194,7 @@ class Phases:
         self._mark("forward", False, label)
         if self._in_backward:
             return
+        self._on_phase(False)
         self._owners.module(module, label)  # a lazy module has its parameters now
         self.buckets.update(bucket_bytes(module))
         self._owners.inputs(module, (), kwargs)
@@ -213,6 +217,7 @@ class Phases:
                 self._owners.outputs([r for r in roots if isinstance(r, Tensor)], "loss")
             leaves.extend(self._owners.graph(roots, backward=True))
             self.orphans.backward(leaves)
+            self._on_phase(True)
 
         self._in_backward += 1
         self._settled = True
@@ -220,6 +225,7 @@ class Phases:
         self._mark("backward", True)
 
         def end() -> None:
+            self._on_phase(False)
             self._mark("backward", False)
             self._in_backward -= 1
             self._guard("backward", lambda: self._owners.gradients(leaves))
@@ -283,6 +289,7 @@ class Phases:
             self.orphans.stepped(optimizer)
             self._owners.optimizer(optimizer)
             self._owners.gradients(p for group in optimizer.param_groups for p in group["params"])
+            self._on_phase(True)
 
         self._guard("optimizer", claims)
         self._mark("optimizer", True, type(optimizer).__name__)
@@ -294,6 +301,7 @@ class Phases:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._stepping = None
+        self._on_phase(False)
         if not self._leads_somebody():
             self._lead(optimizer)
         if self.tracing:

@@ -40,37 +40,79 @@ def is_user_file(filename: str) -> bool:
 
 
 class StackReader:
-    """Reads the current user stack cheaply: what a file is, is looked up once per code object, a stack built once."""
+    """Reads the current user stack cheaply: what a file is, is looked up once per code object, a stack built once.
+
+    What lies below a frame stands still while that frame runs. So from `anchor` to `release`, what is below the frame that
+    called it is read once.
+    """
 
     def __init__(self, stacks: Interner[Stack]) -> None:
         self._stacks = stacks
+        self._anchor = 0  # identity of a frame; to hold it would keep the program's variables alive
+        self._below: tuple[int, ...] | None = None  # the place of what is below the anchor
         # By identity, since a code object computes its hash from all its instructions; `_codes` keeps identities unique.
         self._kind: dict[int, int] = {}
         self._codes: list[CodeType] = []
         self._known: dict[tuple[int, ...], int] = {}
 
-    def __call__(self) -> int:
-        """Index of the current user stack in the interner, -1 when there is none."""
+    def __call__(self, above: int = 0) -> int:
+        """Index of the current user stack in the interner, -1 when there is none.
+
+        Parameters
+        ----------
+        above : int
+            So many callers are known not to be the user's, so they need not be looked at.
+        """
+        place = self._place(sys._getframe(above + 1))
+        index = self._known.get(place)
+        if index is None:
+            index = self._known[place] = self._build(sys._getframe(above + 1), len(place) // 2)
+        return index
+
+    def anchor(self) -> None:
+        """Called when a phase begins (a forward, a backward, a step), by way of what torch calls then."""
         frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith(OURS):
+            frame = frame.f_back
+        self._below = None
+        if frame is not None and self._kind_of(frame) in (_FOREIGN_CODE, _ANCHOR):
+            self._kind[id(frame.f_code)] = _ANCHOR
+            self._anchor = id(frame)
+
+    def release(self) -> None:
+        """The phase has ended."""
+        self._anchor = 0
+
+    def _place(self, frame: FrameType | None) -> tuple[int, ...]:
+        """Codes and instructions of the user's frames from here on down."""
         kinds = self._kind
         key: list[int] = []
         while frame is not None:
             code = id(frame.f_code)
             kind = kinds.get(code)
             if kind is None:
-                kind = kinds[code] = _kind(frame)
-                self._codes.append(frame.f_code)
+                kind = self._kind_of(frame)
             if kind:
-                if kind != _BOTTOM:
-                    key += (code, frame.f_lasti)  # the line would have to be decoded
-                if kind != _USER or len(key) == 2 * _DEPTH:
-                    break
+                if kind == _ANCHOR:
+                    if id(frame) == self._anchor:
+                        if self._below is None:
+                            self._below = self._place(frame.f_back)
+                        key += self._below
+                        break
+                else:
+                    if kind != _BOTTOM:
+                        key += (code, frame.f_lasti)  # the line would have to be decoded
+                    if kind != _USER or len(key) == 2 * _DEPTH:
+                        break
             frame = frame.f_back
-        place = tuple(key)
-        index = self._known.get(place)
-        if index is None:
-            index = self._known[place] = self._build(sys._getframe(1), len(place) // 2)
-        return index
+        return tuple(key[: 2 * _DEPTH])
+
+    def _kind_of(self, frame: FrameType) -> int:
+        kind = self._kind.get(id(frame.f_code))
+        if kind is None:
+            kind = self._kind[id(frame.f_code)] = _kind(frame)
+            self._codes.append(frame.f_code)
+        return kind
 
     def _build(self, frame: FrameType | None, count: int) -> int:
         found: list[Frame] = []
@@ -82,7 +124,7 @@ class StackReader:
         return self._stacks(tuple(found)) if found else -1
 
 
-_FOREIGN_CODE, _USER, _MAIN, _BOTTOM = 0, 1, 2, 3
+_FOREIGN_CODE, _USER, _MAIN, _BOTTOM, _ANCHOR = 0, 1, 2, 3, 4  # the last: foreign, and an anchor has been this code
 
 
 def _kind(frame: FrameType) -> int:

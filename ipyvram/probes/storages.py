@@ -20,12 +20,22 @@ from ipyvram.probes.engine import OUTSIDE, REUSING, current_node, may_reuse
 from ipyvram.probes.interrupts import Interrupts
 from ipyvram.probes.stacks import Interner
 from ipyvram.probes.storage_log import Live, Row, StorageLog, allocated
-from ipyvram.probes.tensors import NO_STORAGE, dtype_name, plain_tensors, shape_of, storage_of
+from ipyvram.probes.tensors import (
+    NO_STORAGE,
+    SEVERAL,
+    TENSOR,
+    Kinds,
+    dtype_name,
+    plain_tensors,
+    shape_of,
+    storage_of,
+)
 from ipyvram.recording import Block, OomEvent, Origin, Trace
 
 #: Events after which the trace ends by itself: a million rows are about 200 MB of Python objects.
 MAX_EVENTS = 1_000_000
 
+_ABOVE = 3  # calls between an operator and what reads its stack: `_output`, `record` and the mode
 _CHECK_EVERY = 1024  # operators between two looks at the bounds
 _aten = torch.ops.aten
 #: In-place operators that may give their tensor another storage, or another size. By identity: an overload's own hash is
@@ -44,7 +54,7 @@ class StorageTrace:
     ----------
     clock : Clock
     stacks : callable
-        Index of the current user stack, as `StackReader` gives it.
+        Index of the current user stack; given how many callers are not the user's. See `StackReader`.
     origins : Interner of Origin
         Where operators, shapes and dtypes of allocations are kept.
     budget : mapping of str to int, optional
@@ -75,7 +85,7 @@ class StorageTrace:
     def __init__(
         self,
         clock: Clock,
-        stacks: Callable[[], int],
+        stacks: Callable[[int], int],
         origins: Interner[Origin],
         *,
         budget: Mapping[str, int] | None = None,
@@ -89,10 +99,12 @@ class StorageTrace:
         self._clock, self._stacks, self._origins, self._expired = clock, stacks, origins, expired
         self._budget, self._names, self._skip = dict(budget or {}), dict(device_names or {}), skip
         self._live: dict[int, Live] = {}
+        self._kinds = Kinds()
         self._held: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}  # known, not used by the cell so far
         self._logs: dict[torch.device, StorageLog | None] = {}
         self._by_name: dict[str, StorageLog] = {}
         self._origin_of: dict[Any, int] = {}
+        self._op_names: dict[int, str] = {}  # by identity: to ask takes a microsecond
         self._serial = 0
         self._reusing: tuple[Live, Live, Row] | None = None  # operand, result, and its row if the operand survives
         self._mode: Mode | None = None
@@ -149,6 +161,11 @@ class StorageTrace:
         name = str(device)
         return self._names.get(name) or self._names.get(device.type) or name
 
+    def known(self, storage: torch.UntypedStorage) -> Live | None:
+        """A storage that the trace follows already and that takes memory."""
+        live = self._live.get(storage._cdata)
+        return live if live is not None and live.size else None
+
     def identify(self, storage: torch.UntypedStorage, before: bool = False) -> int:
         """The serial number of a storage, its address in the trace; never used for another one.
 
@@ -178,22 +195,22 @@ class StorageTrace:
     def _found(self, storage: torch.UntypedStorage, log: StorageLog, before: bool, origin: int = -1) -> Live:
         """A storage that no operator was seen to make."""
         held = self._held.pop(storage._cdata, None)
-        live = self._watch(storage, log)
+        live = self._watch(storage, storage.nbytes(), log)
         if held is not None and held[0]() is storage:
             live.serial, before = held[1], True
         if before:
             log.baseline.append(Block(live.serial, live.size, live.size))
         else:
-            self._append(log, allocated(live, self._clock(), self._stacks(), origin))
+            self._append(log, allocated(live, self._clock(), self._stacks(0), origin))
         return live
 
-    def _watch(self, storage: torch.UntypedStorage, log: StorageLog) -> Live:
+    def _watch(self, storage: torch.UntypedStorage, size: int, log: StorageLog) -> Live:
         live = Live(storage, self._freed)
         self._serial += 1
-        live.key, live.serial, live.size = storage._cdata, self._serial, storage.nbytes()
+        live.key, live.serial, live.size = storage._cdata, self._serial, size
         live.log, live.node = log, OUTSIDE
         self._live[live.key] = live
-        log.bytes += live.size
+        log.bytes += size
         return live
 
     def _freed(self, live: Live) -> None:
@@ -202,11 +219,12 @@ class StorageTrace:
         del self._live[live.key]
         live.log.bytes -= live.size
         reusing = self._reusing
-        if reusing is not None and reusing[0] is live:
-            reusing[1].serial = live.serial  # the result lives on in the place of its operand
-            self._reusing = None
-            return
-        self._flush()
+        if reusing is not None:
+            if reusing[0] is live:
+                reusing[1].serial = live.serial  # the result lives on in the place of its operand
+                self._reusing = None
+                return
+            self._flush()
         self.event_count += 1
         live.log.freed(live, self._clock())
 
@@ -238,7 +256,10 @@ class StorageTrace:
         key = (id(func), shape, tensor.dtype)
         index = self._origin_of.get(key)
         if index is None:
-            index = self._origins(Origin(_op_name(func), tuple(shape), dtype_name(tensor.dtype)))
+            name = self._op_names.get(id(func))
+            if name is None:
+                name = self._op_names[id(func)] = _op_name(func)
+            index = self._origins(Origin(name, tuple(shape), dtype_name(tensor.dtype)))
             self._origin_of[key] = index
         return index
 
@@ -247,26 +268,26 @@ class StorageTrace:
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None, result: Any) -> None:
         """Write down what an operator allocated; inputs not seen before first."""
         # Spelled out, not called: this runs for every operator, and nearly all that it meets is known.
-        live = self._live
+        live, kinds = self._live, self._kinds
         for value in (*args, *kwargs.values()) if kwargs else args:
-            if isinstance(value, Tensor):
+            kind = kinds[type(value)]
+            if kind == TENSOR:
                 try:
                     if value.untyped_storage()._cdata not in live:
                         self._input(value)
                 except NO_STORAGE:
                     self._input(value)
-            elif isinstance(value, (list, tuple)):
+            elif kind == SEVERAL:
                 for item in value:
-                    if isinstance(item, Tensor):
+                    if kinds[type(item)] == TENSOR:
                         self._input(item)
-            elif isinstance(value, Tensor):
-                self._input(value)
-        if isinstance(result, Tensor):
-            if not (args and result is args[0]) or id(func) in _RESIZING:  # else in place
+        kind = kinds[type(result)]
+        if kind == TENSOR:
+            if not args or result is not args[0] or id(func) in _RESIZING:  # else in place
                 self._output(func, args, result)
-        elif isinstance(result, (list, tuple)):
+        elif kind == SEVERAL:
             for item in result:
-                if isinstance(item, Tensor):
+                if kinds[type(item)] == TENSOR:
                     self._output(func, args, item)
         self._operators += 1
         if self._operators % _CHECK_EVERY == 0:
@@ -304,22 +325,21 @@ class StorageTrace:
         log, size = self._log(storage), storage.nbytes()
         if log is None or not size or tensor._is_zerotensor():  # the zeros of forward-mode derivatives take no memory
             return
-        operand = self._operand(args) if id(func) in REUSING else None
-        reuses = operand is not None and operand.size == size
-        if operand is not None and reuses:
-            reuses = may_reuse(func, args[0], operand.node, newest=operand.serial == self._serial)
-        if not log.fits(0 if reuses else size):  # what is written over its operand needs no room of its own
+        reused = self._reused(func, args, size) if id(func) in REUSING else None
+        if reused is None and not log.fits(size):  # what is written over its operand needs no room of its own
             self._refuse(log, size, self._origin(func, tensor))
-        live = self._watch(storage, log)
+        live = self._watch(storage, size, log)
         live.node = current_node()
-        self._flush()
-        row = allocated(live, self._clock(), self._stacks(), self._origin(func, tensor))
-        if operand is not None and reuses:
-            self._reusing = operand, live, row
+        if self._reusing is not None:
+            self._flush()
+        row = allocated(live, self._clock(), self._stacks(_ABOVE), self._origin(func, tensor))
+        if reused is None:
+            self.event_count += 1
+            log.rows.append(row)
         else:
-            self._append(log, row)
+            self._reusing = reused, live, row
 
-    def _operand(self, args: tuple[Any, ...]) -> Live | None:
+    def _reused(self, func: Any, args: tuple[Any, ...], size: int) -> Live | None:
         """The storage that the engine would write the result over, if nobody else held it.
 
         Whether somebody does shows at once: else it is freed before anything else happens, which `_freed` sees.
@@ -327,7 +347,11 @@ class StorageTrace:
         if torch._C._current_graph_task_id() == -1 or not isinstance(args[0], Tensor):
             return None
         storage = storage_of(args[0])
-        return None if storage is None else self._live.get(storage._cdata)
+        operand = None if storage is None else self._live.get(storage._cdata)
+        if operand is None or operand.size != size:
+            return None
+        newest = operand.serial == self._serial
+        return operand if may_reuse(func, args[0], operand.node, newest=newest) else None
 
     def _flush(self) -> None:
         """The operand of the last sum outlived it: the sum took memory of its own after all."""
@@ -345,12 +369,12 @@ class StorageTrace:
         live.log.freed(live, self._clock())
         live.log.bytes += size - live.size
         live.size = size
-        self._append(live.log, allocated(live, self._clock(), self._stacks(), origin))
+        self._append(live.log, allocated(live, self._clock(), self._stacks(0), origin))
 
     def _refuse(self, log: StorageLog, size: int, origin: int) -> NoReturn:
         """An allocation does not fit the budget: note the instant and raise what the CUDA allocator would."""
         self._flush()
-        self.refused = log.refusal(size, self._clock(), self._stacks(), origin)
+        self.refused = log.refusal(size, self._clock(), self._stacks(0), origin)
         raise torch.OutOfMemoryError(log.out_of_memory(size))
 
     def failed(self, func: Any, error: Exception) -> None:

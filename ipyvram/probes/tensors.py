@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+_tracing_state = torch._C._get_tracing_state
 _DTYPES: dict[torch.dtype, str] = {}
 _SPARSE_PARTS = {
     torch.sparse_coo: ("_indices", "_values"),
@@ -37,6 +39,25 @@ def tensors_in(value: Any, limit: int = 1000) -> Iterator[Tensor]:
                 stack.extend(reversed(item))
         elif hasattr(type(item), "__dataclass_fields__"):
             stack.extend(reversed(vars(item).values()) if hasattr(item, "__dict__") else ())
+
+
+#: What a value can be: see `Kinds`.
+OTHER, TENSOR, SEVERAL, NAMED = 0, 1, 2, 3
+
+
+class Kinds(dict[type, int]):
+    """By its type, whether a value is a tensor, a sequence or a dict: `issubclass` would go through a metaclass each time."""
+
+    def __missing__(self, kind: type) -> int:
+        found = OTHER
+        if issubclass(kind, Tensor):
+            found = TENSOR
+        elif issubclass(kind, (list, tuple)):
+            found = SEVERAL
+        elif issubclass(kind, (dict, UserDict)):
+            found = NAMED
+        self[kind] = found
+        return found
 
 
 def plain_data(items: list[Any] | tuple[Any, ...]) -> bool:
@@ -83,7 +104,7 @@ def storage_key(tensor: Tensor) -> int | None:
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
     """Sizes as plain numbers. While `torch.jit` traces, torch would give tensors and write the question into the program."""
-    tracing = torch._C._get_tracing_state()
+    tracing = _tracing_state()
     if tracing is None:
         try:
             return tensor.shape
