@@ -222,6 +222,16 @@ def test_a_simulated_card_is_not_taken_for_one(checked, tmp_path, few, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_stub_of_cuda_is_not_taken_for_one(checked, tmp_path, few):
+    copy = tmp_path / "copy"
+    shutil.copytree(checked, copy)
+    results = json.loads((copy / "results.json").read_text())
+    results["about"] |= {"simulated": False, "stub": True}
+    (copy / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="nothing of them was measured"):
+        install.install(copy, install.ROOT, rehearse=True)
+
+
 @pytest.mark.usefixtures("few")
 def test_a_recording_that_says_otherwise_keeps_everything_out(checked, tmp_path):
     copy = tmp_path / "copy"

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.gpu.about import is_rehearsal
 from ipyvram.recording import CATEGORIES
 from ipyvram.units import format_bytes
 
@@ -34,7 +35,7 @@ def _head(results: Results) -> Iterator[str]:
     about = results["about"]
     yield "# How good estimates are"
     yield ""
-    if about["simulated"]:
+    if is_rehearsal(about):
         yield "**A rehearsal on a simulated card: nothing here was measured.**"
         yield ""
     yield (

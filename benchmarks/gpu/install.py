@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import accuracy, battery
+from benchmarks.gpu.about import is_rehearsal
 from benchmarks.gpu.parts import RECORDINGS_BYTES
 from benchmarks.gpu.rows import written
 from ipyvram.analysis import analyse
@@ -51,7 +52,7 @@ def install(folder: Path, into: Path, rehearse: bool) -> list[str]:
         The results are of a simulated card, or a recording does not give the figures that were found.
     """
     results = json.loads((folder / "results.json").read_text())
-    if results["about"]["simulated"] and (not rehearse or into.resolve() == ROOT):
+    if is_rehearsal(results["about"]) and (not rehearse or into.resolve() == ROOT):
         raise ValueError("the results are of a simulated card: nothing of them was measured")
     figures = json.loads((folder / "figures.json").read_text())
     recordings = sorted((folder / "recordings").glob("*.ipyvram"))
