@@ -263,7 +263,8 @@ class _Account:
             return "after the traced part", "", 0
         steps = self.recording.steps
         last = steps if self.recording.error is None else 0  # an error may have cut a step short
-        return instant(self.phases, int(self.ledger.time_ns[peak.instant]), steps=steps > 0, last=last)
+        times = self.ledger.time_ns
+        return instant(self.phases, int(times[peak.instant]), steps=steps > 0, last=last, events_ns=times)
 
     def _phase(self, p: PhaseSpan) -> Phase:
         return Phase(self._seconds(p.begin_ns), self._seconds(p.end_ns), p.name, p.step)

@@ -34,9 +34,9 @@ from ipyvram.recording import CATEGORIES, Claim, Recording
 from ipyvram.unclaimed import INDEX, Unclaimed
 
 #: Private categories of claims, see `probes.owners`.
-RELEASED, DATA, COPY = "released", "data", "copy"
+RELEASED, DATA, COPY, KEPT = "released", "data", "copy", "kept"
 _FOR_LIFE = ("parameters", "buffers", "optimizer_state", "gradients")
-_SAVED = ("activations", DATA)
+_SAVED = ("activations", DATA, KEPT)
 _UNKNOWN = -1
 _LOADING = (
     "rand",
@@ -246,7 +246,7 @@ class _Attributor:
     def _is_data(self, row: int, saved: list[Claim]) -> bool:
         """Saved for backward but not made by the forward that saved it: the batch, labels, masks, data sets."""
         if self.ledger.born[row] == 0:
-            return True
+            return all(c.category != KEPT for c in saved)
         if any(c.category == DATA for c in saved):
             return not self._made_by_forward(row)
         if not all(c.name.endswith(".tensors") for c in saved):

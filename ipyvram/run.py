@@ -38,6 +38,9 @@ __all__ = ["Run", "check_device"]
 MAX_UNSTEPPED_S = 20.0
 MAX_UNSTEPPED_EVENTS = 300_000
 
+#: At least so long between two looks at the allocator's counters when steps end; a look takes 50 µs.
+STEP_PERIOD_S = 0.005
+
 
 class Run:
     """Measures what happens between `start` and `stop`, on the thread that calls them.
@@ -81,7 +84,7 @@ class Run:
         self._watch = Watch()
         self._why = ""  # the reason of a trace after the first
         self._armed = False  # whether a stretch is being traced
-        self._first_traced = self._traced_steps = self._trace_ns = 0
+        self._first_traced = self._traced_steps = self._trace_ns = self._seen_ns = 0
         self._overhead, self._guards = 0.0, 0
         self._counters_start: dict[str, dict[str, int]] = {}
         self._started = ExitStack()  # what takes everything away again, also when `stop` itself fails
@@ -190,16 +193,28 @@ class Run:
 
     def _on_step(self, steps: int) -> None:
         if not self._armed:
+            self.guard("the watch for growth is blind", self._see_figures)
             reason = self._watch.reason()
             if reason:
                 self.retrace(reason)
             return
         self._watch.learn_step()
         traced = steps - self._first_traced
+        if self._watch.doubling():
+            return
         if self._why:
             self.stop_tracing(f"step {steps} ({self._why})")
         elif traced >= self.options.trace_steps and self.options.budget_bytes is None:
             self.stop_tracing(f"{steps} steps" if steps > 1 else "1 step")
+
+    def _see_figures(self) -> None:
+        """Read the allocator's counters between two samples too: a few quick steps may be over before the next."""
+        if (self._clock() - self._seen_ns) / 1e9 < STEP_PERIOD_S:
+            return
+        for device in counters.devices_in_use():
+            if device != "cpu":
+                self._watch.see_figures(device, counters.read(device))
+        self._seen_ns = self._clock()
 
     def pulse(self) -> Pulse:
         """The run at this moment, for the live meter; from any thread."""

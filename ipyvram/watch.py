@@ -29,6 +29,9 @@ _MAX_FOR_OTHER_SHAPES = 3
 _RISES = {"allocated_peak": (MIB, 0.02), "driver_allocated": (64 * MIB, 0.1), "process_rss": (256 * MIB, 0.25)}
 GROWTH = 1.1  # a batch with at least this many times the elements of any traced one raises the peak
 
+_DOUBLING = 1.6  #: results that are collected do not grow so from the second step to the third: 2, 3, 4 …
+_MAX_DOUBLED = 12  #: steps that a trace goes on for: from one sample to four thousand
+
 _SEARCHED = 3  # steps at whose end all variables are looked at, traced or not: a batch shows by being another object
 _MAX_SEARCHES = 16
 _MAX_BATCHES = 32
@@ -47,11 +50,21 @@ class _Batch:
         Elements at the traced steps, in their order.
     seen : dict of Shapes to int
         Shapes that no trace has covered → the last step that had them.
+    largest : int
+        Elements at most, at any step.
+    doubles : bool
+        Whether the last step had a good deal more than any before.
     """
 
     name: str
     sizes: list[int] = field(default_factory=list)
     seen: dict[Shapes, int] = field(default_factory=dict)
+    largest: int = 0
+    doubles: bool = False
+
+    def measure(self, elements: int) -> None:
+        self.doubles = bool(self.largest) and elements >= _DOUBLING * self.largest
+        self.largest = max(self.largest, elements)
 
 
 class Watch:
@@ -76,7 +89,7 @@ class Watch:
         self._objects: dict[Place, tuple[weakref.ref[Tensor], Shapes, bool]] = {}  # at the last search
         self._expected: dict[int, tuple[str, Shapes]] = {}  # step → who will have which shapes
         self._kinds = Kinds()
-        self._step = self._searches = 0
+        self._step = self._searches = self._doubled = 0
         self._pending = ""
         self._accelerated = False
         self.retraces = 0
@@ -95,6 +108,12 @@ class Watch:
         self._step += 1
         for batch, shapes in self._search(traced=True):
             self._cover(batch, shapes)
+
+    def doubling(self) -> bool:
+        """Whether each step's batch is a good deal larger than the one before: the next will be the peak, or too large."""
+        found = any(batch.doubles for batch in self._batches.values())
+        self._doubled += found
+        return found and self._doubled <= _MAX_DOUBLED
 
     def _search(self, traced: bool) -> list[tuple[_Batch, Shapes]]:
         """The batches among all variables: data in one that holds another object than at the last search."""
@@ -131,6 +150,7 @@ class Watch:
         return []
 
     def _cover(self, batch: _Batch, shapes: Shapes) -> None:
+        batch.measure(_elements(shapes))
         batch.sizes.append(_elements(shapes))
         batch.seen.pop(shapes, None)
         self._covered.add(shapes)
@@ -180,8 +200,9 @@ class Watch:
     def _grown(self, batch: _Batch, shapes: Shapes) -> str:
         """The reason when these shapes raise the peak; else they are noted, and expected again if they came before."""
         sizes = batch.sizes
+        batch.measure(_elements(shapes))
         if sizes and _elements(shapes) >= GROWTH * max(sizes):
-            if len(sizes) > 1 and all(a < b for a, b in itertools.pairwise(sizes)):
+            if not batch.doubles and len(sizes) > 1 and all(a < b for a, b in itertools.pairwise(sizes)):
                 self._cover(batch, shapes)  # it grew at every step: results that are collected, not a batch
                 return ""
             if shapes not in batch.seen:

@@ -162,7 +162,12 @@ def test_claims_of_another_device_do_not_count():
     ],
 )
 def test_the_peak_in_words(at, words, phase, step):
-    events = Events.from_rows([(Action.ALLOC, 1, 8, 0, at, -1, -1)])
+    rows = (
+        (action, t, 8 if t == at else 4, 0, t, -1, -1)
+        for t in range(2, 100)
+        for action in (Action.ALLOC, Action.FREE_REQUESTED)
+    )
+    events = Events.from_rows(list(rows))
     marks = tuple(
         Mark(t, kind, begin, 1)
         for t, kind, begin in (

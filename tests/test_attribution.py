@@ -677,3 +677,15 @@ def test_a_graph_from_before_is_not_of_this_cell():
 
     report = closes(measured(cell, namespace))
     assert report.peak["activations"] == 0
+
+
+@needs_saved_tensors
+def test_a_backward_of_an_earlier_cells_loss_frees_activations():
+    """On the CPU what the cell does not use is not in its account; a backward uses the graph."""
+    model, (x, y) = perceptron(), features()
+    namespace: dict[str, Any] = {"model": model, "x": x, "y": y, "loss": functional.cross_entropy(model(x), y)}
+    report = closes(measured(lambda: namespace["loss"].backward(), namespace))
+    kept = 2 * 128 * 256 * FLOAT + 128 * 10 * FLOAT + FLOAT
+    assert report.start["activations"] == kept
+    assert report.end["activations"] == 0
+    assert report.start["inputs"] == size_of((x, y))

@@ -230,3 +230,41 @@ def test_of_a_kept_graph_only_the_part_that_was_not_read_is_claimed():
         ("", "losses[0]"), ("", "losses[1]"),
         ("activations", "ExpBackward0.result"), ("activations", "ExpBackward0.result"), ("activations", "TanhBackward0.result"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("move", [nn.Module.half, lambda net: net.apply(replace_storages)])
+def test_a_model_that_was_moved_is_claimed_where_it_is_now(move):
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    owners = new_owners({"net": net})
+    owners.namespace(before=True)
+    move(net)
+    owners.claims.clear()
+    owners.module(net, "net")  # a forward
+    assert len(owners.claims) >= len(list(net.parameters()))
+    owners.claims.clear()
+    owners.module(net, "net")
+    assert owners.claims == []
+
+
+def replace_storages(module: nn.Module) -> None:
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        tensor.data = tensor.data.clone()
+
+
+def test_a_part_that_was_moved_is_found_at_the_end():
+    net = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 3, bias=False))
+    owners = new_owners({"net": net})
+    owners.namespace(before=True)
+    net[1].half()
+    owners.claims.clear()
+    owners.namespace()
+    assert said(owners) == [("parameters", "1.weight")]
+
+
+def test_gradients_of_a_model_that_only_its_optimizer_knows():
+    layer = nn.Linear(2, 2, bias=False)
+    layer(torch.ones(1, 2)).sum().backward()
+    owners = new_owners({"optimizer": torch.optim.SGD(layer.parameters(), lr=1)})
+    del layer
+    owners.namespace(before=True)
+    assert said(owners) == [("parameters", "parameter 0"), ("gradients", "parameter 0.grad")]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ipyvram.caching_allocator import Settings, replay
-from ipyvram.probes import history
+from ipyvram.probes import history, snapshots
 from ipyvram.probes.beginning import when_in_use
 from tests.simulated_cuda import SimulatedCuda
 
@@ -45,7 +45,7 @@ def test_settings_of_a_snapshot_are_understood():
 
 
 def test_segments_can_be_had_before_cuda_is_in_use():
-    assert history._segments_now() == [] or torch.cuda.is_initialized()
+    assert snapshots.segments() == [] or torch.cuda.is_initialized()
 
 
 def test_the_options_of_the_history_are_those_of_its_c_function(monkeypatch):

@@ -154,7 +154,30 @@ def test_what_stays_the_same_object_or_wants_gradients_is_no_batch():
 
 
 def test_results_that_are_collected_grow_at_every_step_and_are_no_batch():
-    assert follow([1, 2, 4, 8, 16, 32, 64]) == {}
+    assert follow([1, 2, 3, 4, 5, 6, 7]) == {}
+
+
+@given(st.lists(st.integers(1, 64), min_size=4, max_size=30))
+def test_a_trace_goes_on_while_each_batch_is_a_good_deal_larger_than_all_before(sizes):
+    held = Held()
+    watch = Watch(held)
+    for step, size in enumerate(sizes, 1):
+        traced(watch, held, {"x": image(size)})
+        assert watch.doubling() == (step > 2 and size >= 1.6 * max(sizes[1 : step - 1]))
+
+
+def test_a_batch_that_doubles_without_end_is_traced_so_long_and_no_longer():
+    held = Held()
+    watch = Watch(held)
+    went_on = []
+    for step in range(20):
+        traced(watch, held, {"x": image(1).expand(2**step, 3)})
+        went_on.append(watch.doubling())
+    assert went_on == [False] * 2 + [True] * 12 + [False] * 6
+
+
+def test_a_batch_that_doubled_and_stays_is_traced_once():
+    assert follow([8, 8, 8, 8, 64, 64, 64]) == {5: "x grew to 64×3"}
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ipyvram.probes import snapshots
 from ipyvram.probes.anchors import Anchors
 from ipyvram.probes.beginning import in_use, when_in_use
 from ipyvram.probes.clock import Clock
@@ -100,7 +101,7 @@ class HistoryTrace:
     def _read_baseline(self) -> None:
         if not in_use():  # within the start of CUDA: nothing is allocated yet
             return
-        segments = _segments_now()
+        segments = snapshots.segments()
         for device in {int(s["device"]) for s in segments}:
             found = segments_of(segments, device, self._frames)
             self._baseline[device] = tuple(b for s in found for b in s.blocks if b.state != "inactive")
@@ -133,7 +134,7 @@ class HistoryTrace:
         try:
             self._anchors.drop()
             stop_ns = self._clock()
-            snapshot = torch.cuda.memory._snapshot()
+            snapshot = snapshots.whole()
         finally:
             if self._ours and on:
                 torch.cuda.memory._record_memory_history(None)
@@ -233,13 +234,6 @@ def _listen(taken_over: Callable[[], None]) -> Callable[[], None]:
 
     torch.cuda.memory._record_memory_history = called
     return end
-
-
-def _segments_now() -> list[dict[str, Any]]:
-    """Segments without traces, where torch can leave them out."""
-    if "include_traces" in inspect.signature(torch.cuda.memory_snapshot).parameters:
-        return list(torch.cuda.memory_snapshot(include_traces=False))
-    return list(torch.cuda.memory_snapshot())
 
 
 def _switch_on() -> None:

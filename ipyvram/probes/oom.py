@@ -5,13 +5,12 @@ Torch's observer cannot be detached. It is attached once in the life of the proc
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ipyvram.probes import counters
+from ipyvram.probes import counters, snapshots
 from ipyvram.probes.beginning import when_in_use
 from ipyvram.probes.clock import Clock
 from ipyvram.recording import OomEvent
@@ -85,12 +84,7 @@ class OomWatch:
 
 def _largest_free(device: int) -> int | None:
     """The largest free block among the allocator's segments of a device; None where to ask would take seconds."""
-    segments: list[dict[str, Any]]
-    if "include_traces" in inspect.signature(torch.cuda.memory_snapshot).parameters:
-        segments = torch.cuda.memory_snapshot(include_traces=False)
-    elif torch._C._cuda_isHistoryEnabled():  # an older torch reads the whole history along with them
+    if not snapshots.segments_alone() and torch._C._cuda_isHistoryEnabled():
         return None
-    else:
-        segments = torch.cuda.memory_snapshot()
-    blocks = [b for s in segments if s["device"] == device for b in s["blocks"]]
+    blocks = [b for s in snapshots.segments() if s["device"] == device for b in s["blocks"]]
     return max((int(b["size"]) for b in blocks if b["state"] == "inactive"), default=0)

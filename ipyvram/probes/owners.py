@@ -6,6 +6,7 @@ Nothing here keeps a tensor alive, unpacks a saved one or bumps a version counte
 from __future__ import annotations
 
 import inspect
+import itertools
 import threading
 import weakref
 from bisect import bisect_right
@@ -20,6 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.graph import kept_by_context, leaf_of, nodes_below, saved_by
+from ipyvram.probes.leftovers import leftovers
 from ipyvram.probes.namespace import holdings
 from ipyvram.probes.tensors import (
     NO_STORAGE,
@@ -44,6 +46,8 @@ RELEASED = "released"
 DATA = "data"
 #: Held under the name of a parameter of a model and of its shape: an average, a best state, or gradients by name.
 COPY = "copy"
+#: Saved for backward by a graph that was there before the cell.
+KEPT = "kept"
 
 #: Whoever holds these does so for long: not seen so far, they were there before the cell.
 _PLAIN = frozenset({Tensor, nn.Parameter})
@@ -74,7 +78,7 @@ class Owners:
         self._thread, self._one_thread = threading.get_ident(), True
         self._names: dict[int, tuple[Any, str, str]] = {}  # by id(parameter): reference, name, model
         self._paths: dict[str, tuple[int, ...]] = {}  # path of a parameter or buffer → its shape
-        self._modules: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+        self._modules: weakref.WeakKeyDictionary[nn.Module, tuple[str, int | None]] = weakref.WeakKeyDictionary()
         self._signatures: dict[type, tuple[str, ...]] = {}
         self._backward: list[tuple[Any, list[Where]]] = []  # graphs in the engine now, innermost last
 
@@ -137,9 +141,9 @@ class Owners:
 
     # -- modules and optimizers ----------------------------------------------------------------------------------------
 
-    def module(self, root: nn.Module, label: str, before: bool = False) -> None:
-        """Parameters, buffers and existing gradients of a model, by their paths."""
-        if root in self._modules:
+    def module(self, root: nn.Module, label: str, before: bool = False, again: bool = False) -> None:
+        """Parameters, buffers and existing gradients of a model, by their paths; those of a known one only ``again``."""
+        if not again and self._knows(root):
             return  # its members are known; new ones show up through the optimizer and the graph
         lazy = False
         for path, parameter in root.named_parameters():
@@ -150,13 +154,18 @@ class Owners:
             name = self._give_name(parameter, path, label)
             self._claim_once(parameter, "parameters", name, label, before)
             if parameter.grad is not None:
-                self.claim(parameter.grad, "gradients", name + ".grad", label, before)
+                self._claim_once(parameter.grad, "gradients", name + ".grad", label, before)
         for path, buffer in root.named_buffers():
             if not is_lazy(buffer):
                 self._paths[path] = tuple(shape_of(buffer))
                 self._claim_once(buffer, "buffers", path, label, before)
         if not lazy:
-            self._modules[root] = label
+            self._modules[root] = label, _first_storage(root)
+
+    def _knows(self, root: nn.Module) -> bool:
+        """Whether its members were claimed where they are now: `to`, `half` and the like give them other storages."""
+        known = self._modules.get(root)
+        return known is not None and known[1] == _first_storage(root)
 
     def optimizer(self, optimizer: torch.optim.Optimizer, before: bool = False) -> None:
         """The parameters an optimizer updates, and the state it keeps for each."""
@@ -326,18 +335,31 @@ class Owners:
         """
         found = list(holdings(self._namespace, *(_DEEP if deep else _SHALLOW)))
         modules = [
-            (name, value) for name, value in found if isinstance(value, nn.Module) and value not in self._modules
+            (name, value)
+            for name, value in found
+            if isinstance(value, nn.Module) and (deep or value not in self._modules)
         ]
         # The whole before its parts: the path within the model says more than the one within a part of it.
         for name, module in sorted(modules, key=lambda m: -sum(1 for _ in m[1].modules())):
-            _tolerate(self.module, module, name, before)
+            _tolerate(self.module, module, name, before, deep)
         for name, value in found:
             if not isinstance(value, nn.Module):
                 _tolerate(self._variable, value, name, before)
+        if before:
+            self._left_behind(found)
+
+    def _left_behind(self, found: list[tuple[str, Any]]) -> None:
+        """What earlier cells left in graphs, in ``Out`` and in the last error."""
+        for left in leftovers(self._namespace, found):
+            category = (
+                DATA if left.data else KEPT if left.saved else "outputs" if left.tensor.grad_fn is not None else ""
+            )
+            self.claim(left.tensor, category, left.name, before=True)
 
     def _variable(self, value: Any, name: str, before: bool) -> None:
         if isinstance(value, torch.optim.Optimizer):
             self.optimizer(value, before)
+            self.gradients(p for group in value.param_groups for p in group["params"])  # of a model that is gone, say
         elif not isinstance(value, Tensor):
             for tensor in tensors_in(list(vars(value).values())):
                 self._claim_once(tensor, "optimizer_state", name, type(value).__name__, before)
@@ -350,11 +372,12 @@ class Owners:
             path = name.partition("['")[2].removesuffix("']")
             # What autograd computed from the parameters (fast weights of an inner loop) is a result of the program.
             copied = bool(path) and value.grad_fn is None and self._paths.get(path) == tuple(shape_of(value))
-            self._claim_once(value, COPY if copied else "", name, "", before)
+            result = before and value.grad_fn is not None  # of an earlier cell
+            self._claim_once(value, COPY if copied else "outputs" if result else "", name, "", before)
 
     def label_of(self, root: nn.Module) -> str:
         """The variable that holds a root module, else its class."""
-        return self._modules.get(root) or self.variable_of(root) or type(root).__name__
+        return self._modules.get(root, ("", None))[0] or self.variable_of(root) or type(root).__name__
 
     def variable_of(self, value: object) -> str:
         """The variable that holds an object, else an empty string."""
@@ -377,6 +400,11 @@ def _names_of(function: Any) -> tuple[str, ...]:
         return tuple(inspect.signature(function).parameters)
     except (TypeError, ValueError):  # a scripted module has no forward of Python
         return ()
+
+
+def _first_storage(root: nn.Module) -> int | None:
+    first = next(itertools.chain(root.parameters(), root.buffers()), None)
+    return None if first is None else storage_key(first)
 
 
 def _tolerate(action: Callable[..., None], *args: Any) -> None:

@@ -1,0 +1,79 @@
+"""What earlier cells left beside a notebook's variables."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from ipyvram.probes import leftovers as module
+from ipyvram.probes.clock import Clock
+from ipyvram.probes.leftovers import leftovers
+from ipyvram.probes.owners import DATA, KEPT, Owners
+from tests.networks import needs_saved_tensors
+
+
+def found(namespace):
+    return list(leftovers(namespace, list(namespace.items())))
+
+
+@needs_saved_tensors
+def test_a_graph_that_a_variable_keeps():
+    layer, x = nn.Linear(4, 4), torch.zeros(2, 4)
+    out = layer(x).exp()
+    (result,) = [left for left in found({"out": out, "x": x}) if left.tensor is not x and left.saved and not left.data]
+    assert (result.name, result.tensor.data_ptr()) == ("graph of out", out.data_ptr())
+    (given,) = [left for left in found({"out": out, "x": x}) if left.data]
+    assert given.tensor.data_ptr() == x.data_ptr()
+
+
+def test_a_graph_that_was_used_keeps_nothing():
+    out = nn.Linear(4, 4)(torch.zeros(2, 4)).exp().sum()
+    out.backward()
+    assert found({"out": out}) == []
+
+
+def test_values_that_were_displayed():
+    shown = torch.zeros(3)
+    (left,) = found({"_oh": {7: shown}})
+    assert left.tensor is shown
+    assert left.name == "Out[7]"
+
+
+def test_what_the_last_error_keeps(monkeypatch):
+    def step():
+        batch = torch.zeros(5)
+        raise ValueError(batch.shape)
+
+    with pytest.raises(ValueError, match="5") as caught:
+        step()
+    monkeypatch.setattr(sys, "last_value", caught.value, raising=False)
+    monkeypatch.setattr(sys, "last_traceback", caught.tb, raising=False)
+    assert ("traceback: batch in step()", (5,)) in [(left.name, tuple(left.tensor.shape)) for left in found({})]
+
+
+def test_a_walk_over_graphs_ends(monkeypatch):
+    monkeypatch.setattr(module, "MAX_NODES", 3)
+    out = torch.zeros(2, requires_grad=True)
+    for _ in range(20):
+        out = out.exp()
+    assert len(found({"out": out})) == 3
+
+
+def test_they_are_claimed_as_there_before_and_never_as_a_batch():
+    layer, x = nn.Linear(4, 4), torch.zeros(2, 4)
+    namespace = {"out": layer(x).exp()}
+    before = []
+
+    def identify(storage, there_before):
+        before.append(there_before)
+        return "cpu", storage.data_ptr()
+
+    owners = Owners(Clock(), identify, namespace)
+    owners.namespace(before=True)
+    assert all(before)
+    of_out = {c.category for c in owners.claims if c.address == namespace["out"].data_ptr()}
+    assert of_out == {"outputs", KEPT}
+    assert {c.category for c in owners.claims if c.address == x.data_ptr()} == {DATA}
