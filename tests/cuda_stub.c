@@ -378,6 +378,8 @@ UNSUPPORTED(cuFuncGetAttribute) UNSUPPORTED(cuFuncSetAttribute)
 UNSUPPORTED(cuFuncSetCacheConfig) UNSUPPORTED(cuLaunchCooperativeKernel) UNSUPPORTED(cuLaunchKernel) UNSUPPORTED(cuLinkAddData_v2)
 UNSUPPORTED(cuLinkComplete) UNSUPPORTED(cuLinkCreate_v2) UNSUPPORTED(cuModuleGetFunction) UNSUPPORTED(cuModuleLoad)
 UNSUPPORTED(cuModuleLoadData) UNSUPPORTED(cuModuleLoadDataEx) UNSUPPORTED(cuModuleUnload) UNSUPPORTED(cuPointerGetAttribute)
+UNSUPPORTED(cuMemExportToShareableHandle) UNSUPPORTED(cuMemImportFromShareableHandle) UNSUPPORTED(cuMulticastAddDevice)
+UNSUPPORTED(cuMulticastBindMem) UNSUPPORTED(cuMulticastCreate) UNSUPPORTED(cuMemsetD32Async) UNSUPPORTED(cuStreamWriteValue32) UNSUPPORTED(cuMulticastUnbind)
 UNSUPPORTED(cuOccupancyMaxActiveBlocksPerMultiprocessor) UNSUPPORTED(cuTensorMapEncodeTiled)
 
 static Error entry_point(const char *symbol, void **function, enum cudaDriverEntryPointQueryResult *status) {
