@@ -222,14 +222,24 @@ def test_a_simulated_card_is_not_taken_for_one(checked, tmp_path, few, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_stub_of_cuda_is_not_taken_for_one(checked, tmp_path, few):
-    copy = tmp_path / "copy"
+def test_what_the_stub_of_cuda_gave_has_a_place_of_its_own(checked, tmp_path, few):
+    copy, into = tmp_path / "copy", tmp_path / "into"
     shutil.copytree(checked, copy)
     results = json.loads((copy / "results.json").read_text())
     results["about"] |= {"simulated": False, "stub": True}
     (copy / "results.json").write_text(json.dumps(results))
-    with pytest.raises(ValueError, match="nothing of them was measured"):
-        install.install(copy, install.ROOT, rehearse=True)
+    *_, last = install.install(copy, into, rehearse=False)
+    assert "nothing of them was measured" in last
+    assert (into / install.STUB_RECORDINGS / f"{PROGRAM}.ipyvram").exists()
+    assert json.loads((into / install.STUB_RESULTS).read_text())["about"]["stub"]
+    assert not [p for p in (install.RECORDINGS, install.RESULTS, install.PAGE) if (into / p).exists()]
+
+
+def test_of_the_stubs_recordings_the_smallest_are_taken(tmp_path):
+    paths = [tmp_path / name for name in "abc"]
+    for path, size in zip(paths, (30, 10, 20), strict=True):
+        path.write_bytes(bytes(size))
+    assert [path.name for path in install._smallest(paths, 40)] == ["b", "c"]
 
 
 @pytest.mark.usefixtures("few")

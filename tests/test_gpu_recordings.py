@@ -1,6 +1,6 @@
-"""Recordings of real cards give the figures that were measured when they were made.
+"""Recordings of real cards, and of torch's own CUDA on the stub, give the figures that were found when they were made.
 
-`benchmarks/gpu_check.py` writes both, `benchmarks.gpu.install` puts them into ``tests/data/recordings``.
+`benchmarks/gpu_check.py` writes both, `benchmarks.gpu.install` puts them into ``tests/data/recordings`` and ``stub_recordings``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import battery, oddities
-from benchmarks.gpu.install import FEWEST, differences
+from benchmarks.gpu.install import FEWEST, STUB_RECORDINGS, STUB_RECORDINGS_BYTES, differences
 from benchmarks.gpu.measured import measure
 from benchmarks.gpu.parts import RECORDINGS_BYTES, portable
 from benchmarks.gpu.programs import Program
@@ -22,6 +22,7 @@ from ipyvram.recording import CATEGORIES, Recording
 #: Another folder may be looked at before its recordings are taken in.
 FOLDER = Path(os.environ.get("IPYVRAM_RECORDINGS", Path(__file__).parent / "data" / "recordings"))
 RECORDINGS = sorted(FOLDER.glob("*.ipyvram"))
+ON_THE_STUB = sorted(Path(__file__).parents[1].joinpath(STUB_RECORDINGS).glob("*.ipyvram"))
 #: Every figure that is held is a test of its own; the name of the file is the program's.
 FIGURES = ("peak_allocated", "peak_reserved", "nvml_used", "context", "device", *(f"peak of {c}" for c in CATEGORIES))
 NONE_YET = "no recordings of a card yet: benchmarks/gpu_check.py makes them on a GPU"
@@ -62,6 +63,21 @@ def test_the_sums_close_and_every_event_is_explained():
 def test_there_are_enough_and_they_are_small():
     assert len(RECORDINGS) >= FEWEST
     assert sum(path.stat().st_size for path in RECORDINGS) <= RECORDINGS_BYTES
+
+
+# -- what torch's own CUDA gave on the stub ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ON_THE_STUB, ids=lambda p: p.stem)
+def test_the_stub_said_so(path):
+    figures = json.loads((path.parent / "figures.json").read_text())
+    assert differences(path, figures) == []
+
+
+def test_there_are_some_of_the_stub_and_they_are_small():
+    assert len(ON_THE_STUB) >= FEWEST
+    assert sum(path.stat().st_size for path in ON_THE_STUB) <= STUB_RECORDINGS_BYTES
+    assert len(json.loads((ON_THE_STUB[0].parent / "figures.json").read_text())) == len(ON_THE_STUB)
 
 
 # -- the same checks on recordings of a simulated card ---------------------------------------------------------------------

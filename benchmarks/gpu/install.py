@@ -3,19 +3,20 @@
     python -m benchmarks.gpu.install FOLDER          # FOLDER: what gpu_check.py wrote with --out
     python -m benchmarks.gpu.install FOLDER --into ELSEWHERE --rehearse   # results of a simulated card, to try this out
 
-Every recording is explained anew before it is taken, and must give the figures that were found on the card.
+Every recording is explained anew before it is taken, and must give the figures that were found on the card. What was found
+with the stub of CUDA has places of its own, and no page.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import accuracy, battery
-from benchmarks.gpu.about import is_rehearsal
 from benchmarks.gpu.parts import RECORDINGS_BYTES
 from benchmarks.gpu.rows import written
 from ipyvram.analysis import analyse
@@ -23,7 +24,10 @@ from ipyvram.recording import Recording
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDINGS = Path("tests", "data", "recordings")
+STUB_RECORDINGS = Path("tests", "data", "stub_recordings")
+STUB_RECORDINGS_BYTES = 500_000  #: they can be made anew anywhere
 RESULTS = Path("benchmarks", "results", "gpu_check.json")
+STUB_RESULTS = Path("benchmarks", "results", "gpu_check_stub.json")
 PAGE = Path("docs", "accuracy.md")
 FEWEST = 8  #: recordings that there should be
 
@@ -52,25 +56,42 @@ def install(folder: Path, into: Path, rehearse: bool) -> list[str]:
         The results are of a simulated card, or a recording does not give the figures that were found.
     """
     results = json.loads((folder / "results.json").read_text())
-    if is_rehearsal(results["about"]) and (not rehearse or into.resolve() == ROOT):
+    stub = bool(results["about"].get("stub"))
+    if results["about"]["simulated"] and (not rehearse or into.resolve() == ROOT):
         raise ValueError("the results are of a simulated card: nothing of them was measured")
     figures = json.loads((folder / "figures.json").read_text())
     recordings = sorted((folder / "recordings").glob("*.ipyvram"))
+    if stub:
+        recordings = _smallest(recordings, STUB_RECORDINGS_BYTES)
     problems = [problem for path in recordings for problem in differences(path, figures)]
     count = sum(path.stat().st_size for path in recordings)
     if len(recordings) < FEWEST or count > RECORDINGS_BYTES:
         problems.append(f"{len(recordings)} recordings of {count:,} bytes; {FEWEST} in {RECORDINGS_BYTES:,} are wanted")
     if problems:
         raise ValueError("; ".join(problems))
+    to_recordings, to_results = (STUB_RECORDINGS, STUB_RESULTS) if stub else (RECORDINGS, RESULTS)
     text = accuracy.page(results)
-    _replace_recordings(into / RECORDINGS, recordings, figures)
-    written(into / RESULTS, (folder / "results.json").read_text())
-    written(into / PAGE, text)
+    _replace_recordings(into / to_recordings, recordings, figures)
+    written(into / to_results, (folder / "results.json").read_text())
     failed = sum(r["ok"] is False for r in results["rows"])
+    done = [
+        f"{len(recordings)} recordings, {count:,} bytes, in {to_recordings}",
+        f"results in {to_results}: {failed} checks failed",
+    ]
+    if stub:
+        return [*done, "of the stub of CUDA: nothing of them was measured on a GPU"]
+    written(into / PAGE, text)
     return [
-        f"{len(recordings)} recordings, {count:,} bytes, in {RECORDINGS}", f"results in {RESULTS}: {failed} checks failed",
-        f"{PAGE}", "next: python -m pytest tests/test_gpu_recordings.py, read the page, name it in the README, commit all",
+        *done, f"{PAGE}",
+        "next: python -m pytest tests/test_gpu_recordings.py, read the page, name it in the README, commit all",
     ]  # fmt: skip
+
+
+def _smallest(recordings: list[Path], limit: int) -> list[Path]:
+    """As many as there is room for, the smallest first; in the order of their names."""
+    sizes = sorted((path.stat().st_size, path) for path in recordings)
+    room = itertools.accumulate(size for size, _ in sizes)
+    return sorted(path for (_, path), end in zip(sizes, room, strict=True) if end <= limit)
 
 
 def differences(path: Path, figures: dict[str, Any]) -> list[str]:
