@@ -39,10 +39,12 @@ def explain(
     words, phase, step = when
     account = dict(account)
     if not phase and event.phase:  # after the traced steps: what the traceback holds tells what it was
-        words, phase = f"{event.phase}, after the traced steps", event.phase
+        words, phase = event.phase + (", after the traced steps" if words else ""), event.phase
         for category, count in event.pinned.items():
             taken = min(count, allocated - sum(account.values())) if category != "other" else 0
             account[category] += taken
+    if event.making_state:
+        words += ", which was making its state"
     account["other"] += allocated - sum(account.values())
     return OutOfMemory(
         requested_bytes=event.requested_bytes,
@@ -87,6 +89,7 @@ def with_remedies(
         observations=observations,
         batch=Batches(recording.claims).size(last_step, event.time_ns) or None,
         device=event.device,
+        making_state=event.making_state,
         implementation=recording.environment.get("optimizer_implementation", _default(event.device)),
         trains=any(p.name in ("backward", "optimizer") for p in before),
         evaluating=recording.environment.get("evaluating", ""),

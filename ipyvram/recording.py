@@ -287,6 +287,8 @@ class OomEvent:
         The same by category, as far as its place tells.
     phase : str
         ``forward``, ``backward`` or ``optimizer`` by the frames of the traceback; empty where they do not tell.
+    making_state : bool
+        An optimizer was making its state, as its first step does.
     """
 
     time_ns: int
@@ -303,6 +305,7 @@ class OomEvent:
     pinned_bytes: int = 0
     pinned: dict[str, int] = field(default_factory=dict)
     phase: str = ""
+    making_state: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

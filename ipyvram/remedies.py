@@ -43,6 +43,8 @@ class Situation:
         Whether the cell has run a backward or a step at all; whether a backward has run since the last step.
     evaluating : str
         The root module, when it was in eval mode though autograd recorded.
+    making_state : bool
+        The optimizer was making its state, which is no temporary.
     """
 
     oom: OutOfMemory
@@ -55,6 +57,7 @@ class Situation:
     trains: bool
     backward_since_step: bool
     evaluating: str = ""
+    making_state: bool = False
 
     @property
     def missing_bytes(self) -> int:
@@ -62,7 +65,7 @@ class Situation:
         oom = self.oom
         if oom.budget or oom.free_bytes is None:
             return max(1, oom.allocated_bytes + oom.requested_bytes - (oom.limit_bytes or 0))
-        return max(1, oom.requested_bytes - oom.free_bytes)
+        return max(1, oom.requested_bytes - (oom.free_bytes if oom.share_left_bytes is None else oom.share_left_bytes))
 
 
 def remedies(s: Situation) -> tuple[Remedy, ...]:
@@ -118,7 +121,7 @@ def _stale_gradients(s: Situation) -> Iterator[Remedy]:
 
 
 def _foreach(s: Situation) -> Iterator[Remedy]:
-    if s.oom.phase == "optimizer" and s.implementation == "foreach":
+    if s.oom.phase == "optimizer" and s.implementation == "foreach" and not s.making_state:
         held = s.oom.account["temporaries"] + s.oom.requested_bytes
         largest = max((t.bytes for t in s.live if t.category == "parameters"), default=0)
         ways = fewer_temporaries(held, largest)
@@ -136,7 +139,10 @@ def _expandable(s: Situation) -> Iterator[Remedy]:
         f"PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: {format_bytes(cached)} are cached in pieces of at most "
         f"{format_bytes(oom.largest_free_bytes)}"
     )
-    yield _remedy(s, "expandable_segments", text, cached)
+    found = _remedy(s, "expandable_segments", text, cached)
+    # For this allocation; before a step has finished nobody knows how much more would follow.
+    known = s.steps or not oom.phase or not found.enough
+    yield found if known else replace(found, enough=None)
 
 
 def _autocast(s: Situation) -> Iterator[Remedy]:

@@ -186,6 +186,24 @@ class OutOfMemory:
     pinned_bytes: int = 0
     remedies: tuple[Remedy, ...] = ()
 
+    @property
+    def share_left_bytes(self) -> int | None:
+        """What the allocator could still take, where a share of the card ended it; None where the card was full."""
+        left = None if self.budget else self._beyond_reserved
+        return None if left is None or self.free_bytes is None or left >= self.free_bytes else max(0, left)
+
+    @property
+    def outside_bytes(self) -> int:
+        """What was on the full card beside this allocator: contexts and other processes; 0 where it is not known."""
+        left = self._beyond_reserved
+        return 0 if left is None or self.free_bytes is None else max(0, left - self.free_bytes)
+
+    @property
+    def _beyond_reserved(self) -> int | None:
+        return (
+            None if self.limit_bytes is None or self.reserved_bytes is None else self.limit_bytes - self.reserved_bytes
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Measurement:

@@ -44,5 +44,11 @@ def free(rest: str, namespace: dict[str, Any]) -> None:
     if not flags:
         raise ValueError(f"%vram free releases only what it is told to: {known}; %vram who tells who holds what")
     for one in freeing.free(flags, namespace):
-        cache = f", {format_bytes(one.cache_bytes)} of cache" if one.cache_bytes else ""
-        print(f"{one.what}: freed {format_bytes(one.tensor_bytes)} of tensors{cache}")
+        print(f"{one.what}: freed {format_bytes(one.tensor_bytes)} of tensors{_of_cache(one.cache_bytes)}")
+
+
+def _of_cache(freed_bytes: int) -> str:
+    """What became of the allocator's cache: what tensors leave goes there first."""
+    if freed_bytes < 0:
+        return f"; {format_bytes(-freed_bytes)} of that are now torch's cache (%vram free --cache gives it back)"
+    return f", {format_bytes(freed_bytes)} of cache" if freed_bytes else ""

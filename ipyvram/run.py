@@ -290,6 +290,9 @@ class Run:
                     self.guard, self._namespace, error, self._phases.orphans, self._cards, devices
                 )
                 oom = self._out_of_memory(error)
+                if oom is None and (caught := self._oom.event) is not None:
+                    survived = Observation("caught_oom", caught.requested_bytes, device=caught.device)
+                    observations = (*observations, survived)
             self._recording = self._record(stop_ns, error, observations, oom)
             self._owners.claims, self._phases.marks = [], []
         return self._recording

@@ -104,7 +104,16 @@ CASES = {
         cuda(card={"cache": GIB // 4 - 1}),
         ("256 MiB of the 1.25 GiB reserved (20 %)", "expandable_segments:True"),
     ),
-    "retries": (cuda(allocator={"retries": 7}), cuda(allocator={"retries": 0}), ("7 times",)),
+    "retries": (
+        cuda(allocator={"retries": 9, "ooms": 2}),
+        cuda(allocator={"retries": 2, "ooms": 2}),  # an allocation that failed was tried again, too
+        ("7 times",),
+    ),
+    "caught_oom": (
+        cuda(observations=seen("caught_oom", GIB), allocator={"retries": 2, "ooms": 2}),
+        cuda(allocator={"retries": 2}),
+        ("2 out-of-memory errors were caught", "1.00 GiB"),
+    ),
     "reconcile": (
         cuda(card={"cache": GIB // 8, "context": GIB // 4}),
         cuda(card={"cache": GIB // 8, "context": GIB // 8}),

@@ -13,15 +13,17 @@ from ipyvram.out_of_memory import explain
 from ipyvram.probes import oom as probe
 from ipyvram.probes.clock import Clock
 from ipyvram.recording import Cell, OomEvent
+from ipyvram.remedies import Situation, remedies
 from ipyvram.render.html import html
+from ipyvram.render.oom import asked, room
 from ipyvram.render.text import text
 from ipyvram.report import Report
-from ipyvram.report_rows import TensorRow
+from ipyvram.report_rows import OutOfMemory, TensorRow
 from ipyvram.run import Run
+from ipyvram.units import MIB
 from tests.made import account
 from tests.test_findings_programs import Notebook, notebook  # noqa: F401
 
-MIB = 2**20
 SETUP = """
 import torch
 from torch import nn
@@ -244,10 +246,48 @@ def test_what_the_traceback_holds_stands_for_the_account_after_the_trace():
     oom = explain(event, account(parameters=100), (), TensorRow(40, "other"), ("after the last traced phase", "", 0))
     assert oom.account == account(parameters=100, activations=50, outputs=3, other=17)
     assert (oom.when, oom.phase) == ("forward, after the traced steps", "forward")
+    unseen = explain(event, account(parameters=100), (), TensorRow(40, "other"), ("", "", 0))
+    assert unseen.when == "forward"  # nothing was traced before
     full = explain(
         replace(event, allocated_bytes=120), account(parameters=100), (), TensorRow(40, "other"), ("", "", 0)
     )
     assert sum(full.account.values()) == full.allocated_bytes == 120
+
+
+FULL = OutOfMemory(200 * MIB, 416 * MIB, account(parameters=416 * MIB), 2048 * MIB, 128 * MIB, 420 * MIB, 4 * MIB)
+
+
+def test_a_share_of_the_card_is_told_from_a_full_card():
+    share = replace(FULL, limit_bytes=512 * MIB, free_bytes=1100 * MIB)
+    assert (FULL.share_left_bytes, FULL.outside_bytes) == (None, 1500 * MIB)
+    assert (share.share_left_bytes, share.outside_bytes) == (92 * MIB, 0)
+    assert "128 MiB free, 1.46 GiB outside torch" in room(FULL)
+    assert "92.0 MiB left of what this process may take" in room(share)
+    assert "1.07 GiB of the card are free" in room(share)
+    assert (situation(FULL).missing_bytes, situation(share).missing_bytes) == (72 * MIB, 108 * MIB)
+
+
+def situation(oom: OutOfMemory, **more) -> Situation:
+    return Situation(oom, (), (), (), None, "cuda:0", "foreach", True, True, **more)
+
+
+def test_the_state_of_an_optimizer_is_no_temporary():
+    oom = replace(FULL, phase="optimizer", account=account(gradients=416 * MIB))
+    assert [r.kind for r in remedies(situation(oom))] == ["foreach"]
+    assert remedies(situation(oom, making_state=True)) == ()
+
+
+def test_cached_pieces_are_perhaps_enough_while_no_step_has_finished():
+    oom = replace(FULL, allocated_bytes=100 * MIB, account=account(parameters=100 * MIB), phase="forward")
+    assert [(r.kind, r.enough) for r in remedies(situation(oom))] == [("expandable_segments", None)]
+    assert [r.enough for r in remedies(situation(replace(oom, phase="")))] == [True]
+
+
+def test_what_follows_the_traced_phases_reads_as_a_sentence():
+    assert asked(replace(FULL, line=3, when="after the last traced phase")).endswith(
+        "at line 3 after the last traced phase."
+    )
+    assert asked(replace(FULL, line=3, when="step 1, forward")).endswith("at line 3 in step 1, forward.")
 
 
 @pytest.mark.parametrize(
@@ -256,6 +296,7 @@ def test_what_the_traceback_holds_stands_for_the_account_after_the_trace():
         ("model(torch.randn(512, 128))", "forward"),
         ("x = torch.randn(512, 128, requires_grad=True)\n(model(x).exp().exp()).sum().backward()", "backward"),
         ("torch.zeros(100, 1024, 1024)", ""),
+        ("torch.nn.Linear(4096, 4096).to(torch.float64)", ""),
     ],
 )
 def test_the_frames_tell_the_phase(notebook, code, phase):  # noqa: F811

@@ -8,6 +8,7 @@ kind             meaning
 ``process``      process ``name`` (its PID in ``count``) holds ``bytes`` of the card; ``holder`` is ``worker`` for a
                  child of this process, else ``other``
 ``empty_cache``  segments of ``bytes`` were given back to the driver though no allocation had failed
+``caught_oom``   the last allocation that did not fit, of ``bytes``, and the cell did not end with it
 ``pinned_host``  page-locked host memory that torch holds
 ===============  =======================================================================================================
 """
@@ -48,13 +49,23 @@ def _fragmentation(report: Report) -> Iterator[Finding]:
 
 
 def _retries(report: Report) -> Iterator[Finding]:
-    retries = report.allocator.get("retries", 0)
+    retries = report.allocator.get("retries", 0) - report.allocator.get("ooms", 0)  # each of these was a retry, too
     if retries > 0:
         text = (
             f"The allocator had to empty its cache and try again {retries} times: the card is too full and "
             "throughput suffers. A slightly smaller batch may be faster."
         )
         yield Finding("retries", text.replace("1 times", "once") if retries == 1 else text, report.card.get("cache", 0))
+
+
+def _caught(report: Report) -> Iterator[Finding]:
+    """An out-of-memory that the program got over: the run goes on, with less than it asked for."""
+    found = list(observed(report, "caught_oom"))
+    if found and report.oom is None:
+        count = max(report.allocator.get("ooms", 0), 1)
+        times = "An out-of-memory was" if count == 1 else f"{count} out-of-memory errors were"
+        text = f"{times} caught by the program (asked for: {format_bytes(found[0].bytes)}); it went on without."
+        yield Finding("caught_oom", text, found[0].bytes)
 
 
 def _reconcile(report: Report) -> Iterator[Finding]:
@@ -119,4 +130,13 @@ def _pinned_host(report: Report) -> Iterator[Finding]:
             yield Finding("pinned_host", text, 0)
 
 
-RULES: tuple[Rule, ...] = (_fragmentation, _retries, _reconcile, _processes, _spill, _empty_cache, _pinned_host)
+RULES: tuple[Rule, ...] = (
+    _fragmentation,
+    _caught,
+    _retries,
+    _reconcile,
+    _processes,
+    _spill,
+    _empty_cache,
+    _pinned_host,
+)

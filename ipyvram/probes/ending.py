@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -54,25 +54,41 @@ def out_of_memory(
         return None
     if error is None:
         return event
-    event = replace(event, phase=_phase(error))
+    event = replace(event, phase=_phase(error), making_state=_makes_state(error))
     if namespace is None:
         return event
     pinned = keeping.pinned_by(error, namespace, event.device)
     return replace(event, pinned_bytes=sum(pinned.values()), pinned=pinned)
 
 
-#: Part of a file's path → what it was doing; the innermost that fits tells.
-_PLACES = {"torch/optim/": "optimizer", "torch/autograd/": "backward", "torch/nn/modules/": "forward"}
+#: Part of a file's path and the functions in it → what it was doing; the innermost that fits tells. Others, such as
+#: ``Module.to`` and ``load_state_dict``, are none of the three.
+_PLACES = {
+    ("torch/optim/", ("step",)): "optimizer",
+    ("torch/autograd/", ("backward", "grad", "_engine_run_backward")): "backward",
+    ("torch/nn/modules/", ("_call_impl", "_wrapped_call_impl", "forward")): "forward",
+}
 
 
 def _phase(error: BaseException) -> str:
     """What the program was doing, by the frames of the traceback: also after the traced steps."""
-    found, step = "", error.__traceback__
-    while step is not None:
-        path = step.tb_frame.f_code.co_filename.replace("\\", "/")
-        found = next((phase for place, phase in _PLACES.items() if place in path), found)
-        step = step.tb_next
+    found = ""
+    for path, function in _frames(error):
+        places = (phase for (place, names), phase in _PLACES.items() if place in path and function in names)
+        found = next(places, found)
     return found
+
+
+def _makes_state(error: BaseException) -> bool:
+    """Whether an optimizer was making the state of its parameters, which its first step does."""
+    return any("torch/optim/" in path and function == "_init_group" for path, function in _frames(error))
+
+
+def _frames(error: BaseException) -> Iterator[tuple[str, str]]:
+    step = error.__traceback__
+    while step is not None:
+        yield step.tb_frame.f_code.co_filename.replace("\\", "/"), step.tb_frame.f_code.co_name
+        step = step.tb_next
 
 
 def error_info(error: BaseException) -> ErrorInfo:

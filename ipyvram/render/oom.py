@@ -8,13 +8,15 @@ from ipyvram.render.markup import MUTED, Column, Part, escape, folded, legend, s
 from ipyvram.render.palette import ALL_COLOURS, COLOURS, LETTERS, TROUBLE_COLOUR
 from ipyvram.render.summary import tensor_words
 from ipyvram.report_rows import LABELS, OutOfMemory
-from ipyvram.units import format_bytes
+from ipyvram.units import MIB, format_bytes
 
 if TYPE_CHECKING:
     from ipyvram.render.text import Pen
 
 #: Holders told; the rest is in the account.
 HOLDER_ROWS = 8
+#: From here on what the traceback keeps alive is worth a sentence.
+MIN_PINNED = MIB
 
 
 def asked(oom: OutOfMemory) -> str:
@@ -30,7 +32,7 @@ def asked(oom: OutOfMemory) -> str:
     if oom.line is not None:
         parts.append(f"at {oom.file}:{oom.line}" if oom.file else f"at line {oom.line}")
     if oom.when:
-        parts.append(f"in {oom.when}")
+        parts.append(oom.when if oom.when.startswith(("after ", "before ")) else f"in {oom.when}")
     return " ".join(parts) + "."
 
 
@@ -48,14 +50,20 @@ def room(oom: OutOfMemory) -> str:
             "" if oom.largest_free_bytes is None else f", largest free block {format_bytes(oom.largest_free_bytes)}"
         )
         parts.append(f"{format_bytes(cached)} cached{largest}")
-    if oom.free_bytes is not None:
-        parts.append(f"{format_bytes(oom.free_bytes)} free")
+    if oom.share_left_bytes is not None:
+        parts.append(
+            f"{format_bytes(oom.share_left_bytes)} left of what this process may take (set_per_process_memory_fraction), "
+            f"though {format_bytes(oom.free_bytes or 0)} of the card are free"
+        )
+    elif oom.free_bytes is not None:
+        outside = f", {format_bytes(oom.outside_bytes)} outside torch (contexts, other processes)"
+        parts.append(f"{format_bytes(oom.free_bytes)} free" + (outside if oom.outside_bytes else ""))
     return ", ".join(parts) + "."
 
 
 def pinned(oom: OutOfMemory) -> str:
-    """What the traceback keeps alive now; empty where it is nothing."""
-    if not oom.pinned_bytes:
+    """What the traceback keeps alive now; empty where it is nothing to speak of."""
+    if oom.pinned_bytes < MIN_PINNED:
         return ""
     return (
         f"This error's traceback still holds {format_bytes(oom.pinned_bytes)}: %vram free --traceback gives them back "

@@ -61,7 +61,8 @@ def saved_fractions() -> Callable[[], None]:
     has_context = getattr(torch._C, "_cuda_hasPrimaryContext", lambda device: True)
     devices = [device for device in range(torch.cuda.device_count()) if has_context(device)]
     with _same_device():
-        fractions = {device: read(device) if read is not None else 1.0 for device in devices}
+        # Without a limit, the allocator of cudaMallocAsync says a number beyond all bounds, which it does not take back.
+        fractions = {device: min(1.0, read(device)) if read is not None else 1.0 for device in devices}
 
     def restore() -> None:
         with _same_device():

@@ -22,6 +22,8 @@ MAX_JUMP = 16
 CAUTION = 0.97
 #: Two sizes closer than this share of the larger make no secant, where others do: what an allocator holds grows in steps.
 GRAIN = 0.05
+#: A secant that meets the limit beyond so many times a size that did not fit says nothing: something else than memory ended it.
+USELESS = 1.25
 #: After a miss the next size is this share of the bracket lower.
 BACK_STEP = 0.05
 
@@ -123,14 +125,12 @@ class SecantSearch(_Trials):
             aim = 2 * low if aim is None else min(self._carefully(aim), low * MAX_JUMP)
             return max(low + self._stride(), self._round(aim))
         middle = math.sqrt(max(low, self.multiple) * high) if high > 2 * low else (low + high) / 2
-        if aim is None or (high > 2 * low and aim >= high):
+        if aim is None or aim >= USELESS * high or (high > 2 * low and aim >= high):
             return self._between(middle)
         if self._misses and aim >= high:  # the secant was a little high, or of no use: step back, further each time
             back = max(self.multiple, BACK_STEP * (high - low)) * 2 ** (self._misses - 1)
             return self._between(max(high - back, middle))
-        if aim < low + self.multiple:
-            return self._between(low + self._stride())
-        return self._between(aim)
+        return self._between(max(low + self._stride(), aim))
 
     def _aim(self) -> float | None:
         """Where the secant through the two sizes nearest to the limit meets it; None while fewer are known."""
