@@ -6,7 +6,7 @@ The graph is read through `node._raw_saved_*`, which neither unpacks a tensor no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -32,7 +32,14 @@ class Saved(NamedTuple):
     data: bool
 
 
-def nodes_below(roots: Iterable[Any], since: int = 0, seen: set[Any] | None = None) -> Iterator[Any]:
+def node_of(root: Any) -> Any:
+    """The node that made a tensor, or that a `GradientEdge` names; None for what has no history."""
+    return getattr(root, "grad_fn", None) or getattr(root, "node", None)
+
+
+def nodes_below(
+    roots: Iterable[Any], since: int = 0, seen: set[Any] | None = None, ends: Container[int] = ()
+) -> Iterator[Any]:
     """Every node of the graph once.
 
     Parameters
@@ -41,17 +48,23 @@ def nodes_below(roots: Iterable[Any], since: int = 0, seen: set[Any] | None = No
     since : int
         Pass over nodes with a lower sequence number: they were made before.
     seen : set, optional
-        Nodes to pass over; those that are visited are added.
+        Nodes to pass over; those that are visited are added, and None where ``since`` cut something off.
+    ends : container of int
+        Sequence numbers of nodes that are visited, while nothing below them is.
     """
-    stack = [getattr(root, "grad_fn", None) or getattr(root, "node", None) for root in roots]
+    stack = [node_of(root) for root in roots]
     seen = set() if seen is None else seen
     while stack:
         node = stack.pop()
-        if node is None or node in seen or (since and node._sequence_nr() < since):
+        if node is None or node in seen:
+            continue
+        if since and node._sequence_nr() < since:
+            seen.add(None)
             continue
         seen.add(node)
         yield node
-        stack.extend(parent for parent, _ in node.next_functions)
+        if not ends or node._sequence_nr() not in ends:
+            stack += [parent for parent, _ in node.next_functions]
 
 
 def leaf_of(node: Any) -> Tensor | None:

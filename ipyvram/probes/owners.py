@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ipyvram.probes.clock import Clock
-from ipyvram.probes.graph import kept_by_context, leaf_of, nodes_below, saved_by
+from ipyvram.probes.graph import kept_by_context, leaf_of, node_of, nodes_below, saved_by
 from ipyvram.probes.leftovers import leftovers
 from ipyvram.probes.namespace import holdings
 from ipyvram.probes.tensors import (
@@ -73,20 +73,24 @@ class Owners:
         self._clock, self._identify, self._namespace = clock, identify, namespace
         self.claims: list[Claim] = []
         self._claimed: dict[str, dict[int, tuple[Any, int]]] = defaultdict(dict)  # category, id(tensor) → its storage
-        # What graphs that the engine has not run yet saved, by the number of the node, which is unique on one thread.
-        self._saved: dict[int, tuple[type, list[Where]]] = {}
+        # What graphs that the engine has not run yet saved: a node by itself, and all below one that is a module's only result.
+        # By number, which is unique on one thread: the engine has others for other devices.
+        self._saved: dict[tuple[int, type], list[Where]] = {}
+        self._whole: dict[int, tuple[list[Where], list[weakref.ref[Tensor]]]] = {}
         self._thread, self._one_thread = threading.get_ident(), True
         self._names: dict[int, tuple[Any, str, str]] = {}  # by id(parameter): reference, name, model
         self._paths: dict[str, tuple[int, ...]] = {}  # path of a parameter or buffer → its shape
         self._modules: weakref.WeakKeyDictionary[nn.Module, tuple[str, int | None]] = weakref.WeakKeyDictionary()
+        self._optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
         self._signatures: dict[type, tuple[str, ...]] = {}
         self._backward: list[tuple[Any, list[Where]]] = []  # graphs in the engine now, innermost last
 
     def forget(self) -> None:
         """A new trace begins: it gives storages new addresses, so everything is claimed anew."""
+        self._forget_graphs()
         self._claimed.clear()
-        self._saved.clear()
         self._modules.clear()
+        self._optimizers.clear()
         self._backward.clear()
 
     # -- one claim ---------------------------------------------------------------------------------------------------
@@ -169,6 +173,7 @@ class Owners:
 
     def optimizer(self, optimizer: torch.optim.Optimizer, before: bool = False) -> None:
         """The parameters an optimizer updates, and the state it keeps for each."""
+        self._optimizers[optimizer] = len(optimizer.state)
         kind = type(optimizer).__name__
         for group in optimizer.param_groups:
             for i, parameter in enumerate(group["params"]):
@@ -185,6 +190,10 @@ class Owners:
             for key, value in new:
                 for tensor in tensors_in(value):
                     self._claim_once(tensor, "optimizer_state", f"{name}.{key}".lstrip("."), model, before)
+
+    def follows(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimizer was seen in this trace, with as much state as now: what else changes is seen after its step."""
+        return self._optimizers.get(optimizer) == len(optimizer.state)
 
     def _new_state(self, state: dict[Any, Any]) -> list[tuple[Any, Any]]:
         """What of a parameter's state may have to be claimed: at most steps, nothing."""
@@ -233,28 +242,42 @@ class Owners:
         list of Tensor
             The leaves that the engine accumulates gradients into.
         """
-        saved: list[Where] = []
-        leaves: list[Tensor] = []
-        sample: Any = None
+        saved, leaves, sample = list[Where](), list[Tensor](), None
+        roots, seen = list(roots), set[Any]()
         self._one_thread &= threading.get_ident() == self._thread
-        for node in nodes_below(roots, since):
+        again = self._one_thread and all(getattr(root, "is_cpu", False) for root in roots)
+        whole = self._whole if again else {}
+        for node in nodes_below(roots, since, seen, whole):
             leaf = leaf_of(node)
             if leaf is not None:
                 if self._leaf(leaf):
                     leaves.append(leaf)
                 continue
             number = node._sequence_nr()
-            known = self._saved.get(number)
-            if known is None or known[0] is not type(node) or not self._one_thread:
-                known = self._saved[number] = type(node), self._claim_saved(node)
-            if known[1]:
-                saved += known[1]
+            if number in whole:
+                below, references = whole[number]
+                leaves += [leaf for leaf in (reference() for reference in references) if leaf is not None]
+            else:
+                found = self._saved.get((number, type(node))) if again else None
+                below = self._claim_saved(node) if found is None else found
+                if not backward:
+                    self._saved[number, type(node)] = below
+            if below:
+                saved += below
                 sample = node
         if backward:
             # The node is held only while the engine runs, when the caller holds the graph's root as well.
             self._backward.append((sample, saved))
-            self._saved.clear()
+            self._forget_graphs()
+        elif None not in seen and len(tops := {node_of(root) for root in roots}) == 1:
+            top = tops.pop()
+            if self._saved.get((top._sequence_nr(), type(top))):  # it tells later whether the graph was freed
+                self._whole[top._sequence_nr()] = saved, [weakref.ref(leaf) for leaf in leaves]
         return leaves
+
+    def _forget_graphs(self) -> None:
+        self._saved.clear()
+        self._whole.clear()
 
     def _leaf(self, leaf: Tensor) -> bool:
         """Claim a leaf as parameter; False for what a reentrant checkpoint detached."""
@@ -344,7 +367,7 @@ class Owners:
             _tolerate(self.module, module, name, before, deep)
         for name, value in found:
             if not isinstance(value, nn.Module):
-                _tolerate(self._variable, value, name, before)
+                _tolerate(self._variable, value, name, before, deep)
         if before:
             self._left_behind(found)
 
@@ -356,10 +379,13 @@ class Owners:
             )
             self.claim(left.tensor, category, left.name, before=True)
 
-    def _variable(self, value: Any, name: str, before: bool) -> None:
+    def _variable(self, value: Any, name: str, before: bool, deep: bool) -> None:
         if isinstance(value, torch.optim.Optimizer):
-            self.optimizer(value, before)
-            self.gradients(p for group in value.param_groups for p in group["params"])  # of a model that is gone, say
+            if deep or not self.follows(value):
+                self.optimizer(value, before)
+                self.gradients(
+                    p for group in value.param_groups for p in group["params"]
+                )  # of a model that is gone, say
         elif not isinstance(value, Tensor):
             for tensor in tensors_in(list(vars(value).values())):
                 self._claim_once(tensor, "optimizer_state", name, type(value).__name__, before)

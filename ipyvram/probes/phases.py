@@ -287,7 +287,8 @@ class Phases:
             self._stepping = weakref.ref(optimizer)
             self.implementation = self.implementation or _implementation(optimizer)
             self.orphans.stepped(optimizer)
-            self._owners.optimizer(optimizer)
+            if not self._owners.follows(optimizer):
+                self._owners.optimizer(optimizer)
             self._owners.gradients(p for group in optimizer.param_groups for p in group["params"])
             self._on_phase(True)
 

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 _tracing_state = torch._C._get_tracing_state
+_ATOMS = frozenset(
+    {int, float, bool, str, type(None)}
+)  # most of what is looked at, and the slowest to be told from the rest
 _DTYPES: dict[torch.dtype, str] = {}
 _SPARSE_PARTS = {
     torch.sparse_coo: ("_indices", "_values"),
@@ -25,6 +28,8 @@ def tensors_in(value: Any, limit: int = 1000) -> Iterator[Tensor]:
     stack, seen, entered = [value], 0, set[int]()
     while stack and seen < limit:
         item = stack.pop()
+        if type(item) in _ATOMS:
+            continue
         if isinstance(item, Tensor):
             seen += 1
             yield item
