@@ -12,6 +12,8 @@ from pathlib import Path
 import pynvml
 import pytest
 
+from ipyvram.probes import nvml
+
 SOURCE = Path(__file__).with_name("nvml_stub.c")
 CARD, MIG_CARD, SLICE = (
     "11111111-aaaa-bbbb-cccc-000000000001",
@@ -59,6 +61,7 @@ def load(folder: Path, *flags: str):
     name = f"-Wl,-Bsymbolic,-soname,{path.name}"
     subprocess.run([compiler, "-shared", "-fPIC", name, *flags, "-o", str(path), str(SOURCE)], check=True)
     _forget()
+    nvml._none_found = None
     library = ctypes.CDLL(str(path))  # once it is loaded, loading its soname finds it
     yield Stub(library)
     _forget()

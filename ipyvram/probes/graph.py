@@ -101,6 +101,8 @@ def packed_by(node: Any) -> Iterator[tuple[str, Any]]:
 
 def saved_by(node: Any) -> Iterator[Saved]:
     """What a node keeps; nothing once the graph was freed."""
+    if not _fields(type(node)):
+        return
     for field, content in packed_by(node):
         if isinstance(content, Tensor):
             result = field.startswith(_RESULTS) or field == "tensors"

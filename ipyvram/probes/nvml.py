@@ -23,6 +23,8 @@ _COMPUTE = tuple(f"nvmlDeviceGetComputeRunningProcesses{version}" for version in
 _GRAPHICS = tuple(f"nvmlDeviceGetGraphicsRunningProcesses{version}" for version in ("_v3", "_v2", ""))
 _PROCESSES_EVERY_S = 0.25  # to list processes takes the driver far longer than the rest: not in every sample
 _PATIENCE = 3  # refusals in a row after which a figure is not asked for again
+#: What looked for the driver in vain: for each cell, the system would look through all its libraries again.
+_none_found: Any = None
 _ONE_FIGURE = ", so context and other processes are one figure"
 
 
@@ -34,14 +36,18 @@ def open_cards() -> Cards:
     RuntimeError
         There is no NVIDIA driver here, or it does not answer; the message says which.
     """
+    global _none_found
     if pynvml is None:
         raise RuntimeError("nvidia-ml-py is not installed")
     try:
-        pynvml.nvmlInit()
+        if _none_found is not pynvml.nvmlInit:
+            pynvml.nvmlInit()
     except pynvml.NVMLError_LibraryNotFound:
-        raise RuntimeError("no NVIDIA driver is installed here") from None
+        _none_found = pynvml.nvmlInit
     except pynvml.NVMLError as error:
         raise RuntimeError(f"the NVIDIA driver does not answer ({error})") from None
+    if _none_found is pynvml.nvmlInit:
+        raise RuntimeError("no NVIDIA driver is installed here")
     return Cards()
 
 

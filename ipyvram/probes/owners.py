@@ -97,18 +97,27 @@ class Owners:
 
     def claim(self, tensor: Tensor, category: str, name: str, module: str = "", before: bool = False) -> Where | None:
         """Claim the storages below ``tensor``; those that no trace follows are passed over."""
-        found = None
+        before = before or category in _LASTING
         # Nearly all are plain: one with a storage is, unless its class says that it is made of others.
-        plain = type(tensor) in _PLAIN and storage_of(tensor) is not None
-        for part in (tensor,) if plain else plain_tensors(tensor):
-            storage = storage_of(part)
-            where = None if storage is None else self._identify(storage, before or category in _LASTING)
-            if storage is None or where is None:
-                continue
-            found = where
-            shape, dtype = tuple(shape_of(part)), dtype_name(part.dtype)
-            self.claims.append(Claim(self._clock(), *where, storage.nbytes(), category, name, module, shape, dtype))
+        if type(tensor) in _PLAIN and (storage := storage_of(tensor)) is not None:
+            return self._claim_storage(tensor, storage, category, name, module, before)
+        found = None
+        for part in plain_tensors(tensor):
+            if (storage := storage_of(part)) is not None:
+                found = self._claim_storage(part, storage, category, name, module, before) or found
         return found
+
+    def _claim_storage(
+        self, tensor: Tensor, storage: torch.UntypedStorage, category: str, name: str, module: str, before: bool
+    ) -> Where | None:
+        where = self._identify(storage, before)
+        if where is not None:
+            device, address = where
+            shape, dtype = tuple(shape_of(tensor)), dtype_name(tensor.dtype)
+            self.claims.append(
+                Claim(self._clock(), device, address, storage.nbytes(), category, name, module, shape, dtype)
+            )
+        return where
 
     def _claim_once(self, tensor: Tensor, category: str, name: str, module: str = "", before: bool = False) -> None:
         """Claim it unless the same tensor with the same storage was claimed so."""

@@ -63,10 +63,12 @@ class StackReader:
         above : int
             So many callers are known not to be the user's, so they need not be looked at.
         """
-        place = self._place(sys._getframe(above + 1))
+        frame = sys._getframe(above + 1)
+        below = self._below if id(frame) == self._anchor else None  # as in all of a backward
+        place = self._place(frame) if below is None else below
         index = self._known.get(place)
         if index is None:
-            index = self._known[place] = self._build(sys._getframe(above + 1), len(place) // 2)
+            index = self._known[place] = self._build(frame, len(place) // 2)
         return index
 
     def anchor(self) -> None:
