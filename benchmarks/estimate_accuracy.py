@@ -4,8 +4,12 @@
     python benchmarks/estimate_accuracy.py battery [FAMILY …]  # predict every case of benchmarks/workloads.py
     python benchmarks/estimate_accuracy.py storages            # against the storage trace of the same programs on the CPU
     python benchmarks/estimate_accuracy.py speed               # ResNet-50, three steps, batch 16 to 256
+    python benchmarks/estimate_accuracy.py stub [NAME …]       # against torch's own CUDA operators and allocator
 
-Each prints a table; ``--out FILE`` writes it as JSON. ``traces`` wants checkouts (not part of this project) of
+Each prints a table; ``--out FILE`` writes it as JSON. ``stub`` runs the battery, the programs of the GPU check and
+`more_programs` (or those whose names begin with a NAME) with torch's CUDA operators and caching allocator over a stub of the
+CUDA runtime (`tests/cuda_stub.py`): what they ask for is real, but no kernel runs, numbers on the card are 0, and cuDNN works in
+nothing, on both sides. It is not a measurement of a GPU. ``traces`` wants checkouts (not part of this project) of
 NiuHuangxiaozi/assignment2-systems, with einops and jaxtyping, and with torch 2.6.0, which the traces were made with:
 decompositions change between versions; of Wedsonlin/assignment2-systems, with einx as well (its traces are of torch 2.11); or
 of silmont2000/assignment2-systems. The traces are looked for in ``$IPYVRAM_TRACES``, else in ``../shared/traces``.
@@ -53,7 +57,7 @@ Row = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=_WHAT)
-    parser.add_argument("names", nargs="*", help="a checkout, or families")
+    parser.add_argument("names", nargs="*", help="a checkout, families, or beginnings of names")
     parser.add_argument("--card", default=None, help="the card to predict for")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -62,7 +66,7 @@ def main() -> None:
         print(_line(row), flush=True)
         rows.append(row)
         if options.out:
-            table = {"torch": str(torch.__version__), "what": options.what, "rows": rows}
+            table = {"torch": str(torch.__version__), "what": options.what, "card": options.card, "rows": rows}
             options.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
@@ -301,8 +305,21 @@ def speed(options: argparse.Namespace) -> Iterator[Row]:
         }
 
 
+# -- against torch's CUDA operators and allocator ----------------------------------------------------------------------------
+
+
+def stub(options: argparse.Namespace) -> Iterator[Row]:
+    """One program a row: peaks, errors by category as shares of the peak, and the share of requests in their order."""
+    from benchmarks.on_stub import Runner, compared, sources
+
+    card = cards.find(options.card or "RTX 3090")
+    with Runner(dataclasses.replace(card, total_bytes=256 << 30)) as runner:  # nothing runs out of memory
+        for name, source in sources(tuple(options.names)):
+            yield compared(name, source, runner, lambda text: estimated(text, card, steps=1000))
+
+
 _WHAT: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
-    "traces": traces, "battery": battery, "storages": storages, "speed": speed,
+    "traces": traces, "battery": battery, "storages": storages, "speed": speed, "stub": stub,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ static Cards *cards;
 static Owner *mine;
 static int devices = 1;
 static u64 capacity = 16ull << 30, context = 300 * MIB, driver = 200 * MIB;
-static int capability = 86;
+static int capability = 86, multiprocessors = 132;
 static char *space[MAX_DEVICES];
 static u64 next_free[MAX_DEVICES];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -70,6 +70,7 @@ __attribute__((constructor)) static void begin(void) {
     devices = setting("IPYVRAM_STUB_DEVICES", 1);
     capacity = setting("IPYVRAM_STUB_BYTES", capacity);
     capability = setting("IPYVRAM_STUB_CAPABILITY", capability);
+    multiprocessors = setting("IPYVRAM_STUB_MULTIPROCESSORS", multiprocessors);
     const char *path = getenv("IPYVRAM_STUB_CARD");
     int file = path ? open(path, O_RDWR | O_CREAT, 0600) : -1;
     if (file >= 0 && ftruncate(file, sizeof(Cards)) != 0) abort();
@@ -410,6 +411,8 @@ Error cudaSetDevice(int device) {
     here(); /* since CUDA 12 */
     return cudaSuccess;
 }
+/* Resident threads of a multiprocessor: CUDA C++ Programming Guide, technical specifications per compute capability. */
+static int resident(void) { return capability == 75 ? 1024 : capability > 80 && capability < 90 || capability >= 110 ? 1536 : 2048; }
 static Error properties(struct cudaDeviceProp *p, int device) {
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "NVIDIA Stub");
@@ -417,10 +420,10 @@ static Error properties(struct cudaDeviceProp *p, int device) {
     p->totalGlobalMem = capacity;
     p->sharedMemPerBlock = 48 << 10, p->sharedMemPerBlockOptin = 227 << 10, p->sharedMemPerMultiprocessor = 228 << 10;
     p->regsPerBlock = p->regsPerMultiprocessor = 65536;
-    p->warpSize = 32, p->maxThreadsPerBlock = 1024, p->maxThreadsPerMultiProcessor = 2048;
+    p->warpSize = 32, p->maxThreadsPerBlock = 1024, p->maxThreadsPerMultiProcessor = resident();
     p->maxThreadsDim[0] = p->maxThreadsDim[1] = 1024, p->maxThreadsDim[2] = 64;
     p->maxGridSize[0] = 0x7fffffff, p->maxGridSize[1] = p->maxGridSize[2] = 65535;
-    p->totalConstMem = 64 << 10, p->l2CacheSize = 50 << 20, p->multiProcessorCount = 132;
+    p->totalConstMem = 64 << 10, p->l2CacheSize = 50 << 20, p->multiProcessorCount = multiprocessors;
     p->major = capability / 10, p->minor = capability % 10;
     p->pciBusID = device + 1;
     p->textureAlignment = 512;
@@ -439,8 +442,8 @@ Error cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int devi
         case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 227 << 10; break;
         case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = 228 << 10; break;
         case cudaDevAttrWarpSize: *value = 32; break;
-        case cudaDevAttrMultiProcessorCount: *value = 132; break;
-        case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2048; break;
+        case cudaDevAttrMultiProcessorCount: *value = multiprocessors; break;
+        case cudaDevAttrMaxThreadsPerMultiProcessor: *value = resident(); break;
         case cudaDevAttrMaxRegistersPerBlock: case cudaDevAttrMaxRegistersPerMultiprocessor: *value = 65536; break;
         case cudaDevAttrComputeCapabilityMajor: *value = capability / 10; break;
         case cudaDevAttrComputeCapabilityMinor: *value = capability % 10; break;
@@ -563,7 +566,7 @@ Error cudaFuncGetAttributes(struct cudaFuncAttributes *attributes, const void *f
     return cudaSuccess;
 }
 Error cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, const void *f, int threads, size_t shared, unsigned flags) {
-    *blocks = 2048 / (threads > 0 ? threads : 1);
+    *blocks = resident() / (threads > 0 ? threads : 1);
     return cudaSuccess;
 }
 Error cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const void *f, int threads, size_t shared) {

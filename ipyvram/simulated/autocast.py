@@ -96,7 +96,11 @@ class Autocast:
         takes_dtype = any(a.name == "dtype" for a in operator._schema.arguments)
 
         def cast_to(dtype: torch.dtype, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
-            return self._cast(args, dtype), {k: self._cast(v, dtype) for k, v in kwargs.items()}, operator
+            # C++ casts them as arguments of one call, which the compiler of torch's builds (gcc) evaluates from the last to
+            # the first.
+            named = [(k, self._cast(v, dtype)) for k, v in reversed(kwargs.items())]
+            placed = [self._cast(v, dtype) for v in reversed(args)]
+            return tuple(reversed(placed)), dict(named), operator
 
         def lower(args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
             return cast_to(torch.get_autocast_dtype("cuda"), args, kwargs)
