@@ -37,7 +37,7 @@ def text_of(name: str) -> str:
 # -- torchvision -----------------------------------------------------------------------------------------------------------
 
 for _name, _side in {
-    "alexnet": 96, "densenet121": 64, "googlenet": 96, "inception_v3": 112, "mnasnet1_0": 96, "mobilenet_v2": 96, "regnet_y_400mf": 96,
+    "alexnet": 96, "densenet121": 64, "googlenet": 96, "inception_v3": 128, "mnasnet1_0": 96, "mobilenet_v2": 96, "regnet_y_400mf": 96,
     "resnext50_32x4d": 96, "shufflenet_v2_x1_0": 96, "squeezenet1_1": 96, "wide_resnet50_2": 64, "maxvit_t": 224, "swin_v2_t": 128,
     "vgg11_bn": 96, "efficientnet_v2_s": 96,
 }.items():  # fmt: skip
@@ -290,7 +290,7 @@ for _ in range(3):
     logs, rewards = [], []
     state = torch.randn(8)
     for _ in range(30):
-        chosen = torch.distributions.Categorical(logits=policy(state.cuda()))
+        chosen = torch.distributions.Categorical(logits=policy(state.cuda()), validate_args=False)
         action = chosen.sample()
         logs.append(chosen.log_prob(action))
         rewards.append(1.0)
@@ -349,13 +349,14 @@ for _ in range(3):
     loss.backward()
     optimizer.step()
 """
-PROGRAMS["per-sample-gradients"] = """
+PROGRAMS["functional-gradients"] = """
 model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 10)).cuda()
-parameters = {n: p.detach() for n, p in model.named_parameters()}
-def loss_of(parameters, x, y):
-    return F.cross_entropy(torch.func.functional_call(model, parameters, (x[None],)), y[None])
+parameters = {n: p.detach().requires_grad_() for n, p in model.named_parameters()}
 x, y = vectors()
-gradients = torch.func.vmap(torch.func.grad(loss_of), (None, 0, 0))(parameters, x, y)
+for _ in range(3):
+    loss = F.cross_entropy(torch.func.functional_call(model, parameters, (x,)), y)
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    parameters = {n: (p - 0.1 * g).detach().requires_grad_() for (n, p), g in zip(parameters.items(), gradients)}
 """
 PROGRAMS["gradient-penalty"] = """
 critic = nn.Sequential(nn.Linear(256, 512), nn.LeakyReLU(0.2), nn.Linear(512, 1)).cuda()

@@ -419,7 +419,7 @@ static Error properties(struct cudaDeviceProp *p, int device) {
     memset(p->uuid.bytes, 0x11 * (device + 1), sizeof p->uuid.bytes);
     p->totalGlobalMem = capacity;
     p->sharedMemPerBlock = 48 << 10, p->sharedMemPerBlockOptin = 227 << 10, p->sharedMemPerMultiprocessor = 228 << 10;
-    p->regsPerBlock = p->regsPerMultiprocessor = 65536;
+    p->regsPerBlock = p->regsPerMultiprocessor = 65536, p->maxBlocksPerMultiProcessor = 16;
     p->warpSize = 32, p->maxThreadsPerBlock = 1024, p->maxThreadsPerMultiProcessor = resident();
     p->maxThreadsDim[0] = p->maxThreadsDim[1] = 1024, p->maxThreadsDim[2] = 64;
     p->maxGridSize[0] = 0x7fffffff, p->maxGridSize[1] = p->maxGridSize[2] = 65535;

@@ -150,6 +150,7 @@ class Autocast:
             and tensor.is_leaf
             and not tensor._is_view()
             and torch.is_autocast_cache_enabled()
+            and not torch.is_inference_mode_enabled()
         )
         if not keep:
             return tensor.to(dtype)

@@ -6,6 +6,7 @@ are set aside (`HostTensors`), so that they can be put back.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,13 +14,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ipyvram.simulated import folding, placeholders
+from ipyvram.simulated import folding, placeholders, within
 from ipyvram.simulated.host import HostTensors
 from ipyvram.simulated.memory import DeviceMemory
+from ipyvram.simulated.pieces import composition
 from ipyvram.simulated.refusal import CannotEstimate
 from ipyvram.simulated.ways import Ways
 
 Operator = Any  # torch._ops.OpOverload
+
+
+#: ``x[i] = 2.0`` makes a number on the host if ``x`` is on the card (THPVariable_setitem), and else a tensor beside ``x``.
+_SCALAR, _COPY = torch.ops.aten.scalar_tensor.default, torch.ops.aten.copy_.default
 
 
 class _Plan(NamedTuple):
@@ -42,6 +48,8 @@ class OnCard(TorchDispatchMode):
         Takes one line for the report.
     check : callable
         Called once for each operator on the card; may raise to end the cell.
+    kernels : dict
+        `CudaKernels.by_operator`.
     """
 
     def __init__(
@@ -51,10 +59,13 @@ class OnCard(TorchDispatchMode):
         host: HostTensors,
         note: Callable[[str], None],
         check: Callable[[], None],
+        kernels: dict[Operator, Callable[..., Any]],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._memory, self._ways, self._host, self._note, self._check = memory, ways, host, note, check
+        self._kernels = kernels
         self._plans: dict[Operator, _Plan] = {}
+        self._number: torch.UntypedStorage | None = None  # of the newest `_SCALAR` that nothing has used
         self._folding = folding.Folding(memory.is_newest)
 
     def __torch_dispatch__(self, func: Operator, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -79,10 +90,15 @@ class OnCard(TorchDispatchMode):
             return func(*args, **kwargs)
         self._check()
         if torch.is_inference_mode_enabled() and func not in placeholders.TABLE:
+            kernel = self._kernels.get(func)
             with self:
-                result = func.decompose(*args, **kwargs)
+                result = kernel(*args, **kwargs) if kernel else func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        if func is _SCALAR:
+            number = func(*args, **kwargs)
+            self._number = number.untyped_storage()
+            return number  # counted where an operator other than a copy uses it
         special = placeholders.TABLE.get(func)
         if special is not None:
             result = special(self, func, args, kwargs)
@@ -96,7 +112,11 @@ class OnCard(TorchDispatchMode):
                 inside(*args, **kwargs)
                 self._ways.after(inside, args, kwargs, args[0])
                 return args[0]
+        composed = composition(func)
         try:
+            if composed is not None:
+                with self:
+                    return composed(*args, **kwargs)
             result = func(*args, **kwargs)
         except (NotImplementedError, RuntimeError) as error:
             if isinstance(error, NotImplementedError) or "cannot be called on meta tensors" in str(error):
@@ -110,6 +130,9 @@ class OnCard(TorchDispatchMode):
         for tensor in tensors_of(args, kwargs):
             if tensor.device.type == "meta":
                 self.see(func, tensor)
+        order = within.RULES.get(func)
+        if order is not None:
+            order(self._ways, args, kwargs, result, functools.partial(self.see, func))
         for tensor in results_of(result):
             if tensor.device.type == "meta":
                 self.see(func, tensor)
@@ -124,6 +147,10 @@ class OnCard(TorchDispatchMode):
             except (NotImplementedError, RuntimeError):
                 self._note(f"{func._schema.name}: a tensor without a plain storage was not counted")
                 continue
+            if self._number is not None and storage._cdata == self._number._cdata:
+                if func is _COPY or func.is_view:
+                    continue
+                self._number = None
             self._memory.see(storage, func._schema.name.replace("::", "."), part)
 
     def note(self, text: str) -> None:

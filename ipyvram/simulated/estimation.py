@@ -108,7 +108,7 @@ class Estimation:
             self._begin_s = time.thread_time()
             start_ns = self._clock()
             try:
-                with Front(), OnCard(self.memory, self.ways, self._host, self._note, self._check):
+                with Front(), OnCard(*self._parts()):
                     body()
             except _Enough:
                 pass
@@ -119,6 +119,9 @@ class Estimation:
             with uninterrupted():
                 _all(undo)
         return predicted(self, start_ns, stop_ns)
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self.memory, self.ways, self._host, self._note, self._check, self._kernels.by_operator
 
     def _prepare(self, undo: list[Callable[[], None]], extra: Iterable[Any]) -> None:
         """Everything that has to be in place before the code runs; what undoes it is added to ``undo``."""
@@ -139,7 +142,8 @@ class Estimation:
         programs.install(patches, self._note)
         programs.devices(patches, self.namespace)
         keep_on_in_the_engine(patches)
-        for context in (CudaKernels(self.card, self._note), Autocast()):
+        self._kernels = CudaKernels(self.card, self._note)
+        for context in (self._kernels, Autocast()):
             undo.append(functools.partial(context.__exit__, None, None, None))  # also where entering is cut off
             context.__enter__()
         undo.append(self._phases.stop)

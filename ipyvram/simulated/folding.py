@@ -27,6 +27,10 @@ _IN_PLACE: dict[Any, Any] = {
     aten.index_put.default: aten.index_put_.default,
     aten.index_add.default: aten.index_add_.default,
 }
+#: Formulas that write into what they have just made, unless a mode is on (FunctionsManual.cpp).
+_IN_PLACE_NODES = ("BinaryCrossEntropyWithLogitsBackward0",)
+_FORMULAS = {aten.sub.Tensor: aten.sub_.Tensor, aten.mul.Tensor: aten.mul_.Tensor, aten.div.Tensor: aten.div_.Tensor}
+_IN_PLACE |= _FORMULAS
 #: These fill what `value_selecting_reduction_backward` and its like (FunctionsManual.cpp) have just made.
 _FILLS = (
     aten.scatter.src,
@@ -58,9 +62,14 @@ class Folding:
         target = args[0]
         if func in _FILLS:
             return inside if self._is_newest(target.untyped_storage()) else None
-        if not isinstance(args[1], Tensor) or not _same(target, args[1]):
+        if not isinstance(args[1], Tensor):
             return None
         node = torch._C._current_autograd_node()
+        if func in _FORMULAS:
+            ours = node is not None and node.name() in _IN_PLACE_NODES and target.dtype is args[1].dtype
+            return inside if ours and _fits(args[1], target) and self._unheld(target) else None
+        if not _same(target, args[1]):
+            return None
         if node is not None and "AccumulateGrad" in node.name():
             return inside  # `.grad` takes the sum in place, whoever holds it
         return inside if self._unheld(target) else None
@@ -77,6 +86,10 @@ class Folding:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype
+
+
+def _fits(operand: Tensor, target: Tensor) -> bool:
+    return bool(torch.broadcast_shapes(operand.shape, target.shape) == target.shape)
 
 
 def _counts(tensor: Tensor) -> tuple[int, int]:

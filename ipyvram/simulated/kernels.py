@@ -14,18 +14,25 @@ import torch
 from torch import Tensor
 
 from ipyvram.cards import Card
-from ipyvram.simulated import recurrent
+from ipyvram.simulated import attention, recurrent
 from ipyvram.simulated.patches import Patches
 
 aten = torch.ops.aten
 
 
 class CudaKernels:
-    """Context: dropout, attention, softmax and recurrent layers on ``meta`` run as they do on the card."""
+    """Context: dropout, attention, softmax and recurrent layers on ``meta`` run as they do on the card.
+
+    Attributes
+    ----------
+    by_operator : dict
+        Operator → its kernel, for inference mode, where no tensor carries autograd's key.
+    """
 
     def __init__(self, card: Card, note: Callable[[str], None]) -> None:
         self._card, self._note = card, note
         self._patches = Patches()
+        self.by_operator: dict[Any, Callable[..., Any]] = {}
 
     def __enter__(self) -> CudaKernels:
         library = torch.library.Library("aten", "IMPL")
@@ -35,12 +42,20 @@ class CudaKernels:
             "scaled_dot_product_attention": self._attention,
             "softmax.int": _softmax(aten._softmax.default),
             "log_softmax.int": _softmax(aten._log_softmax.default),
+            "linear": _linear,
             **recurrent.kernels(),
         }
+        if hasattr(aten, "_fused_rms_norm"):
+            kernels["rms_norm"] = _rms_norm
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for name, kernel in kernels.items():
                 library.impl(name, kernel, "AutogradMeta")
+            if "rms_norm" in kernels:  # an operator of its own where its device has a kernel
+                library.m.impl("_fused_rms_norm", "Meta", _fused_rms_norm, False)  # `impl` itself would refuse
+            for name, kernel in kernels.items():
+                packet, _, overload = name.partition(".")
+                self.by_operator[getattr(getattr(aten, packet), overload or "default")] = kernel
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,41 +77,49 @@ class CudaKernels:
     ) -> Tensor:
         """`scaled_dot_product_attention` (attention.cpp): the first backend of `_fused_sdp_choice` that takes it."""
         with torch._C.DisableTorchFunction():
-            chosen = self._choose(query, key, value, attn_mask, enable_gqa)
+            chosen = attention.choose(self._card, query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
             if chosen == "math":
                 extra = {"enable_gqa": True} if enable_gqa else {}
                 result: Tensor = aten._scaled_dot_product_attention_math(
                     query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, **extra
                 )[0]
                 return result
-            if chosen == "flash":
-                return _flash(query, key, value, dropout_p, is_causal, scale)
-            wants = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
-            mask = attn_mask
-            if mask is not None and mask.dtype is torch.bool:
-                zero = torch.zeros((), dtype=query.dtype, device=query.device)
-                mask = torch.where(mask, zero, float("-inf")).to(query.dtype)
-            if mask is not None:
-                mask = mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-            efficient: Tensor = aten._scaled_dot_product_efficient_attention(
-                query, key, value, mask, wants, dropout_p, is_causal, scale=scale
-            )[0]
-            return efficient
+            if query.dim() == 3:
+                q, k, v = (t.unsqueeze(0) for t in (query, key, value))
+                mask = attn_mask if attn_mask is None or attn_mask.dim() < 3 else attn_mask.unsqueeze(0)
+                return self._fused(chosen, q, k, v, mask, dropout_p, is_causal, scale).squeeze(0)
+            return self._fused(chosen, query, key, value, attn_mask, dropout_p, is_causal, scale)
 
-    def _choose(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, gqa: bool) -> str:
-        """`sdp_utils.cpp`: flash wants sm80, half precision and no mask; the memory-efficient kernel takes more."""
-        backends, capability = torch.backends.cuda, self._card.capability
-        four = query.dim() == key.dim() == value.dim() == 4 and all(query.shape) and all(key.shape)
-        half = query.dtype in (torch.float16, torch.bfloat16)
-        width = query.shape[-1]
-        if four and half and mask is None and capability >= (8, 0) and width <= 256 and backends.flash_sdp_enabled():
-            return "flash"
-        dtype = query.dtype is torch.float32 or query.dtype is torch.float16 or (half and capability >= (8, 0))
-        aligned = width % (8 if half else 4) == 0 and value.shape[-1] % (8 if half else 4) == 0
-        wants_mask_gradient = mask is not None and mask.requires_grad
-        if four and dtype and aligned and not gqa and not wants_mask_gradient and backends.mem_efficient_sdp_enabled():
-            return "efficient"
-        return "math"
+    def _fused(
+        self,
+        chosen: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        dropout_p: float,
+        is_causal: bool,
+        scale: float | None,
+    ) -> Tensor:
+        if chosen == "flash":
+            return _flash(query, key, value, dropout_p, is_causal, scale)
+        wants = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+        if mask is not None and mask.dtype is torch.bool:
+            zero = torch.zeros((), dtype=query.dtype, device=query.device)
+            mask = torch.where(mask, zero, float("-inf")).to(query.dtype)
+        if mask is not None:
+            mask = attention.padded_mask(mask, query, key)
+        efficient: Tensor = aten._scaled_dot_product_efficient_attention(
+            query,
+            key,
+            value,
+            mask,
+            wants or (mask is not None and mask.requires_grad),
+            dropout_p,
+            is_causal,
+            scale=scale,
+        )[0]
+        return efficient
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causal: bool, scale: float | None) -> Tensor:
@@ -130,3 +153,26 @@ def _softmax(operator: Any) -> Callable[..., Tensor]:
         return result
 
     return kernel
+
+
+def _linear(source: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear` (Linear.cpp): where it is no single `addmm`, the bias is added in place; under a dispatch mode it would not be."""
+    if bias is None:
+        return torch.matmul(source, weight.t())
+    if source.dim() == 2:
+        return torch.addmm(bias, source, weight.t())
+    if source.dim() > 2 and bias.dim() == 1 and source.is_contiguous():
+        flat = torch.addmm(bias, source.reshape(-1, source.shape[-1]), weight.t())
+        return flat.view(*source.shape[:-1], flat.shape[-1])
+    return torch.matmul(source, weight.t()).add_(bias)
+
+
+def _fused_rms_norm(source: Tensor, shape: Any, weight: Tensor | None, eps: float | None) -> tuple[Tensor, Tensor]:
+    rows = (*source.shape[: source.dim() - len(shape)], *([1] * len(shape)))
+    return torch.empty_like(source), source.new_empty(rows)
+
+
+def _rms_norm(source: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """`rms_norm` (layer_norm.cpp): one kernel since 2.9."""
+    result: Tensor = aten._fused_rms_norm(source, shape, weight, eps)[0]
+    return result

@@ -57,6 +57,7 @@ class DeviceMemory:
         self._serials: dict[int, int] = {}  # storage → serial, while it lives
         self._references: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._waiting: dict[int, int] = {}  # storages of earlier cells that the cell has not touched yet → serial
+        self._ignored: list[torch.UntypedStorage] = []  # kept, so that none takes the place of another
         self._next = 1
 
     # -- storages ----------------------------------------------------------------------------------------------------
@@ -78,6 +79,11 @@ class DeviceMemory:
             serial = self._alloc(storage.nbytes(), self._origins(Origin(op, shape, dtype)))
             self._follow(storage, serial)
         return serial
+
+    def ignore(self, storage: torch.UntypedStorage) -> None:
+        """A storage that a real run would not make on the card."""
+        self._serials.setdefault(storage._cdata, self._number())
+        self._ignored.append(storage)
 
     def identify(self, storage: torch.UntypedStorage) -> int:
         """Serial of a storage that somebody claims, 0 where it is unknown."""

@@ -174,6 +174,10 @@ for _name, _handler in (shapes.TABLE | sparse.TABLE).items():
 _for(*shapes.IN_PLACE)(shapes.in_place)
 _for("_cudnn_rnn")(recurrent.forward)
 _for("_cudnn_rnn_backward")(recurrent.backward)
+_for("_thnn_fused_gru_cell")(recurrent.fused_gru)
+_for("_thnn_fused_gru_cell_backward")(recurrent.fused_gru_backward)
+_for("_ctc_loss")(shapes.ctc_loss)
+_for("_ctc_loss_backward")(shapes.ctc_loss_backward)
 
 
 @_for("_amp_update_scale_")

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch.nn import init
+from torch.optim import swa_utils
+from torch.utils import _foreach_utils as foreach
 from torch.utils import checkpoint as checkpoints
 from torch.utils.data import DataLoader
 from torch.utils.data import dataloader as dataloaders
@@ -33,6 +35,7 @@ def install(patches: Patches, note: Callable[[str], None]) -> None:
     _files(patches, note)
     _compiling(patches, note)
     _checkpointing(patches)
+    _lists(patches)
     for name in _FILLS:
         patches.set(init, name, _only_small(getattr(init, name)))
     patches.set(torch.nn.DataParallel, "forward", lambda self, *a, **k: self.module(*a, **k))  # there is one card
@@ -49,6 +52,13 @@ def install(patches: Patches, note: Callable[[str], None]) -> None:
     torch.__future__.set_swap_module_params_on_conversion(True)  # a parameter stays itself when it moves, as on a GPU
     # torch's own refuses where somebody refers to the tensor weakly, which is harmless as the object stays.
     patches.set(torch.utils, "swap_tensors", torch._C._swap_tensor_impl)
+
+
+def _lists(patches: Patches) -> None:
+    """Tensors on ``meta`` have kernels for whole lists of tensors, as those on a GPU have: C++ tells where a list is."""
+    known = foreach._get_foreach_kernels_supported_devices
+    for module in (foreach, swa_utils):
+        patches.set(module, "_get_foreach_kernels_supported_devices", lambda: [*known(), "meta"])
 
 
 def _loading(patches: Patches, note: Callable[[str], None]) -> None:

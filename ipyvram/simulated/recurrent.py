@@ -24,7 +24,40 @@ def kernels() -> dict[str, Callable[..., Any]]:
         "gru.input": lambda source, hx, *rest: _cudnn(GRU, source, hx, None, *rest)[:2],
         "rnn_tanh.input": lambda source, hx, *rest: _cudnn(TANH, source, hx, None, *rest)[:2],
         "rnn_relu.input": lambda source, hx, *rest: _cudnn(RELU, source, hx, None, *rest)[:2],
+        "lstm_cell": _lstm_cell,
+        "gru_cell": _gru_cell,
     }
+
+
+def _lstm_cell(
+    source: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`LSTMCell` (RNN.cpp) on CUDA: two products and one kernel."""
+    gates = torch.matmul(source, w_ih.t()), torch.matmul(hx[0], w_hh.t())
+    hy, cy, _ = aten._thnn_fused_lstm_cell(*gates, hx[1], b_ih, b_hh)
+    return hy, cy
+
+
+def _gru_cell(
+    source: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> Tensor:
+    gates = torch.matmul(source, w_ih.t()), torch.matmul(hx, w_hh.t())
+    hy: Tensor = aten._thnn_fused_gru_cell(*gates, hx, b_ih, b_hh)[0]
+    return hy
+
+
+def fused_gru(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`_thnn_fused_gru_cell` (RNN.cu): the state and five values kept for each of its elements."""
+    hx = args[2]
+    return torch.empty_like(hx), hx.new_empty((hx.shape[0], 5 * hx.shape[1]))
+
+
+def fused_gru_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`_thnn_fused_gru_cell_backward`: gradients of both kinds of gates, the state and the biases."""
+    gradient, workspace, biased = args[:3]
+    gates = (workspace.shape[0], workspace.shape[1] // 5 * 3)
+    biases = [workspace.new_empty(gates[1]) if biased else None for _ in range(2)]
+    return workspace.new_empty(gates), workspace.new_empty(gates), torch.empty_like(gradient), *biases
 
 
 def _lstm(source: Tensor, hx: Any, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

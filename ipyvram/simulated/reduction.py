@@ -54,7 +54,7 @@ def _accumulator_bytes(name: str, source: Tensor) -> int:
     if name in ("any", "all"):
         return 1
     if source.dtype in (torch.float16, torch.bfloat16):
-        return 4
+        return 2 if name in ("max", "min", "amax", "amin") else 4
     return max(4, source.element_size()) if source.is_floating_point() else 8
 
 

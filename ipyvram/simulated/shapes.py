@@ -53,7 +53,7 @@ def batch_norm_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any])
     return torch.empty_like(source) if wanted[0] else None, of_weight, of_bias
 
 
-def _channels_last(*tensors: Tensor) -> torch.memory_format | None:
+def channels_last_of(*tensors: Tensor) -> torch.memory_format | None:
     """`cudnn_conv_suggest_memory_format`: one operand in channels-last order is enough."""
     for tensor in tensors:
         order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
@@ -68,13 +68,13 @@ def _ordered(tensor: Tensor | None, order: torch.memory_format) -> Tensor | None
 
 def convolution(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`convolution`: torch's own shape, in cuDNN's order."""
-    order = _channels_last(args[0], args[1])
+    order = channels_last_of(args[0], args[1])
     return NotImplemented if order is None else _ordered(func(*args, **kwargs), order)
 
 
 def convolution_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`convolution_backward`: gradients of input, weight and bias."""
-    order = _channels_last(args[1], args[2])
+    order = channels_last_of(args[1], args[2])
     if order is None:
         return NotImplemented
     of_source, of_weight, of_bias = func(*args, **kwargs)
@@ -99,7 +99,50 @@ def layer_norm_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any])
     )
 
 
+def reduced_loss(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """A loss whose memory was made for each element and then called a number: it stays as large (`maybe_get_output().resize_({})`
+    in BinaryOps.cpp for `mse_loss` and `smooth_l1_loss`, `loss.resize_as_` in Loss.cu for `binary_cross_entropy`)."""
+    loss = func(*args, **kwargs)
+    if loss.dim():
+        return loss
+    shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
+    return torch.empty(shape, dtype=loss.dtype, device="meta").resize_(())
+
+
+def fused_rms_norm(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`_fused_rms_norm`: output and inverse deviation of each row."""
+    source, inner = args[0], len(args[1])
+    rows = (*source.shape[: source.dim() - inner], *([1] * inner))
+    return torch.empty(source.shape, dtype=source.dtype, device="meta"), _statistics(source, rows)
+
+
+def fused_rms_norm_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`_fused_rms_norm_backward`: gradients of input and weight, as far as they are wanted."""
+    source, weight, wanted = args[1], args[4], args[5]
+    of_source = torch.empty(source.shape, dtype=source.dtype, device="meta") if wanted[0] else None
+    return of_source, torch.empty_like(weight) if wanted[1] and weight is not None else None
+
+
+def ctc_loss(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`_ctc_loss` (LossCTC.cu): a loss for each text and the logarithms of its paths' chances."""
+    logs, targets, lengths = args[0], args[1], args[3]
+    on_card = isinstance(lengths, Tensor) and lengths.device.type == "meta"
+    most = targets.shape[-1] if on_card else max((int(n) for n in lengths), default=0)
+    steps, batch = logs.shape[:2]
+    return logs.new_empty(batch), logs.new_empty((batch, steps, 2 * most + 1))
+
+
+def ctc_loss_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    """`_ctc_loss_backward`: the gradient; `within` has what it works in."""
+    return torch.empty(args[1].shape, dtype=args[1].dtype, device="meta")
+
+
 TABLE = {
+    "_fused_rms_norm.default": fused_rms_norm,
+    "_fused_rms_norm_backward.default": fused_rms_norm_backward,
+    "mse_loss.default": reduced_loss,
+    "smooth_l1_loss.default": reduced_loss,
+    "binary_cross_entropy.default": reduced_loss,
     "native_batch_norm.default": batch_norm,
     "native_batch_norm_backward.default": batch_norm_backward,
     "native_layer_norm.default": layer_norm,

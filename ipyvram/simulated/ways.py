@@ -23,7 +23,7 @@ Rule = Callable[["Ways", Any, Any, Any], None]
 WORKSPACE = "cublas.workspace"
 
 
-def _overloads(*names: str) -> set[Any]:
+def overloads(*names: str) -> set[Any]:
     found: set[Any] = set()
     for name in names:
         packet = getattr(aten, name, None)
@@ -32,13 +32,15 @@ def _overloads(*names: str) -> set[Any]:
     return found
 
 
-_GEMMS = _overloads(
+_GEMMS = overloads(
     "mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "addbmm", "mv", "addmv", "addmv_", "dot", "_addmm_activation"
 )  # fmt: skip
-_REDUCTIONS = _overloads(
+_REDUCTIONS = overloads(
     "sum", "mean", "prod", "amax", "amin", "max", "min", "argmax", "argmin", "any", "all", "norm", "linalg_vector_norm",
     "var", "std", "var_mean", "std_mean", "nansum",
 )  # fmt: skip
+_SUMS = ("sum", "mean", "prod", "nansum")
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 class Ways:
@@ -68,11 +70,18 @@ class Ways:
             if rule is not None:
                 rule(self, args, kwargs, result)
 
+    def take(self, *sizes: int, op: str) -> list[tuple[int, int]]:
+        """Memory that a kernel works in; `give` it back."""
+        return [(self.memory.scratch(size, op), size) for size in sizes if size]
+
+    def give(self, held: list[tuple[int, int]]) -> None:
+        """The end of what `take` took."""
+        for serial, size in reversed(held):
+            self.memory.free(serial, size)
+
     def use(self, *sizes: int, op: str) -> None:
         """Memory that lives for the length of one kernel: all of it at once."""
-        serials = [(self.memory.scratch(size, op), size) for size in sizes if size]
-        for serial, size in reversed(serials):
-            self.memory.free(serial, size)
+        self.give(self.take(*sizes, op=op))
 
     def _gemm(self, args: Any) -> None:
         """Copies of operands that cuBLAS cannot read in place (`prepare_batch_matrix_for_cublas`, Blas.cpp), and one workspace
@@ -100,7 +109,13 @@ class Ways:
         name = func._schema.name.removeprefix("aten::")
         out = result[0] if isinstance(result, (tuple, list)) else result
         if isinstance(out, Tensor) and out.numel():
-            self.use(*reduction_scratch(name, source, out, _dims(func, args, kwargs), self.card), op=f"{name} scratch")
+            op, held = f"{name} scratch", list[tuple[int, int]]()
+            if name in _SUMS and out.dtype is not source.dtype and source.dtype not in _HALVES:
+                # `make_reduction` (ReduceOpsUtils.h): only half precision is summed in another type without a cast
+                source = torch.empty_like(source, dtype=out.dtype, device="meta")
+                held = self.take(source.numel() * source.element_size(), op=op)
+            self.use(*reduction_scratch(name, source, out, _dims(func, args, kwargs), self.card), op=op)
+            self.give(held)
 
 
 def _copied_bytes(matrix: Tensor) -> int:
@@ -134,7 +149,7 @@ _RULES: dict[Any, Rule] = {}
 
 def _rule(*names: str) -> Callable[[Rule], Rule]:
     def register(rule: Rule) -> Rule:
-        _RULES.update(dict.fromkeys(_overloads(*names), rule))
+        _RULES.update(dict.fromkeys(overloads(*names), rule))
         return rule
 
     return register
@@ -181,20 +196,23 @@ def _sort(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
         ways.use(n * 8, n * source.element_size(), _radix_sort_bytes(n, source.element_size(), 8), op="sort")
 
 
-@_rule("native_layer_norm_backward")
-def _layer_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
-    """layer_norm_kernel.cu `LayerNormBackwardKernelImplInternal`: partial sums of the weight's gradient for many rows."""
-    source, shape = args[1], args[2]
-    width = math.prod(shape)
-    rows = source.numel() // max(1, width)
-    if (
-        len(result) > 1
-        and isinstance(result[1], Tensor)
-        and rows > 64 * 1024
-        and width // 32 < ways.card.multiprocessors
-    ):
-        blocks = min(rows // 32, ways.card.multiprocessors)
-        ways.use(blocks * width * 4, blocks * width * 4, op="layer_norm partial sums")
+@_rule("randperm")
+def _randperm(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
+    """Randperm.cu: random keys, as wide as duplicates are unlikely, are sorted together with the positions."""
+    n, item = result.numel(), result.element_size()
+    if n < 2:
+        return
+    bits = math.ceil(math.log2(n - (6 * n * n + 1) / (math.log(0.9) * 12)))
+    key = 4 if bits <= 32 else 8
+    ways.use(n * item, n * key, n * key, _radix_sort_bytes(n, key, item), op="randperm sort")
+
+
+@_rule("multinomial")
+def _multinomial(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
+    """`multinomial_out` (Distributions.cpp): without replacement, or for one sample, weights are divided by random numbers."""
+    replacement = args[2] if len(args) > 2 else kwargs.get("replacement", False)
+    if not replacement or args[1] == 1:
+        ways.use(args[0].numel() * args[0].element_size(), op="multinomial")
 
 
 @_rule("_foreach_norm")

@@ -1,0 +1,192 @@
+"""Which kernel attention takes on a card, and what each works in: tensors and a card in, a choice and requests out.
+
+From `sdp_utils.cpp`, `attention.cu`, `attention_backward.cu` and the flash-attention that torch carries.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ipyvram.cards import Card
+from ipyvram.simulated.ways import Ways
+from ipyvram.simulated.within import Made, copied, rule, size
+
+_HALVES = (torch.float16, torch.bfloat16)
+#: Since 2.14 the memory-efficient kernel takes groups of heads, and fused kernels take tensors without a batch (pytorch pull
+#: requests 191085 and 192271).
+WIDER = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
+
+
+def choose(card: Card, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, causal: bool,
+           grouped: bool) -> str:  # fmt: skip
+    """`select_sdp_backend`: ``"flash"``, ``"efficient"`` or ``"math"``, the first that takes the tensors."""
+    backends, tensors = torch.backends.cuda, (query, key, value)
+    ranks = (3, 4) if WIDER else (4,)
+    if query.dim() not in ranks or len({t.dim() for t in tensors}) > 1 or not all(t.numel() for t in tensors):
+        return "math"
+    if any(t.stride(-1) != 1 for t in tensors):
+        return "math"
+    wants = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if backends.flash_sdp_enabled() and mask is None and _flash_takes(card, query, key, value, dropout, causal, wants):
+        return "flash"
+    if backends.mem_efficient_sdp_enabled() and (not grouped or WIDER) and _efficient_takes(card, query, value):
+        return "efficient"
+    return "math"
+
+
+def _flash_takes(
+    card: Card, query: Tensor, key: Tensor, value: Tensor, dropout: float, causal: bool, wants: bool
+) -> bool:
+    width = query.shape[-1]
+    if card.capability < (8, 0) or query.dtype not in _HALVES or width > 256 or value.shape[-1] != width:
+        return False
+    small = (8, 6) <= card.capability <= (8, 9) or card.capability[0] == 12
+    if wants and small and (192 < width <= 224 or (width > 224 and dropout > 0)):
+        return False  # `check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120`
+    return not causal or query.shape[-2] == key.shape[-2]
+
+
+def _efficient_takes(card: Card, query: Tensor, value: Tensor) -> bool:
+    """`check_head_dim_size_mem_efficient` with `minimum_gemm_alignment`, and the dtypes of the card."""
+    half, major = query.dtype in _HALVES, card.capability[0]
+    if query.dtype is torch.bfloat16 and major < 8:
+        return False
+    if not half and query.dtype is not torch.float32:
+        return False
+    alignment = 8 if half and card.capability >= (7, 0) else 4 if major >= 8 else 1
+    return query.shape[-1] % alignment == 0 and value.shape[-1] % alignment == 0
+
+
+def padded_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """`preprocess_mask` (attention.cpp): rows of a multiple of 16."""
+    if mask.dim() and (mask.stride(-1) != 1 or any(s % 16 for s in mask.stride()[:-1])):
+        width = mask.shape[-1]
+        mask = torch.nn.functional.pad(mask, [0, 16 - width % 16])[..., :width]
+    return mask.expand(*query.shape[:-1], key.shape[-2])
+
+
+# -- flash -----------------------------------------------------------------------------------------------------------------
+
+
+def _splits(blocks: int, processors: int, keys: int) -> int:
+    """`num_splits_heuristic` (flash_api.cpp): the keys are shared out where there are too few blocks for the card."""
+    if blocks >= 0.8 * processors:
+        return 1
+    most = min(128, processors, keys)
+    eligible = [n for n in range(1, most + 1) if n == 1 or -(-keys // n) != -(-keys // (n - 1))]
+    efficiency = {n: (blocks * n / processors) / math.ceil(blocks * n / processors) for n in eligible}
+    best = max(efficiency.values(), default=1.0)
+    return next((n for n in eligible if efficiency[n] >= 0.85 * best), 1)
+
+
+def _rounded(width: int) -> int:
+    step = 32 if width <= 128 else 64
+    return -(-width // step) * step
+
+
+@rule("_scaled_dot_product_flash_attention")
+def _flash_forward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """`mha_fwd`: partial outputs where the keys are shared out over several blocks, which needs no dropout."""
+    query, key = args[:2]
+    dropout = args[3] if len(args) > 3 else kwargs.get("dropout_p", 0.0)
+    batch, heads, length, width = query.shape
+    for tensor in result[:2]:
+        made(tensor)
+    if dropout:
+        return
+    block = 256 if width <= 64 else 128 if width <= 128 else 64
+    splits = _splits(batch * heads * -(-length // 64), 2 * ways.card.multiprocessors, -(-key.shape[2] // block))
+    held: list[tuple[int, int]] = []
+    if splits > 1:
+        rows = splits * batch * heads * length * 4
+        held = ways.take(rows, rows * _rounded(width), op="flash attention parts")
+    for tensor in result[6:8]:
+        made(tensor)
+    ways.give(held)
+
+
+@rule("_scaled_dot_product_flash_attention_backward")
+def _flash_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """`mha_bwd`: sums of each row, the query's gradient in float32, and gradients for each head of grouped keys."""
+    query, key = args[1:3]
+    batch, heads, length, width = query.shape
+    held = ways.take(*(copied(t.transpose(1, 2)) for t in (args[0], args[4])), op="flash attention copy")
+    for tensor in result:
+        made(tensor)
+    rows = batch * heads * -(-length // 128) * 128 * 4
+    grouped = batch * heads * key.shape[2] * width * query.element_size() if key.shape[1] != heads else 0
+    ways.use(rows, rows * _rounded(width), grouped, grouped, op="flash attention backward")
+    ways.give(held)
+
+
+# -- memory-efficient ------------------------------------------------------------------------------------------------------
+
+
+@rule("_scaled_dot_product_efficient_attention")
+def _efficient_forward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """`_efficient_attention_forward`: the generator's state first (with dropout it stays on the host), then output and sums;
+    wide values of half precision are added up in float32 beside."""
+    dropout = args[5] if len(args) > 5 else kwargs.get("dropout_p", 0.0)
+    for tensor in result[2:]:
+        if dropout or not WIDER:
+            ways.memory.ignore(tensor.untyped_storage())
+        else:
+            made(tensor)
+    made(result[0])
+    if result[1].numel():
+        made(result[1])
+    value = args[2]
+    if value.dtype in _HALVES and value.shape[-1] > 128:
+        ways.use(2 * size(result[0]), op="efficient attention sums")
+
+
+@rule("_scaled_dot_product_efficient_attention_backward")
+def _efficient_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """`_efficient_attention_backward`: row sums of gradient times output, and the kernel's `workspace_size`."""
+    gradient, query, key, value = args[:4]
+    held = ways.take(copied(gradient.transpose(1, 2)), op="attention copy")
+    for tensor in result:
+        if isinstance(tensor, Tensor):
+            made(tensor)
+    batch, heads, length, _ = query.shape
+    rows = batch * heads * length * 4
+    if key.shape[1] != heads:
+        held += ways.take(
+            size(key) // key.shape[1] * heads, size(value) // key.shape[1] * heads, op="attention gradients of heads"
+        )
+    if query.dtype is torch.float32:  # `kKernelComputesDelta` is for half precision
+        product = ways.take(size(gradient), op="attention delta")
+        delta = ways.take(rows, op="attention delta")
+        ways.give(product)
+        if heads > 1 and length > 1:  # sums of each position and head, turned round
+            turned = ways.take(rows, op="attention delta")
+            ways.give(delta)
+            delta = turned
+        held += delta
+    else:
+        held += ways.take(rows, op="attention delta")
+    held += ways.take(batch * heads * _workspace_bytes(ways.card, query, key, value), op="efficient attention backward")
+    ways.give(held)
+
+
+def _workspace_bytes(card: Card, query: Tensor, key: Tensor, value: Tensor) -> int:
+    """For each head (kernel_backward.h `workspace_strideBH`): the query's gradient in blocks of ``rows × columns`` with four
+    counters each; those of key and value too where they are half precision and too wide for registers. The blocks are
+    those of the kernels that torch is built with (`cutlassB.h`)."""
+    half, width = query.dtype in _HALVES, max(query.shape[-1], value.shape[-1])
+    rows, columns = 64, 64
+    if width > 64 and (half or card.capability[0] >= 8):
+        rows = 128
+    roomy = card.capability[0] >= 8 and not (8, 6) <= card.capability <= (8, 9)  # shared memory of a multiprocessor
+    if half and (64 if roomy else 96) < width <= 128 and card.capability[0] >= 8:
+        columns = 128
+    blocks = -(-query.shape[2] // rows) * -(-query.shape[-1] // columns)
+    floats = blocks * (rows * columns + 4)
+    if half and width > 128:
+        keys = -(-key.shape[2] // 64) * 64
+        floats += sum(keys * (-(-t.shape[-1] // 128) * 128) for t in (key, value))
+    return -(-floats // 4) * 4 * 4

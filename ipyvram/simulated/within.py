@@ -1,0 +1,276 @@
+"""In which order a CUDA kernel asks for its results and for what it works in: an operator and its results come in, requests go out.
+
+A rule is called before the results are counted; ``made(tensor)`` counts one. What a rule does not count comes after it, in the
+order of the results. Each names the code of PyTorch it follows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ipyvram.simulated.reduction import reduction_scratch
+from ipyvram.simulated.shapes import channels_last_of
+from ipyvram.simulated.ways import Ways, overloads
+
+Made = Callable[[Tensor], None]
+Rule = Callable[[Ways, Any, Any, Any, Made], None]
+RULES: dict[Any, Rule] = {}
+_PARTIAL_SUMS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 7)
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for every overload of some operators."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(overloads(*names), function))
+        return function
+
+    return register
+
+
+def size(tensor: Tensor) -> int:
+    """Bytes of its elements."""
+    return tensor.numel() * tensor.element_size()
+
+
+def copied(tensor: Tensor | None, order: torch.memory_format = torch.contiguous_format) -> int:
+    """Bytes of ``tensor.contiguous()``: none where it is so already."""
+    if tensor is None or tensor.device.type != "meta" or tensor.is_contiguous(memory_format=order):
+        return 0
+    return size(tensor)
+
+
+# -- elementwise and normalisation -------------------------------------------------------------------------------------------
+
+
+@rule("native_dropout")
+def _dropout(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """Dropout.cu `dropout_cuda`: the mask first."""
+    made(result[1])
+
+
+@rule("native_layer_norm")
+def _layer_norm(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """layer_norm_kernel.cu `layer_norm_cuda`: the input in order."""
+    _around(ways, [copied(args[0])], result, made, "layer_norm copy")
+
+
+@rule("native_layer_norm_backward")
+def _layer_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """layer_norm_kernel.cu `LaunchGammaBetaBackwardCUDAKernel`: for many rows partial sums, of at most 2²⁰ values (since 2.7)."""
+    held = ways.take(copied(args[1]), copied(args[0]), op="layer_norm copy")
+    for tensor in (t for t in result if isinstance(t, Tensor)):
+        made(tensor)
+    width = math.prod(args[2])
+    rows = args[1].numel() // max(1, width)
+    if (
+        rows > 64 * 1024
+        and width // 32 < ways.card.multiprocessors // 2
+        and isinstance(result[1], Tensor)
+        and _PARTIAL_SUMS
+    ):
+        weight = result[1]
+        blocks = torch.empty(min(-(-rows // 32), (1 << 20) // width), width, dtype=weight.dtype, device="meta")
+        op = "layer_norm partial sums"
+        partial = ways.take(size(blocks), size(blocks), op=op)
+        for _ in range(2):
+            ways.use(size(weight), *reduction_scratch("sum", blocks, weight.view(-1), (0,), ways.card), op=op)
+        ways.give(partial)
+    ways.give(held)
+
+
+@rule("native_group_norm")
+def _group_norm(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """group_norm_kernel.cu `GroupNormKernelImplInternal`: a scale and a shift for each image and channel."""
+    held = ways.take(copied(args[0]), op="group_norm copy")
+    for tensor in result:
+        made(tensor)
+    n, channels, pixels = args[3:6]
+    if pixels > 1 and (args[1] is not None or args[2] is not None):
+        item = result[1].element_size()
+        ways.use(n * channels * item, n * channels * item, op="group_norm scale")
+    ways.give(held)
+
+
+@rule("native_group_norm_backward")
+def _group_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """`GroupNormBackwardKernelImplInternal`: sums for each image and channel, then three coefficients."""
+    gradient, source, _, _, weight, n, channels, pixels, groups = args[:9]
+    held = ways.take(copied(source), copied(gradient), op="group_norm copy")
+    for tensor in (t for t in result if isinstance(t, Tensor)):
+        made(tensor)
+    item = 4 if source.element_size() == 2 else source.element_size()
+    a, b = n * channels * item, n * groups * item
+    if pixels > 1:
+        ways.use(a, a, b, b, a if weight is not None else 0, op="group_norm sums")
+    ways.give(held)
+
+
+@rule("native_batch_norm_backward")
+def _batch_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """Normalization.cu `batch_norm_backward_cuda`: where cuDNN does not take it (two dimensions, no weight), two sums first."""
+    source, weight = args[1], args[2]
+    if source.dim() >= 3 and weight is not None:
+        return
+    channels = source.shape[1] * (4 if source.element_size() == 2 else source.element_size())
+    held = ways.take(channels, channels, op="batch_norm sums")
+    for tensor in (*result[1:], result[0]):
+        if isinstance(tensor, Tensor):
+            made(tensor)
+    ways.give(held)
+
+
+@rule("_softmax_backward_data")
+def _softmax_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """SoftMax.cu `softmax_backward_cuda_out`: the product of gradient and output."""
+    made(result)
+    ways.use(size(args[0]), op="softmax product")
+
+
+@rule("log_sigmoid_forward")
+def _log_sigmoid(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """Activation.cpp `log_sigmoid_forward_out_cuda`: no buffer on CUDA."""
+    made(result[0])
+    ways.memory.ignore(result[1].untyped_storage())
+
+
+@rule("count_nonzero")
+def _count_nonzero(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """TensorAdvancedIndexing.cpp `count_nonzero_cuda`: ``(x != 0).sum()``, with booleans as eight bytes each."""
+    held = ways.take(args[0].numel(), op="count_nonzero")
+    made(result)
+    ways.use(args[0].numel() * 8, op="count_nonzero")
+    ways.give(held)
+
+
+# -- losses --------------------------------------------------------------------------------------------------------------
+
+
+@rule("mse_loss", "smooth_l1_loss")
+def _stays_large(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """BinaryOps.cpp: the result, as large as the input (see `shapes.reduced_loss`), and the loss of each element."""
+    made(result)
+    if not result.dim():
+        _reduced(ways, args, result, result)
+
+
+@rule("binary_cross_entropy")
+def _cross_entropy(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """Loss.cu: the result holds the loss of each element, which is reduced into a number beside."""
+    made(result)
+    if not result.dim():
+        held = ways.take(result.element_size(), op="loss")
+        _reduced(ways, args, result, None)
+        ways.give(held)
+
+
+@rule("huber_loss")
+def _huber_loss(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """BinaryOps.cpp `huber_loss`: the loss of each element, then a number."""
+    if not result.dim():
+        item = _each(args, result)
+        held = ways.take(size(item), op="loss of each element")
+        made(result)
+        ways.use(*reduction_scratch("sum", item, result, tuple(range(item.dim())), ways.card), op="loss scratch")
+        ways.give(held)
+
+
+def _each(args: Any, result: Tensor) -> Tensor:
+    return torch.empty(torch.broadcast_shapes(args[0].shape, args[1].shape), dtype=result.dtype, device="meta")
+
+
+def _reduced(ways: Ways, args: Any, result: Tensor, beside: Tensor | None) -> None:
+    item = _each(args, result)
+    held = ways.take(size(item) if beside is not None else 0, op="loss of each element")
+    ways.use(*reduction_scratch("sum", item, result, tuple(range(item.dim())), ways.card), op="loss scratch")
+    ways.give(held)
+
+
+@rule("_ctc_loss_backward")
+def _ctc_loss_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """LossCTC.cu: as many chances from the end as `_ctc_loss` kept from the beginning."""
+    held = ways.take(size(args[6]), op="ctc_loss chances")
+    made(result)
+    ways.give(held)
+
+
+@rule("_thnn_fused_lstm_cell", "_thnn_fused_gru_cell")
+def _fused_cell(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """RNN.cu: what is kept for backward first."""
+    made(result[-1])
+
+
+# -- convolution -----------------------------------------------------------------------------------------------------------
+
+
+@rule("convolution")
+def _convolution(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """ConvShared.cpp `cudnn_convolution_forward`: the operands in one memory order, the weight's copy after the output."""
+    source, weight = args[:2]
+    order = channels_last_of(source, weight) or torch.contiguous_format
+    held = ways.take(copied(source, order), op="convolution copy")
+    made(result)
+    held += ways.take(copied(weight, order), op="convolution copy")
+    ways.give(held)
+
+
+@rule("convolution_backward")
+def _convolution_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """Convolution.cpp `convolution_backward`: cuDNN's two gradients, and the bias's as a sum of its own at the end."""
+    gradient, source, weight = args[:3]
+    order = channels_last_of(source, weight) or torch.contiguous_format
+    held = ways.take(copied(gradient, order), copied(source, order), op="convolution copy")
+    of_source, of_weight, of_bias = result
+    if is_native_depthwise(args, order):
+        of_source, of_weight = of_weight, of_source  # `conv_depthwise2d_backward`
+    if isinstance(of_source, Tensor):
+        made(of_source)
+        ways.use(copied(weight, order) if order is not torch.contiguous_format else 0, op="convolution copy")
+    if isinstance(of_weight, Tensor):
+        made(of_weight)
+    if isinstance(of_bias, Tensor):
+        made(of_bias)
+        dims = tuple(d for d in range(gradient.dim()) if d != 1)
+        summed = torch.empty(gradient.shape, dtype=gradient.dtype, device="meta", memory_format=order)
+        ways.use(*reduction_scratch("sum", summed, of_bias, dims, ways.card), op="convolution bias scratch")
+    ways.give(held)
+
+
+def is_native_depthwise(args: Any, order: torch.memory_format) -> bool:
+    """`ConvParams::use_cudnn_depthwise` (Convolution.cpp), the other way round: torch's own kernel for one channel a group."""
+    _, source, weight, _, stride, _, dilation, transposed, _, groups = args[:10]
+    if transposed or source.dim() not in (3, 4) or groups != source.shape[1] or groups == 1:
+        return False
+    if weight.shape[0] % source.shape[1] or order is not torch.contiguous_format:
+        return False
+    if source.dtype is not torch.float16 or source.shape[1] < 32 or math.prod(dilation) != 1 or source.dim() != 4:
+        return True
+    height, width = weight.shape[2:]
+    if len(set(stride)) > 1 or height != width or width not in (1, 3, 5) or source.shape[3] < 7:
+        return True
+    if stride[0] == 1:
+        return False
+    return stride[0] != 2 or not _pays(source, width)
+
+
+def _pays(source: Tensor, filter_width: int) -> bool:
+    """`check_cudnn_depthwise_workload_with_filter`: cuDNN for a stride of two."""
+    batch, channels, _, width = source.shape
+    if batch == 1:
+        return filter_width > 1 or width <= 28
+    if filter_width == 1:
+        return batch <= 16 and channels >= 128 and width <= 7
+    return channels >= 512 or (channels >= 256 and width >= 28)
+
+
+def _around(ways: Ways, copies: list[int], result: Any, made: Made, op: str) -> None:
+    held = ways.take(*copies, op=op)
+    for tensor in result:
+        if isinstance(tensor, Tensor):
+            made(tensor)
+    ways.give(held)

@@ -1,0 +1,76 @@
+"""Estimates against torch's own CUDA operators and allocator over the stub: the same requests in the same order, the same peaks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from benchmarks.estimate_accuracy import estimated
+from benchmarks.on_stub import Runner
+from ipyvram import cards
+from tests import cuda_stub
+
+CARD = dataclasses.replace(cards.find("RTX 3090"), total_bytes=64 << 30)
+HEAD = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+def X(*shape, dtype=torch.float32): return torch.randn(*shape, device="cuda", dtype=dtype, requires_grad=True)
+def I(n, *shape): return torch.randint(0, n, shape, device="cuda")
+def B(y): y.backward(torch.ones_like(y) if y.dim() else None)
+"""
+PROGRAMS = {
+    "dropout": "B(F.dropout(X(8, 64, 64), 0.1))",
+    "layer_norm of a transposed tensor": "B(nn.LayerNorm(64).cuda()(X(8, 64, 64).transpose(0, 1)))",
+    "group_norm": "B(nn.GroupNorm(8, 64).cuda()(X(8, 64, 32, 32)))",
+    "batch_norm of vectors": "B(nn.BatchNorm1d(64).cuda()(X(800, 64)))",
+    "rms_norm": "B(nn.RMSNorm(64).cuda()(X(8, 64, 64)))",
+    "linear of a transposed tensor": "B(nn.Linear(64, 128).cuda()(X(8, 64, 16).transpose(1, 2)))",
+    "convolution, mixed order": "B(nn.Conv2d(16, 32, 3).cuda()(X(8, 32, 32, 16).permute(0, 3, 1, 2)))",
+    "convolution, one channel a group": "B(nn.Conv2d(32, 32, 3, groups=32).cuda()(X(8, 32, 32, 32)))",
+    "softmax": "B(F.softmax(X(64, 64, 16), 1))",
+    "mse_loss": "loss = F.mse_loss(X(640, 640), torch.zeros(640, 640, device='cuda')); B(loss)",
+    "binary_cross_entropy": "B(F.binary_cross_entropy(X(64, 64), torch.zeros(64, 64, device='cuda')))",
+    "with logits": "B(F.binary_cross_entropy_with_logits(X(64, 64), torch.zeros(64, 64, device='cuda')))",
+    "sum of booleans": "(X(1000, 1000) > 0).sum()",
+    "LSTMCell": "B(nn.LSTMCell(64, 128).cuda()(X(16, 64), (X(16, 128), X(16, 128)))[0])",
+    "GRUCell": "B(nn.GRUCell(64, 128).cuda()(X(16, 64), X(16, 128)))",
+    "MultiheadAttention": "x = X(8, 32, 64); B(nn.MultiheadAttention(64, 4, batch_first=True).cuda()(x, x, x, need_weights=False)[0])",
+    "efficient attention": "q, k, v = (X(2, 4, 60, 64) for _ in range(3)); B(F.scaled_dot_product_attention(q, k, v))",
+    "efficient attention, a mask": "q, k, v = (X(2, 4, 60, 64) for _ in range(3))\n"
+    "B(F.scaled_dot_product_attention(q, k, v, attn_mask=torch.zeros(60, 60, device='cuda')))",
+    "flash attention": "q, k, v = (X(2, 4, 60, 64, dtype=torch.float16) for _ in range(3)); B(F.scaled_dot_product_attention(q, k, v))",
+    "wide heads": "q, k, v = (X(2, 4, 60, 200, dtype=torch.bfloat16) for _ in range(3)); B(F.scaled_dot_product_attention(q, k, v))",
+    "shared keys": "q = X(1, 4, 2048, 64, dtype=torch.float16); F.scaled_dot_product_attention(q, q, q)",
+    "inference mode": "layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).cuda()\n"
+    "with torch.inference_mode(): layer(torch.randn(8, 32, 64, device='cuda'))",
+    "autocast": "with torch.autocast('cuda', dtype=torch.float16): B(F.linear(X(64, 64), X(64, 64), X(64)))",
+    "averages of weights": "model = nn.Linear(512, 512).cuda(); average = torch.optim.swa_utils.AveragedModel(model)\n"
+    "for _ in range(2): average.update_parameters(model)",
+}
+
+
+@pytest.fixture(scope="module")
+def runner():
+    if why := cuda_stub.missing():
+        pytest.skip(why)
+    if tuple(int(part) for part in cuda_stub.torch.__version__.split(".")[:2]) < (2, 14):
+        pytest.skip("the order within operators is that of torch 2.14")
+    with Runner(CARD) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_an_estimate_asks_for_what_cuda_asks_for(runner, name):
+    source = HEAD + PROGRAMS[name]
+    real = runner.run(source)
+    _, report, estimation = estimated(source, CARD)
+    assert [row.size for row in estimation.memory.rows if row.alloc] == real["requests"]
+    assert report.peak_bytes == real["allocated"] == real["measured_allocated"]
+    assert report.peak_reserved_bytes == real["reserved"]
+
+
+def test_a_program_that_fails_says_why(runner):
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        runner.run("1 / 0")
