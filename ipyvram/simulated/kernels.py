@@ -37,7 +37,7 @@ class CudaKernels:
     def __enter__(self) -> CudaKernels:
         library = torch.library.Library("aten", "IMPL")
         self._patches.later(library._destroy)
-        kernels = {
+        kernels: dict[str, Callable[..., Any]] = {
             "dropout": _dropout,
             "scaled_dot_product_attention": self._attention,
             "softmax.int": _softmax(aten._softmax.default),
@@ -51,7 +51,7 @@ class CudaKernels:
             warnings.simplefilter("ignore")
             for name, kernel in kernels.items():
                 library.impl(name, kernel, "AutogradMeta")
-            if "rms_norm" in kernels:  # an operator of its own where its device has a kernel
+            if "rms_norm" in kernels and library.m is not None:  # an operator of its own where its device has a kernel
                 library.m.impl("_fused_rms_norm", "Meta", _fused_rms_norm, False)  # `impl` itself would refuse
             for name, kernel in kernels.items():
                 packet, _, overload = name.partition(".")
@@ -158,13 +158,22 @@ def _softmax(operator: Any) -> Callable[..., Tensor]:
 def _linear(source: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`linear` (Linear.cpp): where it is no single `addmm`, the bias is added in place; under a dispatch mode it would not be."""
     if bias is None:
-        return torch.matmul(source, weight.t())
+        return _product(source, weight)
     if source.dim() == 2:
         return torch.addmm(bias, source, weight.t())
     if source.dim() > 2 and bias.dim() == 1 and source.is_contiguous():
         flat = torch.addmm(bias, source.reshape(-1, source.shape[-1]), weight.t())
         return flat.view(*source.shape[:-1], flat.shape[-1])
-    return torch.matmul(source, weight.t()).add_(bias)
+    return _product(source, weight).add_(bias)
+
+
+def _product(source: Tensor, weight: Tensor) -> Tensor:
+    """`matmul` (LinearAlgebra.cpp `should_fold`): one matrix of all rows where the weight wants a gradient, which its transpose
+    does not say in inference mode."""
+    if source.dim() < 3 or not (weight.requires_grad and torch.is_inference_mode_enabled()):
+        return torch.matmul(source, weight.t())
+    flat = source.reshape(-1, source.shape[-1]).mm(weight.t())
+    return flat.view(*source.shape[:-1], flat.shape[-1])
 
 
 def _fused_rms_norm(source: Tensor, shape: Any, weight: Tensor | None, eps: float | None) -> tuple[Tensor, Tensor]:
