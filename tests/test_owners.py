@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -230,6 +231,66 @@ def test_of_a_kept_graph_only_the_part_that_was_not_read_is_claimed():
         ("", "losses[0]"), ("", "losses[1]"),
         ("activations", "ExpBackward0.result"), ("activations", "ExpBackward0.result"), ("activations", "TanhBackward0.result"),
     ]  # fmt: skip
+
+
+@needs_saved_tensors
+def test_what_a_forward_saved_is_claimed_once_and_released_by_the_backward(owners):
+    layer = nn.Linear(2, 2)
+    begin = torch._C._autograd._get_sequence_nr()
+    out = layer(torch.ones(3, 2).exp().requires_grad_() * 2)
+    owners.graph([out], since=begin)
+    read = [(c.category, c.address) for c in owners.claims if c.category in ("activations", DATA)]
+    loss = out.sigmoid().sum()
+    owners.claims.clear()
+    leaves = owners.graph([loss], backward=True)
+    assert said(owners) == [("activations", "SigmoidBackward0.result")]
+    assert len(leaves) == 3  # weight, bias and what was made to want a gradient
+    loss.backward()
+    owners.released()
+    released = {c.address for c in owners.claims if c.category == RELEASED}
+    assert released == {address for _, address in read} | {owners.claims[0].address}
+
+
+@needs_saved_tensors
+def test_a_backward_of_a_part_releases_only_that_part(owners):
+    x, layer = torch.ones(3, 2), nn.Linear(2, 2)
+    begin = torch._C._autograd._get_sequence_nr()
+    trunk = layer(x).exp()
+    heads = trunk.sin(), trunk.sigmoid()
+    owners.graph(heads, since=begin)
+    where = {c.name: c.address for c in owners.claims}
+    owners.graph([heads[0].sum()], backward=True)
+    heads[0].sum().backward()
+    owners.released()
+    released = {c.address for c in owners.claims if c.category == RELEASED}
+    assert {where["SinBackward0.self"], where["ExpBackward0.result"]} <= released
+    assert where["SigmoidBackward0.result"] not in released
+
+
+@needs_saved_tensors
+def test_a_graph_that_a_backward_keeps_is_released_by_the_next(owners):
+    layer = nn.Linear(2, 2)
+    begin = torch._C._autograd._get_sequence_nr()
+    out = layer(torch.ones(3, 2))
+    owners.graph([out], since=begin)
+    for retain in (True, False):
+        loss = out.sum()
+        owners.graph([loss], backward=True)
+        loss.backward(retain_graph=retain)
+        owners.released()
+        assert (RELEASED in {c.category for c in owners.claims}) is not retain
+
+
+@needs_saved_tensors
+def test_nodes_of_another_thread_may_have_the_same_numbers(owners):
+    layer = nn.Linear(2, 2)
+    owners.graph([layer(torch.ones(1, 2))])
+    with ThreadPoolExecutor(1) as pool:
+        out = pool.submit(layer, torch.ones(1, 2)).result()
+        pool.submit(owners.graph, [out]).result()
+    claimed = len(owners.claims)
+    owners.graph([out], backward=True)
+    assert len(owners.claims) > claimed
 
 
 @pytest.mark.parametrize("move", [nn.Module.half, lambda net: net.apply(replace_storages)])

@@ -48,6 +48,31 @@ def test_a_deep_recursion_is_cut():
     assert len(stacks.values()[index]) == 8
 
 
+def test_an_anchored_stack_is_the_same_and_none_outlives_its_phase():
+    """A frame that ended is not taken for one that has its place: the caller is another line then."""
+    stacks = Interner()
+    anchored, plain = StackReader(stacks), StackReader(stacks)
+    torch_code = "def step(begin, end, body):\n    begin()\n    found = body()\n    end()\n    return found\n"
+    step = run(torch_code, threading_file())["step"]
+    user = (
+        "def inner():\n    return read(), read()\n"
+        "def body():\n    return inner() + inner()\n"
+        "found = []\n"
+        "for _ in range(2):\n"
+        "    found += step(begin, end, body)\n"
+        "    found += step(nothing, nothing, body)\n"
+        "found += [read() for read in (anchored, plain)]\n"
+    )
+    names = {"step": step, "begin": anchored.anchor, "end": anchored.release, "nothing": int}
+    found = run(
+        user, "<ipython-input-1-z>", **names, read=lambda: (anchored(), plain()), anchored=anchored, plain=plain
+    )
+    pairs = found["found"][:-2]
+    assert len(pairs) == 16
+    assert all(a == b >= 0 for a, b in pairs)
+    assert found["found"][-1] == found["found"][-2]
+
+
 def test_where_nothing_is_the_users_there_is_no_stack():
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(StackReader(Interner())).result() == -1
