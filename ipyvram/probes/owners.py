@@ -75,8 +75,8 @@ class Owners:
         self._claimed: dict[str, dict[int, tuple[Any, int]]] = defaultdict(dict)  # category, id(tensor) → its storage
         # What graphs that the engine has not run yet saved: a node by itself, and all below one that is a module's only result.
         # By number, which is unique on one thread: the engine has others for other devices.
-        self._saved: dict[tuple[int, type], list[Where]] = {}
-        self._whole: dict[int, tuple[list[Where], list[weakref.ref[Tensor]]]] = {}
+        self._saved: dict[tuple[int, type], tuple[list[Where], list[Claim]]] = {}
+        self._whole: dict[int, tuple[list[Where], list[Claim], list[weakref.ref[Tensor]]]] = {}
         self._thread, self._one_thread = threading.get_ident(), True
         self._names: dict[int, tuple[Any, str, str]] = {}  # by id(parameter): reference, name, model
         self._paths: dict[str, tuple[int, ...]] = {}  # path of a parameter or buffer → its shape
@@ -251,7 +251,7 @@ class Owners:
         list of Tensor
             The leaves that the engine accumulates gradients into.
         """
-        saved, leaves, sample = list[Where](), list[Tensor](), None
+        saved, made, leaves, sample = list[Where](), list[Claim](), list[Tensor](), None
         roots, seen = list(roots), set[Any]()
         self._one_thread &= threading.get_ident() == self._thread
         again = self._one_thread and all(getattr(root, "is_cpu", False) for root in roots)
@@ -264,13 +264,17 @@ class Owners:
                 continue
             number = node._sequence_nr()
             if number in whole:
-                below, references = whole[number]
+                below, claims, references = whole[number]
                 leaves += [leaf for leaf in (reference() for reference in references) if leaf is not None]
+                self._claim_again(claims)
+            elif again and (known := self._saved.get((number, type(node)))) is not None:
+                below, claims = known
+                self._claim_again(claims)
             else:
-                found = self._saved.get((number, type(node))) if again else None
-                below = self._claim_saved(node) if found is None else found
+                below, claims = self._claim_saved(node)
                 if not backward:
-                    self._saved[number, type(node)] = below
+                    self._saved[number, type(node)] = below, claims
+            made += claims
             if below:
                 saved += below
                 sample = node
@@ -280,8 +284,10 @@ class Owners:
             self._forget_graphs()
         elif None not in seen and len(tops := {node_of(root) for root in roots}) == 1:
             top = tops.pop()
-            if self._saved.get((top._sequence_nr(), type(top))):  # it tells later whether the graph was freed
-                self._whole[top._sequence_nr()] = saved, [weakref.ref(leaf) for leaf in leaves]
+            if self._saved.get((top._sequence_nr(), type(top)), ((), ()))[
+                0
+            ]:  # it tells later whether the graph was freed
+                self._whole[top._sequence_nr()] = saved, made, [weakref.ref(leaf) for leaf in leaves]
         return leaves
 
     def _forget_graphs(self) -> None:
@@ -300,16 +306,21 @@ class Owners:
         self._claim_once(leaf, "parameters", name, self._model_of(leaf))
         return True
 
-    def _claim_saved(self, node: Any) -> list[Where]:
-        """Claim what a node keeps for backward."""
-        found: list[Where] = []
+    def _claim_again(self, claims: list[Claim]) -> None:
+        """What a forward saved is used now, by a backward."""
+        now = self._clock()
+        self.claims += [Claim(now, *claim[1:]) for claim in claims]
+
+    def _claim_saved(self, node: Any) -> tuple[list[Where], list[Claim]]:
+        """Claim what a node keeps for backward: where that lies, and the claims."""
+        found, begin = list[Where](), len(self.claims)
         for _, field, tensor, data in saved_by(node):
             where = self.claim(tensor, DATA if data else "activations", f"{node.name()}.{field}")
             if where is not None:
                 found.append(where)
         for _, field, tensor, _ in kept_by_context(node):
             self.claim(tensor, "activations", f"{node.name()}.{field}")
-        return found
+        return found, self.claims[begin:]
 
     def kept_graphs(self, read: Sequence[tuple[int, int]]) -> None:
         """What graphs saved that variables keep and no backward ran through: of a loss that was only looked at.
