@@ -15,7 +15,7 @@ from ipyvram.allocator.model import CachingAllocator, OutOfMemory
 from ipyvram.allocator.replay import TraceReplay, replay_events, replay_trace
 from ipyvram.allocator.rules import Settings
 from ipyvram.recording import Action, Events
-from ipyvram.snapshot_parts import events_of, segments_of
+from ipyvram.snapshot_parts import events_of, private_pools_of, segments_of
 
 __all__ = ["CachingAllocator", "OutOfMemory", "Replay", "Settings", "TraceReplay", "replay", "replay_trace"]
 
@@ -60,7 +60,7 @@ def replay(snapshot: Mapping[str, Any]) -> Replay:
     for index, trace in enumerate(snapshot["device_traces"]):
         segments, events = segments_of(snapshot["segments"], index), events_of(trace)
         if len(events) or segments:
-            devices[index] = replay_events(events, segments, settings, {})
+            devices[index] = replay_events(events, segments, settings, {}, private_pools_of(trace))
             allocations += int(np.count_nonzero(events.action == Action.ALLOC))
             peak = max(peak, _peak_allocated(events, devices[index]))
     every = devices.values()

@@ -146,6 +146,9 @@ class Trace:
         False when events were lost (a full ring buffer): then the first events are missing.
     allocator_settings : dict
         As in torch's snapshots: what ``PYTORCH_CUDA_ALLOC_CONF`` decides; empty where unknown.
+    private_pools : dict of int to (int, int)
+        Events of segments in private pools (CUDA graphs, ``MemPool``): index of the event → pool. Empty where torch does
+        not tell; of segments that are there at the end, `segments_end` tells.
     """
 
     device: str
@@ -159,6 +162,7 @@ class Trace:
     ended_by: str = "end of cell"
     complete: bool = True
     allocator_settings: dict[str, Any] = field(default_factory=dict)
+    private_pools: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
 class Claim(NamedTuple):

@@ -111,6 +111,7 @@ def _from_parts(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Reco
         events = Events(*(arrays[f"trace{i}.{f.name}"] for f in fields(Events)))
         row["baseline"] = tuple(block(b) for b in row["baseline"])
         row["segments_end"] = tuple(segment(s) for s in row["segments_end"])
+        row["private_pools"] = {int(k): (v[0], v[1]) for k, v in row.get("private_pools", {}).items()}
         return Trace(events=events, **row)
 
     def samples(i: int, row: dict[str, Any]) -> Samples:

@@ -15,7 +15,7 @@ from ipyvram.caching_allocator import Settings
 from ipyvram.recording import Action, Block, Device, Events, Recording, Segment, Stack, Trace
 from ipyvram.report import Report
 from ipyvram.report_rows import Finding
-from ipyvram.snapshot_parts import FrameReader, events_of, segments_of
+from ipyvram.snapshot_parts import FrameReader, events_of, private_pools_of, segments_of
 from ipyvram.snapshot_phases import marks_of
 from ipyvram.units import format_bytes
 
@@ -81,7 +81,8 @@ def recording_of(snapshot: Any, label: str | None = None) -> Recording:
     for index, entries in enumerate(snapshot["device_traces"]):
         events, segments = events_of(entries, frames), segments_of(snapshot["segments"], index, frames)
         if len(events) or segments:
-            traces.append(_trace(f"cuda:{index}", events, segments, settings))
+            trace = _trace(f"cuda:{index}", events, segments, settings)
+            traces.append(replace(trace, private_pools=private_pools_of(entries)))
     if not traces:
         raise ValueError("it holds no events and no segments: was anything allocated on a GPU while it was recorded?")
     marks = marks_of(snapshot["device_traces"], snapshot.get("external_annotations") or ())

@@ -44,6 +44,13 @@ def events_of(trace: Iterable[Entry], stack: FrameIndex = _no_stack) -> Events:
     return Events.from_rows(rows)
 
 
+def private_pools_of(trace: Iterable[Entry]) -> dict[int, tuple[int, int]]:
+    """Pools of the events of segments that are not in the shared one: index as in `events_of` → pool (newer torch tells)."""
+    actions = ((e["action"], e) for e in trace if e["action"] in KNOWN_ACTIONS)
+    found = ((i, e.get("pool_id")) for i, (action, e) in enumerate(actions) if action.startswith("segment_"))
+    return {i: (int(pool[0]), int(pool[1])) for i, pool in found if pool and tuple(pool) != (0, 0)}
+
+
 def segments_of(segments: Iterable[Entry], device: int, stack: FrameIndex = _no_stack) -> tuple[Segment, ...]:
     """The segments of one device, in order of address."""
     found = [_segment(s, stack) for s in segments if int(s.get("device", 0)) == device]

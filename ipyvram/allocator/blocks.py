@@ -239,6 +239,23 @@ class Blocks:
         self.unmapped[address] = end - address
         self._unmapped_by_end[end] = address
 
+    def room_to_grow(self, pool: Pool, size: int) -> int | None:
+        """Where free and unmapped blocks in a row first reach the size; None if nowhere in the pool's segments."""
+        for address in sorted(self.unmapped):
+            found = self.segment_of(address)
+            if found is None or found[1].pool is not pool:
+                continue
+            end_of_space = found[0] + found[1].size
+            begin = at = address - (self.free_before(address) if address > found[0] else 0)
+            while at - begin < size and at < end_of_space:
+                step = self.free_at(at) or self.unmapped.get(at, 0)
+                if not step:
+                    break
+                at += step
+            if at - begin >= size:
+                return begin
+        return None
+
     def map(self, address: int, size: int) -> tuple[int, int]:
         """Back a range of an expandable segment with memory; gives the free block that it became part of.
 

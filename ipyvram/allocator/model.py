@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NoReturn
 
 from ipyvram.allocator.blocks import Blocks
@@ -172,7 +172,6 @@ class CachingAllocator:
             self.empty_cache()
             self.retries += 1
             found = self._grow(pool, rounded)
-        self.reserved_peak = max(self.reserved_peak, self.reserved)
         return found
 
     def _fail(self, pool: Pool, rounded: int) -> NoReturn:
@@ -192,8 +191,12 @@ class CachingAllocator:
             return None
         address = self._addresses(size)
         self.blocks.reserve(address, size, pool)
-        self._record(Action.SEGMENT_ALLOC, address, size, pool.stream, pool.private)
+        self._grown(Action.SEGMENT_ALLOC, address, size, pool)
         return self.blocks.add_free(address, size, pool)
+
+    def _grown(self, action: Action, address: int, size: int, pool: Pool) -> None:
+        self.reserved_peak = max(self.reserved_peak, self.reserved)
+        self._record(action, address, size, pool.stream, pool.private)
 
     def _addresses(self, size: int) -> int:
         address = self._next
@@ -204,7 +207,7 @@ class CachingAllocator:
 
     def _expand(self, pool: Pool, size: int) -> tuple[int, int] | None:
         """Map memory at the lowest address where the request fits."""
-        begin = next(self._places(pool, size), None)
+        begin = self.blocks.room_to_grow(pool, size)
         if begin is None:
             granule = self.settings.granule(pool.small)
             space = -(-min(self.capacity, 1 << 40) * 9 // 8 // granule) * granule  # as torch: 9/8 of the card
@@ -218,30 +221,13 @@ class CachingAllocator:
             block = mapped
         return block
 
-    def _places(self, pool: Pool, size: int) -> Iterator[int]:
-        """Where free and unmapped blocks in a row reach the size, by address of the unmapped one."""
-        blocks = self.blocks
-        for address in sorted(blocks.unmapped):
-            found = blocks.segment_of(address)
-            if found is None or found[1].pool is not pool:
-                continue
-            end_of_space = found[0] + found[1].size
-            begin = at = address - (blocks.free_before(address) if address > found[0] else 0)
-            while at - begin < size and at < end_of_space:
-                step = blocks.free_at(at) or blocks.unmapped.get(at, 0)
-                if not step:
-                    break
-                at += step
-            if at - begin >= size:
-                yield begin
-
     def _map(self, pool: Pool, address: int, wanted: int) -> tuple[int, int] | None:
         granule = self.settings.granule(pool.small)
         size = -(-min(wanted, self.blocks.unmapped[address]) // granule) * granule
         if self.reserved + size > self.capacity:
             return None
         block = self.blocks.map(address, size)
-        self._record(Action.SEGMENT_MAP, address, size, pool.stream, pool.private)
+        self._grown(Action.SEGMENT_MAP, address, size, pool)
         return block
 
     # -- giving back -------------------------------------------------------------------------------------------------

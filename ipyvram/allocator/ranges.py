@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -37,8 +37,15 @@ class Ranges:
         In order of address, without blocks.
     """
 
-    def __init__(self, events: Events, settings: Settings, segments_end: Sequence[Segment]) -> None:
+    def __init__(
+        self,
+        events: Events,
+        settings: Settings,
+        segments_end: Sequence[Segment],
+        private_pools: Mapping[int, tuple[int, int]] | None = None,
+    ) -> None:
         self._events, self._settings, self._end = events, settings, segments_end
+        self._told = private_pools or {}
         picked = np.flatnonzero(events.action <= Action.FREE_COMPLETED)
         order = np.argsort(events.address[picked], kind="stable")
         self._block_at, self._block_event = events.address[picked][order], picked[order]
@@ -56,7 +63,8 @@ class Ranges:
                 plain.pop(address, None)
             elif action == Action.SEGMENT_FREE:
                 pool = "small" if size == SMALL_SEGMENT else "large"
-                plain[address] = Segment(address, size, int(events.stream[i]), pool, False, ())
+                private = self._told.get(i, SHARED)
+                plain[address] = Segment(address, size, int(events.stream[i]), pool, False, (), private)
             elif action == Action.SEGMENT_MAP:
                 mapped = _without(mapped, address, size)
             else:
@@ -78,6 +86,7 @@ class Ranges:
             small = bool(size % self._settings.large_segment)
         beside = nearest is not None and nearest.address - size <= address <= nearest.address + nearest.size
         private = nearest.private_pool if nearest is not None and beside else SHARED
+        private = self._told.get(i, SHARED) if self._told else private
         return Segment(address, size, stream, "small" if small else "large", True, (), private)
 
     def spaces(self) -> Iterator[tuple[int, int, Segment]]:

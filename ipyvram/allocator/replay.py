@@ -73,16 +73,21 @@ def replay_trace(trace: Trace, settings: Settings | None = None) -> TraceReplay:
         if mapped or any(s.expandable for s in trace.segments_end):
             settings = replace(settings, expandable_segments=True)
     hints = {b.address: b for b in trace.baseline if b.state != "inactive"} if trace.complete else {}
-    return replay_events(trace.events, trace.segments_end, settings, hints)
+    return replay_events(trace.events, trace.segments_end, settings, hints, trace.private_pools)
 
 
 def replay_events(
-    events: Events, segments_end: Sequence[Segment], settings: Settings, hints: Mapping[int, Block]
+    events: Events,
+    segments_end: Sequence[Segment],
+    settings: Settings,
+    hints: Mapping[int, Block],
+    private_pools: Mapping[int, tuple[int, int]] | None = None,
 ) -> TraceReplay:
-    """Replay the events that led to ``segments_end``; see `allocator.undo.undo` for ``hints``."""
-    start = undo(events, segments_end, settings, hints)
+    """Replay the events that led to ``segments_end``; see `allocator.undo.undo` for the rest."""
+    private = private_pools or {}
+    start = undo(events, segments_end, settings, hints, private)
     allocated, reserved = start.blocks.allocated, start.blocks.reserved
-    follower = _Follower(start, settings, events, segments_end)
+    follower = _Follower(start, settings, events, segments_end, private)
     block_bytes, reserved_after = follower.follow()
     return TraceReplay(
         block_bytes=block_bytes,
@@ -108,12 +113,21 @@ def _differences(blocks: Blocks, segments_end: Sequence[Segment]) -> int:
 class _Follower:
     """Applies events to blocks, comparing each with what the model would do."""
 
-    def __init__(self, start: Start, settings: Settings, events: Events, segments_end: Sequence[Segment]) -> None:
+    def __init__(
+        self,
+        start: Start,
+        settings: Settings,
+        events: Events,
+        segments_end: Sequence[Segment],
+        private_pools: Mapping[int, tuple[int, int]],
+    ) -> None:
         self.blocks, self.settings, self.events = start.blocks, settings, events
         self._spaces = start.spaces
         self.rounded: list[int] = settings.round_all(events.size).tolist()
         self.address_mismatches = self.segment_mismatches = 0
         self._private = {s.address: s.private_pool for s in segments_end if s.private_pool != SHARED}
+        self._told = private_pools
+        self._only_shared = not self._private and not private_pools
         self._fresh: tuple[int, int] | None = None  # the free block that a new segment has just made
         self._lost: dict[int, int] = {}  # blocks that could not be placed → their size
         self._reserved_start = start.blocks.reserved
@@ -157,17 +171,23 @@ class _Follower:
         less = (action == Action.SEGMENT_FREE) | (action == Action.SEGMENT_UNMAP)
         return self._reserved_start + np.cumsum(np.where(more, size, np.where(less, -size, 0)))
 
-    def _pool(self, rounded: int, stream: int, address: int) -> Pool:
-        if not self._private:
+    def _pool(self, rounded: int, stream: int, address: int, i: int = -1) -> Pool:
+        """The pool of a block, or of the segment that event ``i`` is about."""
+        if self._only_shared:
             return self.blocks.pool(is_small(rounded), stream)
         segment = self.blocks.segment_of(address)
-        private = self._private.get(address, SHARED) if segment is None else segment[1].pool.private
+        if segment is not None:
+            private = segment[1].pool.private
+        elif self._told:
+            private = self._told.get(i, SHARED)
+        else:
+            private = self._private.get(address, SHARED)
         return self.blocks.pool(is_small(rounded), stream, private)
 
     def _alloc(self, i: int, address: int, stream: int, requested: int) -> int:
         rounded, blocks = self.rounded[i], self.blocks
         pool = self._pool(rounded, stream, address)
-        fit = self._fresh or blocks.find(pool, rounded, self.settings)
+        fit = self._fresh or blocks.find(pool, rounded, self.settings) or self._grown(pool, rounded)
         self._fresh = None
         if fit is None or fit[0] != address:
             self.address_mismatches += 1
@@ -176,6 +196,12 @@ class _Follower:
         taken = rounded if self.settings.may_split(block, rounded, pool.small) else block
         blocks.take(address, taken, block, requested, pool)
         return taken
+
+    def _grown(self, pool: Pool, rounded: int) -> tuple[int, int] | None:
+        """A block refused as too large to be split serves all the same where an expandable segment would grow."""
+        begin = self.blocks.room_to_grow(pool, rounded) if self.settings.expandable_segments else None
+        block = 0 if begin is None else self.blocks.free_at(begin) or 0
+        return None if begin is None or block < rounded else (begin, block)
 
     def _force(self, address: int, rounded: int, requested: int) -> int:
         """Put a block where the trace has it although the model disagrees."""
@@ -218,7 +244,7 @@ class _Follower:
 
     def _segment_alloc(self, i: int, address: int, stream: int, size: int) -> int:
         wanted = self._wanted(i)
-        pool = self._pool(size - SMALL_SEGMENT if wanted is None else wanted, stream, address)
+        pool = self._pool(size - SMALL_SEGMENT if wanted is None else wanted, stream, address, i)
         if wanted is not None:
             missed = self.blocks.find(pool, wanted, self.settings) is None
             self.segment_mismatches += not missed or self.settings.segment_size(wanted) != size
@@ -238,7 +264,7 @@ class _Follower:
         wanted = self._wanted(i)
         segment = self.blocks.segment_of(address)
         if segment is None:
-            pool = self._pool(size % self.settings.large_segment if wanted is None else wanted, stream, address)
+            pool = self._pool(size % self.settings.large_segment if wanted is None else wanted, stream, address, i)
             following = bisect_right(self._spaces, address)
             end = self._spaces[following] if following < len(self._spaces) else address + ADDRESS_SPACE
             self.blocks.reserve(address, end - address, pool, expandable=True)
@@ -248,11 +274,18 @@ class _Follower:
             granule = self.settings.granule(pool.small)
             expected = -(-(wanted - self.blocks.free_before(address)) // granule) * granule
             room = self.blocks.unmapped.get(address, 0)
-            missed = self.blocks.find(pool, wanted, self.settings) is None
+            # After memory was taken away for it, the request grows a segment without another search.
+            missed = self._after_unmap(i) or self.blocks.find(pool, wanted, self.settings) is None
             self.segment_mismatches += not missed or size != min(expected, room)
         fresh = self.blocks.map(address, size)
         self._fresh = fresh if wanted is not None and fresh[1] >= wanted else None
         return size
+
+    def _after_unmap(self, i: int) -> bool:
+        before = self.events.action[:i]
+        while len(before) and before[-1] == Action.SEGMENT_MAP:
+            before = before[:-1]
+        return bool(len(before)) and before[-1] in (Action.SEGMENT_UNMAP, Action.SEGMENT_FREE)
 
     def _segment_unmap(self, i: int, address: int, stream: int, size: int) -> int:
         try:

@@ -39,16 +39,24 @@ class Start:
     spaces: tuple[int, ...]
 
 
-def undo(events: Events, segments_end: Sequence[Segment], settings: Settings, hints: Mapping[int, Block]) -> Start:
+def undo(
+    events: Events,
+    segments_end: Sequence[Segment],
+    settings: Settings,
+    hints: Mapping[int, Block],
+    private_pools: Mapping[int, tuple[int, int]] | None = None,
+) -> Start:
     """The state from which ``events`` lead to ``segments_end``.
 
     Parameters
     ----------
     hints : mapping of int to Block
         Blocks whose size at the start is known, by address.
+    private_pools : mapping of int to (int, int)
+        See `recording.Trace`.
     """
     undoing = _Undoing(events, settings, hints)
-    undoing.build(segments_end)
+    undoing.build(segments_end, private_pools or {})
     return Start(undoing.blocks, tuple(undoing.in_use), tuple(undoing.spaces))
 
 
@@ -63,10 +71,10 @@ class _Undoing:
         self._alloc_at, self._alloc_index = events.address[allocs][order], allocs[order]
         self._freed_at: dict[int, int] = {}
 
-    def build(self, segments_end: Sequence[Segment]) -> None:
+    def build(self, segments_end: Sequence[Segment], private_pools: Mapping[int, tuple[int, int]]) -> None:
         live = self._live_before(segments_end)
         occupied = sorted(live)
-        ranges = Ranges(self.events, self.settings, segments_end)
+        ranges = Ranges(self.events, self.settings, segments_end, private_pools)
         self._reserve_spaces(ranges)
         for segment in ranges.before:
             low, high = (bisect_left(occupied, a) for a in (segment.address, segment.address + segment.size))

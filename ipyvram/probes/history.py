@@ -22,7 +22,7 @@ from ipyvram.probes.beginning import in_use, when_in_use
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.stacks import Interner, is_user_file
 from ipyvram.recording import Action, Block, Events, Stack, Trace
-from ipyvram.snapshot_parts import FrameReader, events_of, segments_of
+from ipyvram.snapshot_parts import FrameReader, events_of, private_pools_of, segments_of
 from ipyvram.units import format_bytes
 
 #: Events kept by torch's ring buffer; a three-step trace of a large model has some hundred thousand.
@@ -149,17 +149,19 @@ class HistoryTrace:
         self, index: int, entries: Sequence[Mapping[str, Any]], snapshot: Mapping[str, Any], stop_ns: int, ended_by: str
     ) -> Trace:
         segments = segments_of(snapshot["segments"], index, self._frames)
+        events, first = self._own(entries, stop_ns)
         trace = Trace(
             device=f"cuda:{index}",
             source="history",
             start_ns=self._start_ns,
             stop_ns=stop_ns,
-            events=self._own(entries, stop_ns),
+            events=events,
             baseline=self._baseline.get(index, ()),
             segments_end=segments,
             allocated_start=self._allocated.get(index, 0),
             ended_by=ended_by,
             allocator_settings=dict(snapshot.get("allocator_settings") or {}),
+            private_pools={i - first: pool for i, pool in private_pools_of(entries).items() if i >= first},
         )
         self._note_graphs(trace)
         if len(entries) >= MAX_ENTRIES or not _explains(trace):
@@ -169,15 +171,15 @@ class HistoryTrace:
             trace = replace(trace, complete=False)
         return trace
 
-    def _own(self, entries: Sequence[Mapping[str, Any]], stop_ns: int) -> Events:
-        """Events of this stretch, their times on our clock, within it and in order."""
+    def _own(self, entries: Sequence[Mapping[str, Any]], stop_ns: int) -> tuple[Events, int]:
+        """Events of this stretch, their times on our clock, within it and in order; and how many were before it."""
         events = events_of(entries, self._frames)
         times = self._anchors.settle(entries, self._anchors.to_ours(events.time_ns))
         first = 0 if self._ours else int(np.searchsorted(times, self._start_ns))
         columns = [getattr(events, name)[first:] for name in Events.__dataclass_fields__]
         own = Events(*columns)
         own.time_ns[:] = np.maximum.accumulate(np.clip(times[first:], self._start_ns, stop_ns))
-        return own
+        return own, first
 
     def _note_graphs(self, trace: Trace) -> None:
         private = sum(s.size for s in trace.segments_end if s.private_pool != (0, 0))
