@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class Plan:
     operations: int = 300
     fraction: float | None = None
     outside: int = 500 * MIB  #: of the card, what others and the context take
-    switches: list[str] = field(default_factory=list)  #: settings to change to within the program
+    switched: bool = False  #: whether the program switches expandable segments on and off
 
 
 class Device:
@@ -176,7 +176,7 @@ def run(plan: Plan) -> list[str]:
         device = random_.choice(devices)
         if random_.random() < 0.05:
             growing = not growing
-        said, found = _operate(random_, device, devices, growing)
+        said, found = _operate(random_, plan, device, devices, growing)
         snapshot = torch.cuda.memory._snapshot()
         for each in devices:
             found += [f"cuda:{each.index}: {d}" for d in each.differences(snapshot)]
@@ -185,11 +185,19 @@ def run(plan: Plan) -> list[str]:
         _clear()
         if found:
             return [f"operation {step}: {said}", *found]
-    return [d for device in devices for d in _replayed(device, plan)]
+    # When expandable segments were switched is in no history: blocks served from the cache meanwhile leave it open.
+    return [] if plan.switched else [d for device in devices for d in _replayed(device, plan)]
 
 
-def _operate(r: random.Random, device: Device, devices: list[Device], growing: bool) -> tuple[str, list[str]]:
+def _operate(r: random.Random, plan: Plan, device: Device, devices: list[Device], growing: bool) -> tuple[str, list[str]]:
     chance = r.random()
+    if plan.switched and 0.02 < chance < 0.03:
+        expandable = not device.model.settings.expandable_segments
+        text = ",".join(filter(None, [plan.conf, f"expandable_segments:{expandable}"]))
+        torch.cuda.memory._set_allocator_settings(text)
+        for each in devices:
+            each.model.settings = Settings.from_conf(text)
+        return text, []
     if chance < 0.02:
         torch.cuda.empty_cache()
         for each in devices:
@@ -225,7 +233,7 @@ def _replayed(device: Device, plan: Plan) -> list[str]:
     found = []
     segments = segments_of(torch.cuda.memory._snapshot()["segments"], device.index)
     for first, before in [(0, ()), *device.starts]:
-        events, settings = events_of(device.history[first:]), Settings.from_conf(plan.conf)
+        events, settings = events_of(device.history[first:]), device.model.settings
         baseline = {b.address: b for s in before for b in s.blocks if b.state != "inactive"}
         for hints in (baseline, {}):
             replayed = replay_events(events, segments, settings, hints)

@@ -69,8 +69,7 @@ def replay_trace(trace: Trace, settings: Settings | None = None) -> TraceReplay:
     """
     if settings is None:
         settings = Settings.from_snapshot(trace.allocator_settings)
-        mapped = bool(np.any(trace.events.action == Action.SEGMENT_MAP))
-        if mapped or any(s.expandable for s in trace.segments_end):
+        if "expandable_segments" not in trace.allocator_settings and any(s.expandable for s in trace.segments_end):
             settings = replace(settings, expandable_segments=True)
     hints = {b.address: b for b in trace.baseline if b.state != "inactive"} if trace.complete else {}
     return replay_events(trace.events, trace.segments_end, settings, hints, trace.private_pools)
@@ -85,9 +84,14 @@ def replay_events(
 ) -> TraceReplay:
     """Replay the events that led to ``segments_end``; see `allocator.undo.undo` for the rest."""
     private = private_pools or {}
+    grown = events.action[np.isin(events.action, (Action.SEGMENT_ALLOC, Action.SEGMENT_MAP))] == Action.SEGMENT_MAP
+    first = bool(grown[0]) if len(grown) else settings.expandable_segments
+    switched = bool(np.any(grown != first)) or first != settings.expandable_segments
+    settings = replace(settings, expandable_segments=first)
     start = undo(events, segments_end, settings, hints, private)
     allocated, reserved = start.blocks.allocated, start.blocks.reserved
     follower = _Follower(start, settings, events, segments_end, private)
+    follower.switched = switched
     block_bytes, reserved_after = follower.follow()
     return TraceReplay(
         block_bytes=block_bytes,
@@ -125,6 +129,7 @@ class _Follower:
         self._spaces = start.spaces
         self.rounded: list[int] = settings.round_all(events.size).tolist()
         self.address_mismatches = self.segment_mismatches = 0
+        self.switched = False  # whether the program switched expandable segments on or off
         self._private = {s.address: s.private_pool for s in segments_end if s.private_pool != SHARED}
         self._told = private_pools
         self._only_shared = not self._private and not private_pools
@@ -187,7 +192,9 @@ class _Follower:
     def _alloc(self, i: int, address: int, stream: int, requested: int) -> int:
         rounded, blocks = self.rounded[i], self.blocks
         pool = self._pool(rounded, stream, address)
-        fit = self._fresh or blocks.find(pool, rounded, self.settings) or self._grown(pool, rounded)
+        fit = self._fresh or self._find(pool, rounded)
+        if self.switched and (fit is None or fit[0] != address):
+            fit = self._find_switched(pool, rounded, address) or fit
         self._fresh = None
         if fit is None or fit[0] != address:
             self.address_mismatches += 1
@@ -196,6 +203,23 @@ class _Follower:
         taken = rounded if self.settings.may_split(block, rounded, pool.small) else block
         blocks.take(address, taken, block, requested, pool)
         return taken
+
+    def _find(self, pool: Pool, rounded: int) -> tuple[int, int] | None:
+        return self.blocks.find(pool, rounded, self.settings) or self._grown(pool, rounded)
+
+    def _find_switched(self, pool: Pool, rounded: int, address: int) -> tuple[int, int] | None:
+        """Where the block is found once expandable segments are switched on, or off: then they have been."""
+        before = self.settings
+        self._switch(not before.expandable_segments)
+        fit = self._find(pool, rounded)
+        if fit is None or fit[0] != address:
+            self.settings = before
+            return None
+        return fit
+
+    def _switch(self, expandable: bool) -> None:
+        if self.switched and self.settings.expandable_segments != expandable:
+            self.settings = replace(self.settings, expandable_segments=expandable)
 
     def _grown(self, pool: Pool, rounded: int) -> tuple[int, int] | None:
         """A block refused as too large to be split serves all the same where an expandable segment would grow."""
@@ -243,6 +267,7 @@ class _Follower:
         return None if j is None else self.rounded[j]
 
     def _segment_alloc(self, i: int, address: int, stream: int, size: int) -> int:
+        self._switch(expandable=False)
         wanted = self._wanted(i)
         pool = self._pool(size - SMALL_SEGMENT if wanted is None else wanted, stream, address, i)
         if wanted is not None:
@@ -261,6 +286,7 @@ class _Follower:
         return size
 
     def _segment_map(self, i: int, address: int, stream: int, size: int) -> int:
+        self._switch(expandable=True)
         wanted = self._wanted(i)
         segment = self.blocks.segment_of(address)
         if segment is None:
