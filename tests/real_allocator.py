@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from ipyvram.allocator.replay import replay_events
 from ipyvram.caching_allocator import CachingAllocator, OutOfMemory, Settings
 from ipyvram.recording import Action, Block, Segment
-from ipyvram.snapshot_parts import events_of, segments_of
+from ipyvram.snapshot_parts import events_of, private_pools_of, segments_of
 
 MIB = 1 << 20
 #: Bytes of a request, by how often: all classes of sizes, and the edges between them.
@@ -43,6 +44,7 @@ class Plan:
     operations: int = 300
     fraction: float | None = None
     outside: int = 500 * MIB  #: of the card, what others and the context take
+    pools: bool = False  #: whether some blocks are of private pools, which come and go
     switched: bool = False  #: whether the program switches expandable segments on and off
 
 
@@ -50,14 +52,15 @@ class Device:
     """One card: torch's allocator, and the model that is to do the same."""
 
     def __init__(self, index: int, plan: Plan, streams: list[Any]) -> None:
-        self.index, self.streams = index, streams
+        self.index, self.streams, self.pools_vary = index, streams, plan.pools
         total = torch.cuda.get_device_properties(index).total_memory
         allowed = None if plan.fraction is None else int(plan.fraction * total)
-        self.model = CachingAllocator(total - plan.outside, Settings.from_conf(plan.conf), allowed, self._record)
+        self.model = CachingAllocator(total - plan.outside, Settings.from_conf(plan.conf), allowed, self._record, total)
         self.rows: list[tuple[str, int, int, int, int]] = []
         self.history: list[dict[str, Any]] = []
         self.live: list[tuple[Any, int]] = []  # tensor and its address in the model
         self.waiting: list[int] = []
+        self.pools: list[Any] = []
         self.shift: dict[int, int] = {}  # segment of the model → how far from it torch's lies
         self.starts: list[tuple[int, tuple[Segment, ...]]] = []
 
@@ -68,18 +71,19 @@ class Device:
 
     # -- operations --------------------------------------------------------------------------------------------------
 
-    def alloc(self, size: int, stream: Any) -> str | None:
+    def alloc(self, size: int, stream: Any, pool: Any = None) -> str | None:
         for address in self.waiting:
             self.model.complete_free(address)
         self.waiting.clear()
         tensor = address = None
+        pooled = nullcontext() if pool is None else torch.cuda.use_mem_pool(pool, self.index)
         try:
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(stream), pooled:
                 tensor = torch.empty(size, dtype=torch.uint8, device=f"cuda:{self.index}")
         except torch.cuda.OutOfMemoryError:
             pass
         try:
-            address = self.model.alloc(size, stream.cuda_stream)
+            address = self.model.alloc(size, stream.cuda_stream, (0, 0) if pool is None else pool.id)
         except OutOfMemory:
             pass
         if (tensor is None) != (address is None):
@@ -119,6 +123,8 @@ class Device:
         # In which order several streams are found to be done is not the model's business.
         done = next((i for i, entry in enumerate(want) if entry[0] != "free_completed"), len(want))
         have[:done], want[:done] = sorted(have[:done]), sorted(want[:done])
+        if self.pools_vary and all(entry[0] != "alloc" for entry in want):  # torch keeps private pools in no order
+            have, want = sorted(have), sorted(want)
         return [f"event: torch {w}, model {h}" for h, w in zip(have, want, strict=True) if h != w]
 
     def _counters(self) -> list[str]:
@@ -189,7 +195,9 @@ def run(plan: Plan) -> list[str]:
     return [] if plan.switched else [d for device in devices for d in _replayed(device, plan)]
 
 
-def _operate(r: random.Random, plan: Plan, device: Device, devices: list[Device], growing: bool) -> tuple[str, list[str]]:
+def _operate(
+    r: random.Random, plan: Plan, device: Device, devices: list[Device], growing: bool
+) -> tuple[str, list[str]]:
     chance = r.random()
     if plan.switched and 0.02 < chance < 0.03:
         expandable = not device.model.settings.expandable_segments
@@ -198,6 +206,15 @@ def _operate(r: random.Random, plan: Plan, device: Device, devices: list[Device]
         for each in devices:
             each.model.settings = Settings.from_conf(text)
         return text, []
+    if plan.pools and 0.03 < chance < 0.06:
+        if len(device.pools) < 2:
+            with torch.cuda.device(device.index):
+                device.pools.append(torch.cuda.MemPool())
+            return "a new pool", []
+        pool = device.pools.pop()
+        device.model.release_pool(pool.id, at_once=True)
+        device.waiting = [a for a in device.waiting if a in device.model.blocks.awaiting]
+        return "a pool dropped", []
     if chance < 0.02:
         torch.cuda.empty_cache()
         for each in devices:
@@ -207,7 +224,8 @@ def _operate(r: random.Random, plan: Plan, device: Device, devices: list[Device]
     if not device.live or chance < (0.75 if growing else 0.35):
         make = r.choices([m for _, m in SIZES], [w for w, _ in SIZES])[0]
         size, stream = make(r), r.choices(device.streams, [6, 2, 1])[0]
-        failed = device.alloc(size, stream)
+        pool = r.choice(device.pools) if device.pools and r.random() < 0.3 else None
+        failed = device.alloc(size, stream, pool)
         return f"alloc {size} on {stream.cuda_stream:#x}", [failed] if failed else []
     at = r.randrange(len(device.live))
     lend_to = r.choice(device.streams) if r.random() < 0.15 else None
@@ -233,10 +251,10 @@ def _replayed(device: Device, plan: Plan) -> list[str]:
     found = []
     segments = segments_of(torch.cuda.memory._snapshot()["segments"], device.index)
     for first, before in [(0, ()), *device.starts]:
-        events, settings = events_of(device.history[first:]), device.model.settings
+        events, private = events_of(device.history[first:]), private_pools_of(device.history[first:])
         baseline = {b.address: b for s in before for b in s.blocks if b.state != "inactive"}
         for hints in (baseline, {}):
-            replayed = replay_events(events, segments, settings, hints)
+            replayed = replay_events(events, segments, device.model.settings, hints, private)
             wrong = [replayed.address_mismatches, replayed.segment_mismatches, replayed.final_mismatches]
             wrong += [len({*map(_bare, baseline.values())} ^ {*replayed.baseline})] if hints else []
             if any(wrong):

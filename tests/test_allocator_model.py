@@ -18,6 +18,7 @@ CONFIGURATIONS = {
     "default": Settings(),
     "expandable": Settings(expandable_segments=True),
     "max split": Settings(max_split_size=24 * MIB),
+    "max split, expandable": Settings(max_split_size=24 * MIB, expandable_segments=True),
     "power of two": Settings.from_conf("roundup_power2_divisions:[1:2,4:8,>:4]"),
     "garbage collection": Settings(garbage_collection_threshold=0.5),
     "large segments": Settings.from_conf("large_segment_size_mb:12,expandable_segments:True"),
@@ -207,3 +208,27 @@ def test_inactive_split_is_the_rest_of_segments_in_use():
     allocator.alloc(3 * MIB)
     allocator.free(allocator.alloc(30 * MIB))
     assert allocator.inactive_split == 17 * MIB
+
+
+def test_the_peak_of_memory_counts_what_a_request_that_failed_had_mapped():
+    allocator = CachingAllocator(40 * MIB, Settings(expandable_segments=True))
+    first = allocator.alloc(15 * MIB)
+    allocator.alloc(2 * MIB)
+    allocator.free(first)
+    with pytest.raises(OutOfMemory):
+        allocator.alloc(36 * MIB)
+    assert allocator.reserved_peak == allocator.reserved == 20 * MIB
+
+
+def test_a_private_pool_that_ends_gives_back_what_it_caches_at_once_where_asked():
+    rows = []
+    allocator = CachingAllocator(record=lambda *row: rows.append(row[0]))
+    used, lent, free = (allocator.alloc(12 * MIB, private=(0, 1)) for _ in range(3))
+    allocator.free(lent, awaiting=True)
+    allocator.free(free)
+    allocator.release_pool((0, 1), at_once=True)
+    assert rows[-3:] == [Action.FREE_COMPLETED, Action.SEGMENT_FREE, Action.SEGMENT_FREE]
+    allocator.free(used)
+    assert allocator.reserved == 12 * MIB
+    allocator.empty_cache()
+    assert allocator.reserved == 0

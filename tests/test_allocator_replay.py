@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ipyvram.allocator.replay import replay_events
 from ipyvram.caching_allocator import CachingAllocator, Settings, replay_trace
 from ipyvram.recording import Action, Events, Trace
 
@@ -88,3 +89,42 @@ def test_the_settings_of_the_trace_are_used(conf):
 def _written(conf):
     divisions = Settings.from_conf(conf).roundup_power2_divisions
     return {"roundup_power2_divisions": {str(1 << i): d for i, d in enumerate(divisions)}}
+
+
+def test_a_private_pool_that_ends_within_the_trace_is_told_by_its_events():
+    rows, pools = [], {}
+
+    def record(action, address, size, stream, private):
+        if private != (0, 0) and action >= Action.SEGMENT_ALLOC:
+            pools[len(rows)] = private
+        rows.append((action, address, size, stream, len(rows) + 1, -1, -1))
+
+    allocator = CachingAllocator(record=record)
+    shared = allocator.alloc(2 * MIB)
+    private = [allocator.alloc(2 * MIB, private=(0, 1)) for _ in range(2)]  # though the shared pool has room
+    for address in private:
+        allocator.free(address)
+    allocator.alloc(3 * MIB)
+    allocator.release_pool((0, 1), at_once=True)
+    allocator.free(shared)
+    events, end = Events.from_rows(rows), allocator.segments()
+    told, untold = (replay_events(events, end, Settings(), {}, p) for p in (pools, {}))
+    assert (told.mismatches, told.final_mismatches) == (0, 0)
+    assert untold.mismatches
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_expandable_segments_switched_on_or_off_within_the_trace(first):
+    rows = []
+    allocator = CachingAllocator(
+        100 * MIB,
+        Settings(expandable_segments=first),
+        record=lambda *row: rows.append((*row[:4], len(rows) + 1, -1, -1)),
+    )
+    allocator.alloc(3 * MIB)
+    allocator.settings = Settings(expandable_segments=not first)
+    kept = [allocator.alloc(size * MIB) for size in (4, 15, 2)]
+    allocator.free(kept[1])
+    allocator.alloc(5 * MIB)
+    found = replay_events(Events.from_rows(rows), allocator.segments(), allocator.settings, {})
+    assert (found.mismatches, found.final_mismatches) == (0, 0)

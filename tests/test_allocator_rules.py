@@ -62,10 +62,16 @@ def test_reads_the_settings_of_a_snapshot():
             "roundup_power2_divisions": {str(1 << i): 4 for i in range(16)},
         }
     )
-    assert found == Settings(False, 64 * MIB, 20 * MIB, (4,) * 16, 0.8, 32 * MIB)
+    assert found == Settings(False, 64 * MIB, 32 * MIB, (4,) * 16, 0.8, 32 * MIB)
     assert Settings.from_snapshot({"max_split_size": -1}).max_split_size == NO_LIMIT
 
 
 def test_a_wrong_value_is_named():
     with pytest.raises(ValueError, match="PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:big"):
         Settings.from_conf("max_split_size_mb:big")
+
+
+def test_a_block_may_be_larger_by_a_large_segment_unless_set():
+    assert Settings.from_conf("large_segment_size_mb:40").max_non_split_rounding == 40 * MIB
+    both = Settings.from_conf("max_non_split_rounding_mb:30,large_segment_size_mb:40")
+    assert both.max_non_split_rounding == 30 * MIB

@@ -50,6 +50,8 @@ class CachingAllocator:
         Bytes that the process may reserve (``set_per_process_memory_fraction``); None: no limit.
     record : callable or None
         Receives every event; see `Recorder`.
+    card : int or None
+        Bytes of the whole card, which the address space of an expandable segment depends on; ``capacity`` unless given.
 
     Attributes
     ----------
@@ -64,9 +66,10 @@ class CachingAllocator:
         settings: Settings | None = None,
         allowed: int | None = None,
         record: Recorder | None = None,
+        card: int | None = None,
     ) -> None:
         self.blocks, self.settings = Blocks(), settings or Settings()
-        self.capacity, self.allowed = capacity, allowed
+        self.capacity, self.allowed, self.card = capacity, allowed, card or capacity
         self.allocated_peak = self.reserved_peak = self.retries = self.ooms = 0
         self._record = record or (lambda action, address, size, stream, private: None)
         self._next = _BASE
@@ -147,9 +150,16 @@ class CachingAllocator:
         for private in sorted(self._freeable):
             self._release(private)
 
-    def release_pool(self, private: tuple[int, int]) -> None:
-        """Nobody needs a private pool any more (its graph is gone): `empty_cache` may give it back."""
+    def release_pool(self, private: tuple[int, int], at_once: bool = False) -> None:
+        """Nobody needs a private pool any more (its graph is gone): `empty_cache` may give it back.
+
+        With ``at_once``, as when a ``MemPool`` ends, what of it is cached is given back now.
+        """
         self._freeable.add(private)
+        if at_once:
+            for address in [a for a, b in self.blocks.awaiting.items() if b.pool.private == private]:
+                self.complete_free(address)
+            self._release(private)
 
     def segments(self) -> tuple[Segment, ...]:
         """The state as torch's snapshot shows it: segments, or contiguous mapped ranges, with their blocks."""
@@ -210,7 +220,7 @@ class CachingAllocator:
         begin = self.blocks.room_to_grow(pool, size)
         if begin is None:
             granule = self.settings.granule(pool.small)
-            space = -(-min(self.capacity, 1 << 40) * 9 // 8 // granule) * granule  # as torch: 9/8 of the card
+            space = -(-min(self.card, 1 << 40) * 9 // 8 // granule) * granule  # as torch: 9/8 of the card
             begin = self._addresses(space)
             self.blocks.reserve(begin, space, pool, expandable=True)
         block = (begin, self.blocks.free_at(begin) or 0)

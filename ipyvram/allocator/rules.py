@@ -34,7 +34,7 @@ class Settings:
     max_split_size : int
         Blocks of at least this many bytes are not split; `NO_LIMIT` when unset.
     max_non_split_rounding : int
-        How much larger than its request such a block may be, bytes.
+        How much larger than its request such a block may be, bytes; as `large_segment` unless set.
     roundup_power2_divisions : tuple of int
         Divisions between powers of two for requests from 1 MiB, 2 MiB … 32 GiB; 0 or 1: round to 512 B.
     garbage_collection_threshold : float
@@ -80,13 +80,14 @@ class Settings:
             return int(found[name]) * MIB if name in found else default
 
         try:
+            large = mib("large_segment_size_mb", LARGE_SEGMENT)
             return cls(
                 expandable_segments=found.get("expandable_segments", "").lower() == "true",
                 max_split_size=mib("max_split_size_mb", NO_LIMIT),
-                max_non_split_rounding=mib("max_non_split_rounding_mb", LARGE_SEGMENT),
+                max_non_split_rounding=mib("max_non_split_rounding_mb", large),
                 roundup_power2_divisions=_divisions(found.get("roundup_power2_divisions", "0")),
                 garbage_collection_threshold=float(found.get("garbage_collection_threshold", "0")),
-                large_segment=mib("large_segment_size_mb", LARGE_SEGMENT),
+                large_segment=large,
             )
         except ValueError as error:
             raise ValueError(f"PYTORCH_CUDA_ALLOC_CONF={text}: {error}") from error
