@@ -14,6 +14,7 @@ from ipyvram.probes.clock import Clock
 from ipyvram.probes.history import HistoryTrace
 from ipyvram.probes.stacks import Interner, StackReader
 from ipyvram.probes.storages import StorageTrace
+from ipyvram.probes.tensors import plain_tensors, storage_of
 from ipyvram.recording import OomEvent, Origin, Stack, Trace
 
 Guard = Callable[[str, Callable[[], None]], None]
@@ -83,7 +84,9 @@ class Tracing:
         if self._history is None or self._storages is not None:
             return
         parameter = next(module.parameters(), None)
-        if parameter is not None and self._history.identify(parameter.untyped_storage()) is None:
+        parts = () if parameter is None else plain_tensors(parameter)
+        storage = next((s for s in map(storage_of, parts) if s is not None), None)
+        if storage is not None and self._history.identify(storage) is None:
             self._start_storages()
 
     def identify(self, storage: torch.UntypedStorage, before: bool) -> tuple[str, int] | None:

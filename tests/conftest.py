@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -41,3 +47,34 @@ def traces() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder of real CUDA traces is not here (IPYVRAM_TRACES names it)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def stub_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What to add to the environment of a process that is to have a card: `tests.cuda_stub`."""
+    from tests import cuda_stub
+
+    if why := cuda_stub.missing():
+        pytest.skip(why)
+    return cuda_stub.build(tmp_path_factory.mktemp("cuda_stub"))
+
+
+@pytest.fixture
+def run_on_stub(stub_environment: dict[str, str]) -> Callable[..., Any]:
+    """Run lines of Python with the stub; what they leave in ``result`` comes back as JSON would give it."""
+
+    def call(code: str, **settings: object) -> Any:
+        program = textwrap.dedent(code) + "\nimport json\nprint('\\n' + json.dumps(result))\n"
+        variables = {f"IPYVRAM_STUB_{name}": str(value) for name, value in settings.items()}
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, **stub_environment, **variables},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return call

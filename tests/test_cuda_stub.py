@@ -2,50 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
-import pytest
-
-from tests import cuda_stub
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    if why := cuda_stub.missing():
-        pytest.skip(why)
-    return cuda_stub.build(tmp_path_factory.mktemp("cuda_stub"))
-
-
-@pytest.fixture
-def run(environment):
-    """Run lines of Python with the stub; what they leave in ``result`` comes back as JSON would give it."""
-
-    def call(code, **settings):
-        program = textwrap.dedent(code) + "\nimport json\nprint('\\n' + json.dumps(result))\n"
-        variables = {f"IPYVRAM_STUB_{name}": str(value) for name, value in settings.items()}
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, **environment, **variables},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
-
-    return call
-
-
-def test_torch_sees_a_card_and_its_allocator_counts(run):
-    found = run(
+def test_torch_sees_a_card_and_its_allocator_counts(run_on_stub):
+    found = run_on_stub(
         """
         import torch
         x = torch.empty(1000, 1000, device="cuda")
@@ -57,12 +16,12 @@ def test_torch_sees_a_card_and_its_allocator_counts(run):
     assert found == ["NVIDIA Stub", 4_000_256, 20 << 20, 8 << 30]
 
 
-def test_every_number_on_the_card_is_zero(run):
-    assert run("import torch\nresult = torch.arange(1, 5).cuda().cpu().tolist()") == [0, 0, 0, 0]
+def test_every_number_on_the_card_is_zero(run_on_stub):
+    assert run_on_stub("import torch\nresult = torch.arange(1, 5).cuda().cpu().tolist()") == [0, 0, 0, 0]
 
 
-def test_the_card_can_be_full(run):
-    found = run(
+def test_the_card_can_be_full(run_on_stub):
+    found = run_on_stub(
         """
         import torch
         kept = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
@@ -76,8 +35,8 @@ def test_the_card_can_be_full(run):
     assert found.startswith("CUDA out of memory. Tried to allocate 1024.00 MiB.")
 
 
-def test_another_process_is_seen_on_the_same_card(run, environment):
-    found = run(
+def test_another_process_is_seen_on_the_same_card(run_on_stub):
+    found = run_on_stub(
         """
         import subprocess, sys, pynvml, torch
         code = "import torch; x = torch.empty(64 << 20, dtype=torch.uint8, device='cuda'); print('here', flush=True); input()"

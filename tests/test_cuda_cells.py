@@ -1,0 +1,133 @@
+"""Cells as people write and run them again, on torch's own CUDA allocator with the stub: truths by plain torch."""
+
+from __future__ import annotations
+
+HEAD = """
+import sys, torch
+from torch import nn
+import ipyvram
+
+result = {}
+
+def on_card(tensors):
+    torch.cuda.synchronize()
+    return sum((t.untyped_storage().nbytes() + 511) // 512 * 512 for t in tensors)
+
+def said(name, report):
+    result[name] = {
+        "start": report.start, "peak": report.peak, "end": report.end, "bytes": report.peak_bytes, "when": report.peak_when,
+        "names": [t.name for t in report.tensors_at_peak], "notes": report.measurement.notes, "steps": report.traced_steps,
+        "events": report.measurement.events, "oom": report.oom and report.oom.account,
+    }
+"""
+
+
+def test_models_that_move_and_what_earlier_cells_left(run_on_stub):
+    found = run_on_stub(
+        HEAD
+        + """
+net = nn.Sequential(nn.Linear(512, 1024), nn.BatchNorm1d(1024), nn.ReLU(), nn.Linear(1024, 10))
+with ipyvram.measure() as m:
+    net.to("cuda")
+said("moved", m.report)
+result["whole"] = [on_card(net.parameters()), on_card(net.buffers())]
+with ipyvram.measure() as m:
+    net.half()
+said("halved", m.report)
+result["half"] = [on_card(net.parameters()), on_card(net.buffers())]
+net.float()
+
+for name in ("first", "again"):
+    torch.cuda.reset_peak_memory_stats()
+    with ipyvram.measure() as m:
+        for _ in range(2):
+            out = net(torch.randn(256, 512, device="cuda"))
+    said(name, m.report)
+    result[name]["true"] = torch.cuda.max_memory_allocated()
+del out
+
+def step(x):
+    hidden = net(x).exp()
+    raise ValueError("not ready")
+
+try:
+    step(torch.randn(4096, 512, device="cuda"))
+except ValueError as error:
+    sys.last_value, sys.last_traceback = error, error.__traceback__
+with ipyvram.measure() as m:
+    y = torch.empty(1000, device="cuda")
+said("after_error", m.report)
+
+optimizer = torch.optim.SGD(net.parameters(), 0.1)
+net(torch.randn(8, 512, device="cuda")).sum().backward()
+result["gradients"] = on_card(p.grad for p in net.parameters())
+del sys.last_value, sys.last_traceback, net
+with ipyvram.measure() as m:
+    net = None
+said("model_gone", m.report)
+result["compiler"] = "torch._inductor" in sys.modules
+"""
+    )
+    moved, halved, again, failed = (found[name] for name in ("moved", "halved", "again", "after_error"))
+    assert [moved["end"]["parameters"], moved["end"]["buffers"]] == found["whole"]
+    assert [halved["end"]["parameters"], halved["end"]["buffers"]] == found["half"]
+    assert again["bytes"] == again["true"] == sum(again["peak"].values())
+    assert again["start"]["activations"] == found["first"]["end"]["activations"] > 1 << 20
+    assert failed["start"]["activations"] >= 2 * 4096 * 1024 * 4  # what normalisation and ReLU saved
+    assert "traceback: hidden in step()" in failed["names"]
+    assert found["model_gone"]["start"]["gradients"] == found["gradients"]
+    for name in ("moved", "halved", "first", "again", "after_error", "model_gone"):
+        assert found[name]["start"]["other"] == found[name]["peak"]["other"] == found[name]["end"]["other"] == 0
+        assert found[name]["notes"] == []
+    assert found["compiler"] is False  # a snapshot would have loaded it
+
+
+def test_a_batch_that_doubles_until_the_card_is_full(run_on_stub):
+    found = run_on_stub(
+        HEAD
+        + """
+net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 64 * 64, 10)).cuda()
+optimizer = torch.optim.Adam(net.parameters())
+sizes = []
+try:
+    with ipyvram.measure() as m:
+        size = 16
+        while True:
+            x = torch.randn(size, 3, 64, 64, device="cuda")
+            optimizer.zero_grad()
+            net(x).sum().backward()
+            optimizer.step()
+            sizes.append(size)
+            size *= 2
+except torch.cuda.OutOfMemoryError:
+    pass
+said("doubled", m.report)
+result["doubled"]["true"] = torch.cuda.max_memory_allocated()
+result["sizes"] = sizes
+""",
+        BYTES=2 << 30,
+    )
+    doubled = found["doubled"]
+    assert len(found["sizes"]) > 4
+    assert doubled["steps"] == len(found["sizes"])
+    assert doubled["bytes"] == doubled["true"] == sum(doubled["peak"].values())
+    assert doubled["peak"]["other"] == 0
+    assert sum(doubled["oom"].values()) > 0
+    assert doubled["oom"]["other"] == 0
+
+
+def test_a_model_whose_parameters_are_of_a_transform_runs(run_on_stub):
+    found = run_on_stub(
+        HEAD
+        + """
+from torch.func import functional_call, grad
+net = nn.Linear(64, 1).cuda()
+weights = {n: p.detach() for n, p in net.named_parameters()}
+x = torch.randn(32, 64, device="cuda")
+with ipyvram.measure() as m:
+    gradients = grad(lambda w: functional_call(net, w, (x,)).sum())(weights)
+said("functional", m.report)
+"""
+    )
+    assert found["functional"]["notes"] == []
+    assert found["functional"]["peak"]["other"] == 0
