@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from ipyvram.attribution import COPY, DATA, RELEASED, Attribution
+from ipyvram.attribution import COPY, DATA, KEPT, RELEASED, Attribution
 from ipyvram.ledger import Ledger
 from ipyvram.marks import models
 from ipyvram.recording import Cell, Claim, Frame, Origin, Recording, Stack
@@ -74,11 +74,14 @@ class Names:
         if category == "activations":
             variable = next((c.name for c in claims if not c.category and c.name), "")
             saved = next((c.name for c in claims if c.category in ("activations", DATA)), "")
-            return variable or (f"{made_by} output" if made_by else f"saved by {saved}" if saved else "")
+            kept = next(
+                (c.name for c in claims if c.category == KEPT), ""
+            )  # of an earlier cell: what keeps it says more
+            return variable or kept or (f"{made_by} output" if made_by else f"saved by {saved}" if saved else "")
         if claim is None:
             return made_by
         if claim.category == DATA:
-            field = claim.name.rpartition(".")[2]
+            field = claim.name if " " in claim.name else claim.name.rpartition(".")[2]  # ``graph of loss``
             return made_by if field in _OPERANDS and made_by else field
         return self._model_of(claim) + claim.name
 

@@ -234,9 +234,10 @@ def test_evaluation_without_no_grad(notebook):
         "train(batch=512)",
         "outs = [model(torch.randn(512, 64)) for _ in range(4)]\nsum(o.mean() for o in outs).backward()",
         "for _ in range(2):\n    for _ in range(4):\n        model(torch.randn(512, 64)).mean().backward()\n    optimizer.step()",
+        "for _ in range(3):\n    a, b = (model(torch.randn(512, 64)) for _ in range(2))\n    (a @ b.T).mean().backward()",
         "out = model(torch.randn(512, 64))",  # its backward may be in the next cell
     ],
-    ids=["no-grad", "training", "one-backward-for-all", "accumulation", "one-forward"],
+    ids=["no-grad", "training", "one-backward-for-all", "accumulation", "two-of-one-loss", "one-forward"],
 )
 def test_forwards_whose_graph_is_used(notebook, cell):
     assert not found(notebook.measure(cell), "unused_graph")

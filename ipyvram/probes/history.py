@@ -185,8 +185,8 @@ class HistoryTrace:
         private = sum(s.size for s in trace.segments_end if s.private_pool != (0, 0))
         if private:
             self.notes.append(
-                f"{trace.device}: {format_bytes(private)} lie in private pools (CUDA graphs, MemPool); replaying a graph makes no "
-                "events, so what it uses at a time is not seen"
+                f"{trace.device}: {format_bytes(private)} lie in private pools (CUDA graphs, MemPool); allocations in them are "
+                "seen, what a graph uses of them when it is replayed is not"
             )
 
 

@@ -41,22 +41,21 @@ def leftovers(namespace: Mapping[str, Any], variables: Iterable[tuple[str, Any]]
     seen: set[Any] = set()
     yield from _graphs(((name, value) for name, value in variables if isinstance(value, Tensor)), seen)
     walk = _Collecting((namespace,))
-    for name, value in roots.outputs(namespace):
-        walk.root(value, name)
-    for _, value in roots.errors(namespace):
-        walk.root(value, "traceback")
-    named = [(path if path.startswith(("Out[", "_")) else f"traceback: {path}", t) for path, t in walk.tensors]
-    yield from (Left(tensor, name) for name, tensor in named)
-    yield from _graphs(named, seen)
+    for prefix, held in (("", roots.outputs(namespace)), ("traceback: ", roots.errors(namespace))):
+        for name, value in held:
+            walk.root(value, name)
+        yield from (Left(tensor, prefix + path) for path, tensor in walk.tensors)
+        yield from _graphs(walk.tensors, seen, prefix)
+        walk.tensors.clear()
 
 
-def _graphs(named: Iterable[tuple[str, Tensor]], seen: set[Any]) -> Iterator[Left]:
+def _graphs(named: Iterable[tuple[str, Tensor]], seen: set[Any], prefix: str = "") -> Iterator[Left]:
     for name, tensor in named:
         below = nodes_below([tensor], seen=seen) if tensor.grad_fn is not None else iter(())
         for node in islice(below, max(0, MAX_NODES - len(seen))):
             if leaf_of(node) is None:
                 yield from (
-                    Left(kept.tensor, f"graph of {name}", saved=True, data=kept.data) for kept in saved_by(node)
+                    Left(kept.tensor, f"{prefix}graph of {name}", saved=True, data=kept.data) for kept in saved_by(node)
                 )
 
 
