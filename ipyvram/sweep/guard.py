@@ -38,7 +38,9 @@ def memory_fraction(limit_bytes: int | None) -> Iterator[None]:
     device = torch.cuda.current_device()
     total = torch.cuda.get_device_properties(device).total_memory
     restore = saved_fractions()
-    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, limit_bytes - outside_bytes()) / total), device)
+    read = getattr(torch.cuda, "get_per_process_memory_fraction", None)
+    own = read(device) if read is not None else 1.0  # a limit of the user's own stays one
+    torch.cuda.set_per_process_memory_fraction(min(1.0, own, max(0.0, limit_bytes - outside_bytes()) / total), device)
     try:
         yield
     finally:
