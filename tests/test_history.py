@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 
 import numpy as np
@@ -68,6 +69,20 @@ def test_switches_off_what_it_switched_on(cuda):
     assert cuda.history is None
     assert "empty_cache" not in cuda.calls
     assert "reset_peak_memory_stats" not in cuda.calls
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_cycles_are_not_looked_for_while_the_snapshot_is_read_and_as_before_afterwards(cuda, monkeypatch, enabled):
+    seen, take = [], torch.cuda.memory._snapshot
+    monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: seen.append(gc.isenabled()) or take())
+    probe, before = started(), gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        probe.stop("end of cell")
+        seen.append(gc.isenabled())
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert seen == [False, enabled]
 
 
 def test_a_users_own_history_is_read_and_left_on(cuda):

@@ -6,10 +6,12 @@ are private to torch: each is looked up when it is needed, and a missing one is 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -121,6 +123,10 @@ class HistoryTrace:
 
     def stop(self, ended_by: str) -> tuple[Trace, ...]:
         """Read the events and switch the history off, if it was ours."""
+        with _without_collection():
+            return self._stop(ended_by)
+
+    def _stop(self, ended_by: str) -> tuple[Trace, ...]:
         if not self.active:
             return ()
         self.active = False
@@ -188,6 +194,18 @@ class HistoryTrace:
                 f"{trace.device}: {format_bytes(private)} lie in private pools (CUDA graphs, MemPool); allocations in them are "
                 "seen, what a graph uses of them when it is replayed is not"
             )
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """A snapshot is some hundred thousand dictionaries: looking for cycles among them takes longer than making them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _explains(trace: Trace) -> bool:
