@@ -102,3 +102,8 @@ def threading_file() -> str:
     import threading
 
     return threading.__file__
+
+
+def test_a_thread_with_fewer_callers_than_expected_has_a_stack_too():
+    stacks = Interner()
+    assert StackReader(stacks)(above=10_000) >= -1
