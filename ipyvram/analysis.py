@@ -185,11 +185,15 @@ class _Account:
         return sum(int(e.size[np.isin(e.action, back)].sum()) for e in events)
 
     def _allocator(self) -> dict[str, int]:
-        """How often the allocator had to retry in this cell, and its bytes at the end."""
+        """How often the allocator had to retry in this cell, and its bytes before it and at the end."""
         before, after = (
             c.get(self.device.id, {}) for c in (self.recording.counters_start, self.recording.counters_end)
         )
-        changes = {name: after[name] - before.get(name, 0) for name in ("retries", "ooms") if name in after}
+        changes: dict[str, int] = {
+            name: after[name] - before.get(name, 0) for name in ("retries", "ooms") if name in after
+        }
+        if before.get("reserved"):
+            changes["reserved_before"] = before["reserved"]
         return changes | {name: after[name] for name in ("allocated", "reserved", "inactive_split") if name in after}
 
     # -- instants ----------------------------------------------------------------------------------------------------

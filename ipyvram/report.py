@@ -75,7 +75,7 @@ class Report:
         Facts beside the account: what held memory when the cell ended.
     allocator : dict
         Change of the allocator's own counts over the cell (``retries``, ``ooms``) and its bytes at the end
-        (``allocated``, ``reserved``, ``inactive_split``); empty off CUDA.
+        (``allocated``, ``reserved``, ``inactive_split``), with what was ``reserved_before`` it; empty off CUDA.
     device_bytes : int or None
         The device's own memory, whatever ``--card`` says.
     batch : int

@@ -104,6 +104,11 @@ CASES = {
         cuda(card={"cache": GIB // 4 - 1}),
         ("256 MiB of the 1.25 GiB reserved (20 %)", "expandable_segments:True"),
     ),
+    "earlier_cache": (
+        cuda(card={"cache": GIB}, allocator={"reserved_before": 2 * GIB - GIB // 5 + 1}),
+        cuda(card={"cache": GIB}, allocator={"reserved_before": 2 * GIB - GIB // 5 - 1}),  # more had to be reserved
+        ("1.00 GiB of the 2.00 GiB reserved (50 %)", "was there before", "empty_cache()"),
+    ),
     "retries": (
         cuda(allocator={"retries": 9, "ooms": 2}),
         cuda(allocator={"retries": 2, "ooms": 2}),  # an allocation that failed was tried again, too
@@ -201,6 +206,11 @@ def test_fragmentation_of_a_small_cell_on_a_large_card_is_not_worth_a_word():
     peak = {"parameters": 8 * MIB}
     assert "fragmentation" not in kinds(cuda(peak=peak, card={"cache": 8 * GIB // 100}))  # rounded down: just below
     assert "fragmentation" in kinds(cuda(peak=peak, card={"cache": 8 * GIB // 100 + 1}))
+
+
+def test_what_an_earlier_cell_left_in_the_cache_is_not_called_fragmentation():
+    assert "fragmentation" not in kinds(cuda(card={"cache": GIB}, allocator={"reserved_before": 2 * GIB}))
+    assert "fragmentation" in kinds(cuda(card={"cache": GIB}, allocator={"reserved_before": GIB}))
 
 
 def test_the_batch_is_told_from_the_data_set_it_was_taken_from():

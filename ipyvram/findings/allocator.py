@@ -40,6 +40,14 @@ def _fragmentation(report: Report) -> Iterator[Finding]:
     reserved = report.peak_bytes + unused
     if unused < max(SEGMENT_BYTES, FRAGMENTED * reserved, FRAGMENTED_CARD * (report.card_bytes or 0)):
         return
+    before = report.allocator.get("reserved_before", 0)
+    if reserved - before < FRAGMENTED * unused:  # hardly more was reserved than before the cell: it had room enough
+        text = (
+            f"{format_bytes(unused)} of the {format_bytes(reserved)} reserved ({format_share(unused, reserved)}) are cache "
+            "that was there before this cell: later tensors will use it. torch.cuda.empty_cache() gives it to others."
+        )
+        yield Finding("earlier_cache", text, unused)
+        return
     text = (
         f"{format_bytes(unused)} of the {format_bytes(reserved)} reserved ({format_share(unused, reserved)}) lie unused "
         "even at the peak: fragmentation. PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, set before the kernel "
