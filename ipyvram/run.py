@@ -236,7 +236,7 @@ class Run:
             return
         self._traced_steps += self._phases.steps - self._first_traced
         self.guard("the namespace could not be read", self._owners.namespace)
-        self.guard("kept graphs could not be read", lambda: self._owners.kept_graphs(self._phases.read))
+        self.guard("kept graphs could not be read", lambda: self._owners.graphs.kept(self._phases.read))
         self.guard("the watch for growth is blind", self._learn_figures)
         self._armed = False
         self.guard("phases did not stop cleanly", self._phases.stop_tracing)
@@ -294,7 +294,8 @@ class Run:
                     survived = Observation("caught_oom", caught.requested_bytes, device=caught.device)
                     observations = (*observations, survived)
             self._recording = self._record(stop_ns, error, observations, oom)
-            self._owners.claims, self._phases.marks = [], []
+            self._owners.claims.clear()
+            self._phases.marks = []
         return self._recording
 
     def _record(

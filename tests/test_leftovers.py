@@ -10,8 +10,9 @@ from torch import nn
 
 from ipyvram.probes import leftovers as module
 from ipyvram.probes.clock import Clock
+from ipyvram.probes.graph_claims import DATA
 from ipyvram.probes.leftovers import leftovers
-from ipyvram.probes.owners import DATA, KEPT, Owners
+from ipyvram.probes.owners import KEPT, Owners
 from tests.networks import needs_saved_tensors
 
 

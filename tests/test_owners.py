@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 
 from ipyvram.probes.clock import Clock
-from ipyvram.probes.owners import COPY, DATA, RELEASED, Owners
-from tests.networks import needs_saved_tensors
+from ipyvram.probes.owners import COPY, Owners
 
 
 @pytest.fixture
@@ -93,30 +90,6 @@ def test_inputs_are_what_has_no_history(owners):
     assert said(owners) == [("inputs", "input1"), ("inputs", "extra")]
 
 
-@needs_saved_tensors
-def test_a_graph_says_what_it_saved_and_when_it_let_go(owners):
-    w, x = torch.ones(3, requires_grad=True), torch.ones(3)
-    y = (w * x).exp().sum()
-    leaves = owners.graph([y], backward=True)
-    assert leaves == [w]
-    y.backward()
-    owners.released()
-    assert (DATA, "MulBackward0.other") in said(owners)
-    assert ("activations", "ExpBackward0.result") in said(owners)
-    released = [claim.address for claim in owners.claims if claim.category == RELEASED]
-    saved = [claim.address for claim in owners.claims if claim.category in (DATA, "activations")]
-    assert sorted(released) == sorted(set(saved))
-
-
-def test_a_graph_that_is_kept_is_not_let_go(owners):
-    w = torch.ones(3, requires_grad=True)
-    y = w.exp().sum()
-    owners.graph([y], backward=True)
-    y.backward(retain_graph=True)
-    owners.released()
-    assert RELEASED not in {category for category, _ in said(owners)}
-
-
 def test_gradients_have_their_parameters_name(owners):
     model = nn.Linear(2, 1)
     owners.module(model, "net")
@@ -161,9 +134,9 @@ def test_nothing_is_kept_alive(owners):
     owners.module(model, "net")
     owners.inputs(model, (x,), {})
     y = model(x).sum()
-    leaves = owners.graph([y], backward=True)
+    leaves = owners.graphs.read([y], backward=True)
     y.backward()
-    owners.released()
+    owners.graphs.released()
     owners.gradients(leaves)
     optimizer.step()
     owners.optimizer(optimizer)
@@ -171,37 +144,6 @@ def test_nothing_is_kept_alive(owners):
     del model, optimizer, x, y, leaves
     gc.collect()
     assert [reference() for reference in references] == [None] * 6
-
-
-def test_no_version_is_touched_and_no_operator_runs(owners):
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Refuses(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            raise AssertionError(f"ran {func}")
-
-    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    optimizer = torch.optim.Adam(model.parameters())
-    x = torch.ones(1, 2)
-    y = model(x).sum()
-    versions = [t._version for t in itertools.chain(model.parameters(), [x, y])]
-    with Refuses():
-        owners.module(model, "net")
-        owners.inputs(model, (x,), {})
-        owners.outputs(y, "y")
-        owners.graph([y], backward=True)
-        owners.released()
-        owners.optimizer(optimizer)
-        owners.namespace()
-    assert [t._version for t in itertools.chain(model.parameters(), [x, y])] == versions
-
-
-def test_a_sparse_tensor_is_claimed_once_with_all_its_parts(owners):
-    layer = nn.Embedding(10, 4, sparse=True)
-    layer(torch.tensor([1, 2])).sum().backward()
-    for _ in range(2):
-        owners.gradients([layer.weight])
-    assert said(owners) == [("gradients", "parameter.grad")] * 2  # indices and values
 
 
 def test_what_autograd_computed_from_the_parameters_is_no_copy_of_them():
@@ -212,86 +154,6 @@ def test_what_autograd_computed_from_the_parameters_is_no_copy_of_them():
     owners.namespace()
     kinds = {claim.name: claim.category for claim in owners.claims}
     assert (kinds["fast['weight']"], kinds["average['weight']"]) == ("", COPY)
-
-
-@needs_saved_tensors
-def test_of_a_kept_graph_only_the_part_that_was_not_read_is_claimed():
-    layer = nn.Linear(2, 2)
-    number = torch._C._autograd._get_sequence_nr
-    before = layer(torch.ones(1, 2)).exp()
-    begin = number()
-    out = layer(torch.ones(1, 2)).sigmoid()
-    end = number()
-    kept = {"before": before, "out": out, "losses": [out.exp(), out.tanh().exp()], "plain": torch.ones(1)}
-    owners = new_owners(kept)
-    owners.kept_graphs([])
-    assert said(owners) == []
-    owners.kept_graphs([(0, begin), (begin, end)])
-    assert sorted(said(owners)) == [
-        ("", "losses[0]"), ("", "losses[1]"),
-        ("activations", "ExpBackward0.result"), ("activations", "ExpBackward0.result"), ("activations", "TanhBackward0.result"),
-    ]  # fmt: skip
-
-
-@needs_saved_tensors
-def test_what_a_forward_saved_is_used_and_released_by_the_backward(owners):
-    layer = nn.Linear(2, 2)
-    begin = torch._C._autograd._get_sequence_nr()
-    out = layer(torch.ones(3, 2).exp().requires_grad_() * 2)
-    owners.graph([out], since=begin)
-    read = [(c.category, c.address) for c in owners.claims if c.category in ("activations", DATA)]
-    loss = out.sigmoid().sum()
-    owners.claims.clear()
-    leaves = owners.graph([loss], backward=True)
-    again = [(c.category, c.address) for c in owners.claims if c.name != "SigmoidBackward0.result"]
-    assert sorted(again) == sorted(read)
-    assert len(leaves) == 3  # weight, bias and what was made to want a gradient
-    loss.backward()
-    owners.released()
-    released = {c.address for c in owners.claims if c.category == RELEASED}
-    assert {address for _, address in read} < released
-
-
-@needs_saved_tensors
-def test_a_backward_of_a_part_releases_only_that_part(owners):
-    x, layer = torch.ones(3, 2), nn.Linear(2, 2)
-    begin = torch._C._autograd._get_sequence_nr()
-    trunk = layer(x).exp()
-    heads = trunk.sin(), trunk.sigmoid()
-    owners.graph(heads, since=begin)
-    where = {c.name: c.address for c in owners.claims}
-    owners.graph([heads[0].sum()], backward=True)
-    heads[0].sum().backward()
-    owners.released()
-    released = {c.address for c in owners.claims if c.category == RELEASED}
-    assert {where["SinBackward0.self"], where["ExpBackward0.result"]} <= released
-    assert where["SigmoidBackward0.result"] not in released
-
-
-@needs_saved_tensors
-def test_a_graph_that_a_backward_keeps_is_released_by_the_next(owners):
-    layer = nn.Linear(2, 2)
-    begin = torch._C._autograd._get_sequence_nr()
-    out = layer(torch.ones(3, 2))
-    owners.graph([out], since=begin)
-    for retain in (True, False):
-        loss = out.sum()
-        owners.graph([loss], backward=True)
-        loss.backward(retain_graph=retain)
-        owners.released()
-        assert (RELEASED in {c.category for c in owners.claims}) is not retain
-
-
-@needs_saved_tensors
-def test_nodes_of_another_thread_may_have_the_same_numbers(owners):
-    layer = nn.Linear(2, 2)
-    owners.graph([layer(torch.ones(1, 2))])
-    with ThreadPoolExecutor(1) as pool:
-        out = pool.submit(layer, torch.ones(1, 2)).result()
-        pool.submit(owners.graph, [out]).result()
-    claimed = len(owners.claims)
-    owners.graph([out], backward=True)
-    assert len(owners.claims) > claimed
 
 
 @pytest.mark.parametrize("move", [nn.Module.half, lambda net: net.apply(replace_storages)])

@@ -22,7 +22,7 @@ import ipyvram
 from ipyvram import devices, measuring, tracing
 from ipyvram import run as run_module
 from ipyvram.options import Options
-from ipyvram.probes import counters, history, oom, owners, phases, storages
+from ipyvram.probes import counters, graph_claims, history, oom, owners, phases, storages
 from ipyvram.probes.clock import Clock
 from ipyvram.run import Run
 from ipyvram.sampler import Sampler
@@ -238,9 +238,9 @@ FAULTS = {
     "modules": (owners.Owners, "module"),
     "inputs": (owners.Owners, "inputs"),
     "outputs": (owners.Owners, "outputs"),
-    "graph": (owners.Owners, "graph"),
+    "graph": (graph_claims.GraphClaims, "read"),
     "gradients": (owners.Owners, "gradients"),
-    "released": (owners.Owners, "released"),
+    "released": (graph_claims.GraphClaims, "released"),
     "optimizer": (owners.Owners, "optimizer"),
     "labels": (owners.Owners, "label_of"),
     "marks": (phases, "Mark"),

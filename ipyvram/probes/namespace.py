@@ -19,6 +19,8 @@ _CLOSED = frozenset({
     "asyncio", "threading", "multiprocessing", "traitlets", "zmq", "re", "inspect", "datetime", "argparse", "tqdm",
 })  # fmt: skip
 _MAX_ITEMS = 20_000
+DEEP = 6, 20_000  #: depth into objects and containers, and how many of them: at the start and the end of a cell
+SHALLOW = 1, 2_000  #: at each backward
 _LEAVES = (type, types.ModuleType, types.CodeType, str, bytes, int, float, complex, type(None))
 _YIELDED = (Tensor, nn.Module, torch.optim.Optimizer)
 

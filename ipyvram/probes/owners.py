@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import threading
 import weakref
-from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -19,42 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ipyvram.probes.claiming import Claiming, Identify
 from ipyvram.probes.clock import Clock
-from ipyvram.probes.graph import kept_by_context, leaf_of, node_of, nodes_below, saved_by
+from ipyvram.probes.graph_claims import DATA, GraphClaims
 from ipyvram.probes.leftovers import leftovers
-from ipyvram.probes.namespace import holdings
-from ipyvram.probes.tensors import (
-    NO_STORAGE,
-    dtype_name,
-    is_parameter,
-    plain_tensors,
-    shape_of,
-    storage_key,
-    storage_of,
-    tensors_in,
-)
-from ipyvram.probes.variables import Variables
+from ipyvram.probes.namespace import DEEP, SHALLOW, holdings
+from ipyvram.probes.tensors import is_parameter, shape_of, storage_key, tensors_in
 from ipyvram.recording import Claim
 
-#: storage → (device id, address in the trace of that device), None for a storage that no trace follows
-Identify = Callable[[torch.UntypedStorage, bool], tuple[str, int] | None]
-Where = tuple[str, int]
-
-#: Private categories of claims. The graph let go of the storage: ends earlier claims of `activations`.
-RELEASED = "released"
-#: Saved for backward, but handed in: nothing in the graph made it.
-DATA = "data"
 #: Held under the name of a parameter of a model and of its shape: an average, a best state, or gradients by name.
 COPY = "copy"
 #: Saved for backward by a graph that was there before the cell.
 KEPT = "kept"
 
-#: Whoever holds these does so for long: not seen so far, they were there before the cell.
-_PLAIN = frozenset({Tensor, nn.Parameter})
 _NUMBERS = frozenset({int, float, bool, str, type(None)})
-_LASTING = frozenset({"parameters", "buffers", "optimizer_state", "gradients"})
-_DEEP = 6, 20_000  # depth into objects and containers, and how many of them: at the start and the end
-_SHALLOW = 1, 2_000  # at each backward
 
 
 class Owners:
@@ -70,87 +45,20 @@ class Owners:
     """
 
     def __init__(self, clock: Clock, identify: Identify, namespace: Mapping[str, Any]) -> None:
-        self._clock, self._identify, self._namespace = clock, identify, namespace
-        self.claims: list[Claim] = []
-        self._claimed: dict[str, dict[int, tuple[Any, int]]] = defaultdict(dict)  # category, id(tensor) → its storage
-        # What graphs that the engine has not run yet saved: a node by itself, and all below one that is a module's only result.
-        # By number, which is unique on one thread: the engine has others for other devices.
-        self._saved: dict[tuple[int, type], tuple[list[Where], list[Claim]]] = {}
-        self._whole: dict[int, tuple[list[Where], list[Claim], list[weakref.ref[Tensor]]]] = {}
-        self._thread, self._one_thread = threading.get_ident(), True
-        self._names: dict[int, tuple[Any, str, str]] = {}  # by id(parameter): reference, name, model
+        self._claiming, self._namespace = Claiming(clock, identify), namespace
+        self.claims: list[Claim] = self._claiming.made
+        self.graphs = GraphClaims(self._claiming, namespace, self.variable_of)
         self._paths: dict[str, tuple[int, ...]] = {}  # path of a parameter or buffer → its shape
         self._modules: weakref.WeakKeyDictionary[nn.Module, tuple[str, int | None]] = weakref.WeakKeyDictionary()
         self._optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
         self._signatures: dict[type, tuple[str, ...]] = {}
-        self._backward: list[tuple[Any, list[Where]]] = []  # graphs in the engine now, innermost last
 
     def forget(self) -> None:
         """A new trace begins: it gives storages new addresses, so everything is claimed anew."""
-        self._forget_graphs()
-        self._claimed.clear()
+        self._claiming.forget()
+        self.graphs.new_trace()
         self._modules.clear()
         self._optimizers.clear()
-        self._backward.clear()
-
-    # -- one claim ---------------------------------------------------------------------------------------------------
-
-    def claim(self, tensor: Tensor, category: str, name: str, module: str = "", before: bool = False) -> Where | None:
-        """Claim the storages below ``tensor``; those that no trace follows are passed over."""
-        before = before or category in _LASTING
-        # Nearly all are plain: one with a storage is, unless its class says that it is made of others.
-        if type(tensor) in _PLAIN and (storage := storage_of(tensor)) is not None:
-            return self._claim_storage(tensor, storage, category, name, module, before)
-        found = None
-        for part in plain_tensors(tensor):
-            if (storage := storage_of(part)) is not None:
-                found = self._claim_storage(part, storage, category, name, module, before) or found
-        return found
-
-    def _claim_storage(
-        self, tensor: Tensor, storage: torch.UntypedStorage, category: str, name: str, module: str, before: bool
-    ) -> Where | None:
-        where = self._identify(storage, before)
-        if where is not None:
-            device, address = where
-            shape, dtype = tuple(shape_of(tensor)), dtype_name(tensor.dtype)
-            self.claims.append(
-                Claim(self._clock(), device, address, storage.nbytes(), category, name, module, shape, dtype)
-            )
-        return where
-
-    def _claim_once(self, tensor: Tensor, category: str, name: str, module: str = "", before: bool = False) -> None:
-        """Claim it unless the same tensor with the same storage was claimed so."""
-        if self._is_claimed(tensor, category):
-            return
-        key = storage_key(tensor)
-        if key is not None and self.claim(tensor, category, name, module, before) is not None:
-            self._claimed[category][id(tensor)] = (weakref.ref(tensor), key)
-
-    def _is_claimed(self, tensor: Tensor, category: str) -> bool:
-        """Whether this tensor, with the storage that it has now, was claimed so: asked at every step for all of them."""
-        known = self._claimed[category].get(id(tensor))
-        if known is None or known[0]() is not tensor:
-            return False
-        try:
-            return bool(tensor.untyped_storage()._cdata == known[1])
-        except NO_STORAGE:
-            return storage_key(tensor) == known[1]
-
-    def _name_of(self, parameter: Tensor) -> str:
-        known = self._names.get(id(parameter))
-        return known[1] if known is not None and known[0]() is parameter else ""
-
-    def _model_of(self, parameter: Tensor, otherwise: str = "") -> str:
-        known = self._names.get(id(parameter))
-        return (known[2] if known is not None and known[0]() is parameter else "") or otherwise
-
-    def _give_name(self, parameter: Tensor, name: str, model: str = "") -> str:
-        """The name a parameter has; ``name`` if it had none."""
-        known = self._name_of(parameter)
-        if not known and name:
-            self._names[id(parameter)] = (weakref.ref(parameter), name, model)
-        return known or name
 
     # -- modules and optimizers ----------------------------------------------------------------------------------------
 
@@ -164,14 +72,14 @@ class Owners:
                 lazy = True
                 continue
             self._paths[path] = tuple(shape_of(parameter))
-            name = self._give_name(parameter, path, label)
-            self._claim_once(parameter, "parameters", name, label, before)
+            name = self._claiming.give_name(parameter, path, label)
+            self._claiming.claim_once(parameter, "parameters", name, label, before)
             if parameter.grad is not None:
-                self._claim_once(parameter.grad, "gradients", name + ".grad", label, before)
+                self._claiming.claim_once(parameter.grad, "gradients", name + ".grad", label, before)
         for path, buffer in root.named_buffers():
             if not is_lazy(buffer):
                 self._paths[path] = tuple(shape_of(buffer))
-                self._claim_once(buffer, "buffers", path, label, before)
+                self._claiming.claim_once(buffer, "buffers", path, label, before)
         if not lazy:
             self._modules[root] = label, _first_storage(root)
 
@@ -186,19 +94,21 @@ class Owners:
         kind = type(optimizer).__name__
         for group in optimizer.param_groups:
             for i, parameter in enumerate(group["params"]):
-                if not self._is_claimed(parameter, "parameters") and not is_lazy(parameter):
-                    name = self._give_name(parameter, f"parameter {i}")
-                    self._claim_once(parameter, "parameters", name, self._model_of(parameter, kind), before)
+                if not self._claiming.is_claimed(parameter, "parameters") and not is_lazy(parameter):
+                    name = self._claiming.give_name(parameter, f"parameter {i}")
+                    self._claiming.claim_once(
+                        parameter, "parameters", name, self._claiming.model_of(parameter, kind), before
+                    )
         for parameter, state in list(optimizer.state.items()):
             new = self._new_state(state) if isinstance(state, dict) else ()
             if not new:
                 continue
             tensor_key = isinstance(parameter, Tensor)  # some keep state under names
-            name = self._name_of(parameter) if tensor_key else str(parameter)
-            model = self._model_of(parameter, kind) if tensor_key else kind
+            name = self._claiming.name_of(parameter) if tensor_key else str(parameter)
+            model = self._claiming.model_of(parameter, kind) if tensor_key else kind
             for key, value in new:
                 for tensor in tensors_in(value):
-                    self._claim_once(tensor, "optimizer_state", f"{name}.{key}".lstrip("."), model, before)
+                    self._claiming.claim_once(tensor, "optimizer_state", f"{name}.{key}".lstrip("."), model, before)
 
     def follows(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimizer was seen in this trace, with as much state as now: what else changes is seen after its step."""
@@ -210,7 +120,7 @@ class Owners:
             (key, value)
             for key, value in state.items()
             if type(value) not in _NUMBERS
-            and not (isinstance(value, Tensor) and self._is_claimed(value, "optimizer_state"))
+            and not (isinstance(value, Tensor) and self._claiming.is_claimed(value, "optimizer_state"))
         ]
 
     # -- a step ------------------------------------------------------------------------------------------------------
@@ -226,143 +136,22 @@ class Owners:
     def _data(self, value: Any, name: str) -> None:
         for tensor in tensors_in(value):
             if tensor.grad_fn is None and not is_parameter(tensor):
-                self.claim(tensor, "inputs", name)
+                self._claiming.claim(tensor, "inputs", name)
                 if tensor.requires_grad:
-                    self._give_name(tensor, self.variable_of(tensor) or name)
+                    self._claiming.give_name(tensor, self.variable_of(tensor) or name)
 
     def outputs(self, value: Any, name: str) -> None:
         """What a root module or the user keeps as a result."""
         for tensor in tensors_in(value):
-            self.claim(tensor, "outputs", name)
-
-    def graph(self, roots: Iterable[Any], since: int = 0, backward: bool = False) -> list[Tensor]:
-        """Everything the autograd graph below ``roots`` saved for backward; leaves that want gradients are parameters.
-
-        Parameters
-        ----------
-        roots : iterable of Tensor or GradientEdge
-        since : int
-            Leave out what nodes with a lower sequence number saved.
-        backward : bool
-            The engine is about to run this graph; `released` will be called when it is done.
-
-        Returns
-        -------
-        list of Tensor
-            The leaves that the engine accumulates gradients into.
-        """
-        saved, made, leaves, sample = list[Where](), list[Claim](), list[Tensor](), None
-        roots, seen = list(roots), set[Any]()
-        self._one_thread &= threading.get_ident() == self._thread
-        again = self._one_thread and all(getattr(root, "is_cpu", False) for root in roots)
-        whole = self._whole if again else {}
-        for node in nodes_below(roots, since, seen, whole):
-            leaf = leaf_of(node)
-            if leaf is not None:
-                if self._leaf(leaf):
-                    leaves.append(leaf)
-                continue
-            number = node._sequence_nr()
-            if number in whole:
-                below, claims, references = whole[number]
-                leaves += [leaf for leaf in (reference() for reference in references) if leaf is not None]
-                self._claim_again(claims)
-            elif again and (known := self._saved.get((number, type(node)))) is not None:
-                below, claims = known
-                self._claim_again(claims)
-            else:
-                below, claims = self._claim_saved(node)
-                if not backward:
-                    self._saved[number, type(node)] = below, claims
-            made += claims
-            if below:
-                saved += below
-                sample = node
-        if backward:
-            # The node is held only while the engine runs, when the caller holds the graph's root as well.
-            self._backward.append((sample, saved))
-            self._forget_graphs()
-        elif None not in seen and len(tops := {node_of(root) for root in roots}) == 1:
-            top = tops.pop()
-            if self._saved.get((top._sequence_nr(), type(top)), ((), ()))[
-                0
-            ]:  # it tells later whether the graph was freed
-                self._whole[top._sequence_nr()] = saved, made, [weakref.ref(leaf) for leaf in leaves]
-        return leaves
-
-    def _forget_graphs(self) -> None:
-        self._saved.clear()
-        self._whole.clear()
-
-    def _leaf(self, leaf: Tensor) -> bool:
-        """Claim a leaf as parameter; False for what a reentrant checkpoint detached."""
-        name = self._name_of(leaf)
-        if name and self._is_claimed(leaf, "parameters"):
-            return True
-        name = name or self.variable_of(leaf)
-        if not name and not is_parameter(leaf) and self._backward:
-            return False
-        self._give_name(leaf, name)
-        self._claim_once(leaf, "parameters", name, self._model_of(leaf))
-        return True
-
-    def _claim_again(self, claims: list[Claim]) -> None:
-        """What a forward saved is used now, by a backward."""
-        now = self._clock()
-        self.claims += [Claim(now, *claim[1:]) for claim in claims]
-
-    def _claim_saved(self, node: Any) -> tuple[list[Where], list[Claim]]:
-        """Claim what a node keeps for backward: where that lies, and the claims."""
-        found, begin = list[Where](), len(self.claims)
-        for _, field, tensor, data in saved_by(node):
-            where = self.claim(tensor, DATA if data else "activations", f"{node.name()}.{field}")
-            if where is not None:
-                found.append(where)
-        for _, field, tensor, _ in kept_by_context(node):
-            self.claim(tensor, "activations", f"{node.name()}.{field}")
-        return found, self.claims[begin:]
-
-    def kept_graphs(self, read: Sequence[tuple[int, int]]) -> None:
-        """What graphs saved that variables keep and no backward ran through: of a loss that was only looked at.
-
-        Parameters
-        ----------
-        read : sequence of (int, int)
-            Between which sequence numbers graphs were read before, ascending: these parts are passed over. Empty: nothing is
-            looked for.
-        """
-        if not read:
-            return
-        # Without a notebook the block stands in a function, which still runs.
-        variables = self._namespace or {name: value for (_, name), value in Variables().all().items()}
-        begins, roots = [begin for begin, _ in read], dict[int, list[Tensor]]()
-        for name, value in holdings(variables, *_SHALLOW):
-            node = value.grad_fn if isinstance(value, Tensor) else None
-            if node is not None:
-                since = read[bisect_right(begins, node._sequence_nr()) - 1][1]
-                if node._sequence_nr() >= since:
-                    self._claim_once(value, "", name)
-                    roots.setdefault(since, []).append(value)
-        for since, tensors in roots.items():
-            self.graph(tensors, since)
-
-    def released(self) -> None:
-        """The engine returned: claims on a graph that it freed end here; a kept graph (``retain_graph``) keeps them."""
-        if not self._backward:
-            return
-        node, saved = self._backward.pop()
-        if node is not None and any(True for _ in saved_by(node)):
-            return
-        now = self._clock()
-        self.claims.extend(Claim(now, device, address, 0, RELEASED, "") for device, address in dict.fromkeys(saved))
+            self._claiming.claim(tensor, "outputs", name)
 
     def gradients(self, parameters: Iterable[Tensor]) -> None:
         """``.grad`` of leaves, after the engine or an optimizer touched them."""
         for parameter in parameters:
             gradient = parameter.grad
-            if gradient is not None and not self._is_claimed(gradient, "gradients"):
-                name = (self._name_of(parameter) or "parameter") + ".grad"
-                self._claim_once(gradient, "gradients", name, self._model_of(parameter))
+            if gradient is not None and not self._claiming.is_claimed(gradient, "gradients"):
+                name = (self._claiming.name_of(parameter) or "parameter") + ".grad"
+                self._claiming.claim_once(gradient, "gradients", name, self._claiming.model_of(parameter))
 
     # -- the namespace -----------------------------------------------------------------------------------------------
 
@@ -376,7 +165,7 @@ class Owners:
         deep : bool
             Look into objects too (a loader's data set), not only into variables and containers.
         """
-        found = list(holdings(self._namespace, *(_DEEP if deep else _SHALLOW)))
+        found = list(holdings(self._namespace, *(DEEP if deep else SHALLOW)))
         modules = [
             (name, value)
             for name, value in found
@@ -397,7 +186,7 @@ class Owners:
             category = (
                 DATA if left.data else KEPT if left.saved else "outputs" if left.tensor.grad_fn is not None else ""
             )
-            self.claim(left.tensor, category, left.name, before=True)
+            self._claiming.claim(left.tensor, category, left.name, before=True)
 
     def _variable(self, value: Any, name: str, before: bool, deep: bool) -> None:
         if isinstance(value, torch.optim.Optimizer):
@@ -408,18 +197,18 @@ class Owners:
                 )  # of a model that is gone, say
         elif not isinstance(value, Tensor):
             for tensor in tensors_in(list(vars(value).values())):
-                self._claim_once(tensor, "optimizer_state", name, type(value).__name__, before)
+                self._claiming.claim_once(tensor, "optimizer_state", name, type(value).__name__, before)
         elif value.requires_grad and value.is_leaf:
-            name = self._give_name(value, name)
-            self._claim_once(value, "parameters", name, "", before)
+            name = self._claiming.give_name(value, name)
+            self._claiming.claim_once(value, "parameters", name, "", before)
             if value.grad is not None:
-                self._claim_once(value.grad, "gradients", name + ".grad", "", before)
+                self._claiming.claim_once(value.grad, "gradients", name + ".grad", "", before)
         else:
             path = name.partition("['")[2].removesuffix("']")
             # What autograd computed from the parameters (fast weights of an inner loop) is a result of the program.
             copied = bool(path) and value.grad_fn is None and self._paths.get(path) == tuple(shape_of(value))
             result = before and value.grad_fn is not None  # of an earlier cell
-            self._claim_once(value, COPY if copied else "outputs" if result else "", name, "", before)
+            self._claiming.claim_once(value, COPY if copied else "outputs" if result else "", name, "", before)
 
     def label_of(self, root: nn.Module) -> str:
         """The variable that holds a root module, else its class."""

@@ -200,7 +200,7 @@ class Phases:
         self._owners.inputs(module, (), kwargs)
         self._owners.outputs(output, f"output of {label}")
         if torch.is_grad_enabled():
-            self._owners.graph((t for t in tensors_in(output) if t.grad_fn is not None), since=self._since)
+            self._owners.graphs.read((t for t in tensors_in(output) if t.grad_fn is not None), since=self._since)
             self._read.append((self._since, _sequence_number()))
 
     # -- backward ----------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ class Phases:
             self._owners.namespace(deep=False)
             if self._in_backward == 1:  # not the graph that a reentrant checkpoint recomputed
                 self._owners.outputs([r for r in roots if isinstance(r, Tensor)], "loss")
-            leaves.extend(self._owners.graph(roots, backward=True))
+            leaves.extend(self._owners.graphs.read(roots, backward=True))
             self.orphans.backward(leaves)
             self._on_phase(True)
 
@@ -229,7 +229,7 @@ class Phases:
             self._mark("backward", False)
             self._in_backward -= 1
             self._guard("backward", lambda: self._owners.gradients(leaves))
-            self._guard("backward", self._owners.released)
+            self._guard("backward", self._owners.graphs.released)
 
         return end
 
