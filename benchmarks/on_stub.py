@@ -123,7 +123,7 @@ def compared(name: str, source: str, runner: Runner, estimated: Estimated) -> di
     asked = real["requests"]
     predicted = [row.size for row in estimation.memory.rows if row.alloc]
     blocks = difflib.SequenceMatcher(None, asked, predicted, autojunk=False).get_matching_blocks()
-    categories = sorted(real["peak"].keys() | {c for c, count in report.peak.items() if count})
+    apart = {c: report.peak.get(c, 0) - real["peak"].get(c, 0) for c in sorted(real["peak"].keys() | report.peak.keys())}
     return {
         "case": name,
         "allocated_bytes": real["allocated"],
@@ -132,7 +132,7 @@ def compared(name: str, source: str, runner: Runner, estimated: Estimated) -> di
         "reserved_error": (report.peak_reserved_bytes or 0) / real["reserved"] - 1,
         "requests": len(asked),
         "ordered_match": sum(block.size for block in blocks) / max(len(asked), len(predicted)),
-        "categories": {c: (report.peak.get(c, 0) - real["peak"].get(c, 0)) / real["allocated"] for c in categories},
+        "categories": {c: count / real["allocated"] for c, count in apart.items() if count},
     }
 
 
