@@ -123,7 +123,9 @@ def compared(name: str, source: str, runner: Runner, estimated: Estimated) -> di
     asked = real["requests"]
     predicted = [row.size for row in estimation.memory.rows if row.alloc]
     blocks = difflib.SequenceMatcher(None, asked, predicted, autojunk=False).get_matching_blocks()
-    apart = {c: report.peak.get(c, 0) - real["peak"].get(c, 0) for c in sorted(real["peak"].keys() | report.peak.keys())}
+    apart = {
+        c: report.peak.get(c, 0) - real["peak"].get(c, 0) for c in sorted(real["peak"].keys() | report.peak.keys())
+    }
     return {
         "case": name,
         "allocated_bytes": real["allocated"],
