@@ -37,7 +37,7 @@ def text_of(name: str) -> str:
 # -- torchvision -----------------------------------------------------------------------------------------------------------
 
 for _name, _side in {
-    "alexnet": 96, "densenet121": 64, "googlenet": 96, "inception_v3": 128, "mnasnet1_0": 96, "mobilenet_v2": 96, "regnet_y_400mf": 96,
+    "alexnet": 96, "densenet121": 64, "googlenet": 96, "mnasnet1_0": 96, "mobilenet_v2": 96, "regnet_y_400mf": 96,
     "resnext50_32x4d": 96, "shufflenet_v2_x1_0": 96, "squeezenet1_1": 96, "wide_resnet50_2": 64, "maxvit_t": 224, "swin_v2_t": 128,
     "vgg11_bn": 96, "efficientnet_v2_s": 96,
 }.items():  # fmt: skip
