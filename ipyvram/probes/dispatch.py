@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import weakref
-from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.utils import _python_dispatch as dispatch_modes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _DISABLED = Tensor.__torch_dispatch__
 _WITHOUT_MEMORY = "torch._subclasses."  # where torch keeps the tensors that its compiler and exporter run programs with
-#: What an operator itself calls first: one call of Python less for each. The second name is that of older torches.
-_handle_of = attrgetter("_cpp_dispatch_handle" if hasattr(torch.ops.aten.add.Tensor, "_cpp_dispatch_handle") else "_op")
 _NUMBERS = frozenset({int, float, complex, bool})
 
 
@@ -70,9 +66,8 @@ def _dispatch(self: Mode, func: Any, types: Any, args: Any = (), kwargs: Any = N
     if not recorder.active:
         return func(*args, **(kwargs or {}))
     given = _with_tensors(func, args) if args and type(args[0]) in _NUMBERS else args
-    call = _handle_of(func) if type(func) is OpOverload else func
-    try:
-        result = call(*given, **kwargs) if kwargs else call(*given)
+    try:  # not through its handle, which would save a call: IPython always shows the last frame, and that must not be this one
+        result = func(*given, **kwargs) if kwargs else func(*given)
     except BaseException:
         __tracebackhide__ = True  # the operator's own error: IPython leaves this frame out of the traceback
         raise
