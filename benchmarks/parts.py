@@ -77,19 +77,21 @@ class Shares:
 
 
 def _parts() -> tuple[tuple[type, str, str], ...]:
+    from ipyvram.probes.graph_claims import GraphClaims
     from ipyvram.probes.owners import Owners
     from ipyvram.probes.phases import Phases
     from ipyvram.probes.stacks import StackReader
     from ipyvram.probes.storages import StorageTrace
     from ipyvram.run import Run
 
-    claims = ("optimizer", "gradients", "namespace", "inputs", "outputs", "module", "released")
+    claims = ("optimizer", "gradients", "namespace", "inputs", "outputs", "module")
     hooks = ("_before_forward", "_after_forward", "_begin_backward", "_before_step", "_after_step")
     return (
         (StorageTrace, "record", "events: operators"),
         (StorageTrace, "_freed", "events: ends of storages"),
         (StackReader, "__call__", "events: the user's stack"),
-        (Owners, "graph", "claims: what the graph saved"),
+        (GraphClaims, "read", "claims: what the graph saved"),
+        (GraphClaims, "released", "claims: all others"),
         *((Owners, name, "claims: all others") for name in claims),
         *((Phases, name, "marks") for name in hooks),
         (Run, "start", "arming"),
