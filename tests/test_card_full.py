@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tests.test_cuda_stub import environment, run  # noqa: F401
-
 SEARCH = """
     import torch
     import ipyvram
@@ -41,11 +39,11 @@ SEARCH = """
 """
 
 
-def test_the_batch_that_is_found_runs_and_the_next_does_not(run):  # noqa: F811
-    found = run(SEARCH.replace("FRACTION", "1.0"), BYTES=4 << 30)
+def test_the_batch_that_is_found_runs_and_the_next_does_not(run_on_stub):
+    found = run_on_stub(SEARCH.replace("FRACTION", "1.0"), BYTES=4 << 30)
     assert found == ["verified", 0, True, True, 1.0, 0]
 
 
-def test_a_limit_that_the_user_has_set_holds_in_the_trials(run):  # noqa: F811
-    found = run(SEARCH.replace("FRACTION", "0.3"), BYTES=4 << 30)
+def test_a_limit_that_the_user_has_set_holds_in_the_trials(run_on_stub):
+    found = run_on_stub(SEARCH.replace("FRACTION", "0.3"), BYTES=4 << 30)
     assert found == ["verified", 0, True, True, 0.3, 0]
