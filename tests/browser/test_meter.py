@@ -115,7 +115,7 @@ def test_the_text_bar_is_one_line_and_whole(run):
 def test_contrast_while_it_runs(browser, server, theme):
     cell = "%%vram a growing list --card 2GiB\nimport time\nkept = []\nmodel = torch.nn.Linear(2000, 2000)\n"
     cell += "optimizer = torch.optim.Adam(model.parameters())\nfor i in range(30):\n    model(torch.randn(8, 2000)).sum().backward()\n"
-    cell += "    optimizer.step()\n    kept.append(torch.ones(2**20))\n    time.sleep(0.4)"
+    cell += "    optimizer.step()\n    kept.append(torch.ones(2**22))\n    time.sleep(0.4)"
     server.write(f"growing-{theme}.ipynb", notebook(LOAD, cell), trusted=True)
     with opened(browser, server, f"growing-{theme}.ipynb") as lab:
         lab.theme(theme)
