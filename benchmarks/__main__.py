@@ -146,10 +146,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", default="", help="rows whose cell, tool or name contains this text")
     parser.add_argument("--pairs", type=int, help="pairs in each row, instead of as many as the table says")
-    parser.add_argument("--output", type=Path, help="the JSON file (benchmarks/results/overhead.json)")
+    parser.add_argument(
+        "--output", type=Path, help="the JSON file (benchmarks/results/overhead.json; some rows: build/overhead.json)"
+    )
     chosen = parser.parse_args()
     found: dict[str, Any] = {"started": time.strftime("%Y-%m-%d %H:%M"), "machine": machine(), "pairs": [], "alone": {}}
-    path = chosen.output or RESULTS / "overhead.json"
+    path = (
+        chosen.output or (Path("build") if chosen.only else RESULTS) / "overhead.json"
+    )  # some rows are not the results
     path.parent.mkdir(exist_ok=True)
     for name in ROWS:
         if chosen.only in name:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ipyvram.findings.batch import AFTER_TRACE
 from ipyvram.recording import Recording, Samples
-from ipyvram.report_rows import TensorRow
+from ipyvram.report_rows import AFTER_TRACE, TensorRow
 from ipyvram.stretches import Stretch
 
 _GRAIN = 512  #: the allocator serves multiples of it (CUDACachingAllocator.cpp, `kMinBlockSize`)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+#: `TensorRow.name` of bytes that came after the traced part.
+AFTER_TRACE = "allocated after the traced part"
+
 #: Category → what a person reads.
 LABELS = {
     "parameters": "Parameters",

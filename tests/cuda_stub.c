@@ -545,7 +545,7 @@ Error cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t call, void *data) { c
 
 /* -- Kernels: known, launched, never run. */
 
-static __thread struct { u64 grid[2], block[2]; size_t shared; void *stream; } configuration;
+static __thread struct { size_t shared; void *stream; } configuration;
 typedef struct { unsigned x, y, z; } Dim;
 unsigned __cudaPushCallConfiguration(Dim grid, Dim block, size_t shared, void *stream) {
     configuration.shared = shared, configuration.stream = stream;

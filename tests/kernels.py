@@ -7,7 +7,7 @@ import queue
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,16 +95,20 @@ class Outcome:
 class Kernel:
     """A running kernel and a client of it."""
 
-    def __init__(self, python: str, directory: Path) -> None:
+    def __init__(self, python: str, directory: Path, environment: Mapping[str, str] | None = None) -> None:
         self.manager = KernelManager()
         argv = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         self.manager._kernel_spec = KernelSpec(argv=argv, display_name="test", language="python")
         root = str(Path(__file__).resolve().parents[1])
-        env = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
-            "IPYTHONDIR": str(directory / "ipython"),
-        }
+        env = (
+            os.environ
+            | dict(environment or {})
+            | {
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
+                "IPYTHONDIR": str(directory / "ipython"),
+            }
+        )
         self.manager.start_kernel(cwd=str(directory), env=env)
         self.client = self.manager.client()
         self.client.start_channels()

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
+
+from tests.kernels import Kernel
+
 HEAD = """
 import sys, torch
 from torch import nn
@@ -132,3 +138,27 @@ said("functional", m.report)
     )
     assert found["functional"]["notes"] == []
     assert found["functional"]["peak"]["other"] == 0
+
+
+@pytest.mark.kernel
+def test_a_cell_in_a_real_kernel(stub_environment, tmp_path):
+    kernel = Kernel(sys.executable, tmp_path, stub_environment)
+    try:
+        kernel.run("import torch\nfrom torch import nn\nnet = nn.Linear(256, 256, device='cuda')")
+        kernel.run("optimizer = torch.optim.Adam(net.parameters())\n%load_ext ipyvram")
+        body = (
+            "for _ in range(3):\n    net(torch.randn(64, 256, device='cuda')).sum().backward()\n    optimizer.step()\n"
+        )
+        outcome = kernel.run(
+            "%%vram on a card\n" + body + "    optimizer.zero_grad()\ntorch.cuda.max_memory_allocated()"
+        )
+        assert outcome.status == "ok", outcome.messages
+        report = outcome.report
+        assert (report["device"], report["device_name"], report["label"]) == ("cuda:0", "NVIDIA Stub", "on a card")
+        assert report["peak_bytes"] == int(outcome.result or 0)
+        assert report["peak"]["parameters"] == 256 * 257 * 4
+        assert report["peak"]["optimizer_state"] == 2 * 256 * 257 * 4
+        assert report["peak"]["other"] == 0
+        assert report["card"]["context"] == 300 << 20
+    finally:
+        kernel.close()

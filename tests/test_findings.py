@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from ipyvram.findings import find
-from ipyvram.findings.batch import AFTER_TRACE, fewer_temporaries
+from ipyvram.findings.batch import fewer_temporaries
 from ipyvram.findings.worth import code
 from ipyvram.grouping import batch_size
 from ipyvram.recording import Observation
-from ipyvram.report_rows import StepAccount, TensorRow
+from ipyvram.report_rows import AFTER_TRACE, StepAccount, TensorRow
 from tests.made import MIB, report
 
 GIB = 2**30

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipyvram.findings.batch import AFTER_TRACE
 from ipyvram.peak import peak_of
 from ipyvram.recording import Device, Recording
+from ipyvram.report_rows import AFTER_TRACE
 from ipyvram.stretches import stretches
 from tests.test_analysis import samples, trace
 

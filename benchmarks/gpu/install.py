@@ -70,7 +70,7 @@ def install(folder: Path, into: Path, rehearse: bool) -> list[str]:
     if problems:
         raise ValueError("; ".join(problems))
     to_recordings, to_results = (STUB_RECORDINGS, STUB_RESULTS) if stub else (RECORDINGS, RESULTS)
-    text = accuracy.page(results)
+    text = "" if stub else accuracy.page(results)
     _replace_recordings(into / to_recordings, recordings, figures)
     written(into / to_results, (folder / "results.json").read_text())
     failed = sum(r["ok"] is False for r in results["rows"])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ipyvram.findings.worth import Rule
 from ipyvram.report import Report
-from ipyvram.report_rows import Finding, TensorRow
+from ipyvram.report_rows import AFTER_TRACE, Finding, TensorRow
 from ipyvram.units import format_bytes, format_share
 
 #: A category is named as the lever when it is at least half of the peak.
@@ -15,8 +15,6 @@ LEVER_SHARE = 0.5
 TEMPORARIES_SHARE = 0.1
 #: Optimizers of torch that have a fused form.
 FUSED = ("Adagrad", "Adam", "AdamW", "SGD")
-#: `TensorRow.name` that `analysis` gives to bytes that came after the traced part.
-AFTER_TRACE = "allocated after the traced part"
 
 
 def _idle_gpu(report: Report) -> Iterator[Finding]:

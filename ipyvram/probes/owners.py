@@ -37,9 +37,8 @@ class Owners:
 
     Parameters
     ----------
-    clock : Clock
-    identify : callable
-        See `Identify`; its second argument says that the storage was there before the cell.
+    clock, identify
+        See `Claiming`.
     namespace : mapping
         The notebook's variables; read, never changed.
     """
