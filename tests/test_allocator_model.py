@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ipyvram.caching_allocator import CachingAllocator, OutOfMemory, Settings, replay_trace
@@ -126,6 +126,9 @@ def test_nothing_overlaps_and_nothing_is_lost(name, steps):
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 @given(steps=STEPS, part=st.floats(0, 1))
+@example(  # a private pool that grows in the middle of what it will be: its first range is as near, and does not touch
+    steps=[("alloc", 9623553, 182), ("alloc", 16159233, 182), ("alloc", 1, 0), ("alloc", 16159233, 182)], part=0.25
+)
 @settings(max_examples=60, deadline=None)
 def test_replaying_its_own_trace_finds_no_difference(name, steps, part):
     program = Program(CONFIGURATIONS[name], streams=(0, 7), privates=((0, 0), (0, 0), (0, 1)))

@@ -76,15 +76,15 @@ class Ranges:
         events = self._events
         address, size, stream = int(events.address[i]), int(events.size[i]), int(events.stream[i])
         same = [s for s in known if s.expandable and s.stream == stream]
-        nearest = min(same, key=lambda s: abs(s.address - address), default=None)
+        nearest = min(same, key=lambda s: _gap(s, address, size), default=None)
+        beside = nearest is not None and _gap(nearest, address, size) <= 0
         at = int(np.searchsorted(self._block_at, address))
         if at < len(self._block_at) and self._block_at[at] < address + size:
             small = is_small(self._settings.round(int(events.size[self._block_event[at]])))
-        elif nearest is not None and address in (nearest.address + nearest.size, nearest.address - size):
+        elif nearest is not None and beside:
             small = nearest.pool == "small"
         else:
             small = bool(size % self._settings.large_segment)
-        beside = nearest is not None and nearest.address - size <= address <= nearest.address + nearest.size
         private = nearest.private_pool if nearest is not None and beside else SHARED
         private = self._told.get(i, SHARED) if self._told else private
         return Segment(address, size, stream, "small" if small else "large", True, (), private)
@@ -102,6 +102,11 @@ class Ranges:
                 begins.append(s)
         for s, end in zip(begins, [*(b.address for b in begins), 0][1:], strict=True):
             yield s.address, end, s
+
+
+def _gap(segment: Segment, address: int, size: int) -> int:
+    """Bytes between a segment and a range: 0 where they touch, less where they overlap."""
+    return max(segment.address - address - size, address - segment.address - segment.size)
 
 
 def _without(mapped: list[Segment], address: int, size: int) -> list[Segment]:
