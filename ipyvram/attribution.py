@@ -14,7 +14,7 @@ Rules, in order (the first that applies wins; `docs/architecture.md` gives the r
 6. born in a phase and alive when it ends. Forward under autograd: *activation* if it ends with the backward that follows
    (a checkpoint's input), else *output*; forward without autograd: *output*; backward: *gradient* (of `autograd.grad`);
    optimizer step (with a closure: outside the phases in it): *optimizer state*. Born in a recomputed module and alive when
-   that ends: *activation*;
+   that ends, or live when an error ended its forward under autograd: *activation*;
 7. held by a variable: data (*input*) when it was there before the first forward, else a result (*output*); made outside
    any phase and still there when a model runs: the batch (*input*);
 8. freed within the step it was born in, or born in the backward or optimizer phase that an error cut short: *temporary*;
@@ -29,7 +29,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from ipyvram.ledger import Ints, Ledger, account
-from ipyvram.marks import PhaseSpan, models, module_track, optimizer_steps, phase_spans, root_forwards, step_ends
+from ipyvram.marks import (
+    PhaseSpan,
+    cut_forwards,
+    models,
+    module_track,
+    optimizer_steps,
+    phase_spans,
+    root_forwards,
+    step_ends,
+)
 from ipyvram.recording import CATEGORIES, Claim, Recording
 from ipyvram.unclaimed import INDEX, Unclaimed
 
@@ -142,6 +151,7 @@ class _Attributor:
         self.workspace = int(recording.environment.get("cublas_workspace_bytes", "0") or 0)
         self.steps = step_ends(self.phases)
         self.roots = root_forwards(recording.marks)
+        self.cut = cut_forwards(recording.marks)
         self.stepping = optimizer_steps(recording.marks)
         self.trained = [(begin, end) for begin, end, grad in self.roots if grad]
         self.trained_begins = [begin for begin, _ in self.trained]
@@ -200,6 +210,7 @@ class _Attributor:
             cut_short=self.cut_short,
             borders=self.steps,
             roots=self.roots,
+            cut=self.cut,
             stepping=self.stepping,
             modules=self.modules,
             workspace=self.workspace,

@@ -91,6 +91,13 @@ def root_forwards(marks: tuple[Mark, ...]) -> list[tuple[int, int, bool]]:
     return found
 
 
+def cut_forwards(marks: tuple[Mark, ...]) -> list[tuple[int, int]]:
+    """Begin and end in ns of each call of a root module under autograd that an error ended."""
+    begins = [mark.time_ns for mark in marks if mark.kind == "forward" and mark.begin]
+    ends = [mark.time_ns for mark in marks if mark.kind == "forward" and mark.raised and mark.grad]
+    return [(begins[bisect_right(begins, end) - 1], end) for end in ends]
+
+
 def optimizer_steps(marks: tuple[Mark, ...]) -> list[tuple[int, int]]:
     """Begin and end in ns of each whole optimizer step, with the forwards and backwards of its closure."""
     found: list[tuple[int, int]] = []

@@ -196,6 +196,7 @@ class Mark(NamedTuple):
     step: int
     name: str = ""
     grad: bool = True  #: whether autograd was recording
+    raised: bool = False  #: an error ended it
 
 
 #: Columns a sampler may fill; bytes unless the name says otherwise.

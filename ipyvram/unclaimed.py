@@ -41,6 +41,8 @@ class Unclaimed:
         Times between optimizer steps.
     roots : list of (begin, end, grad)
         Calls of root modules outside backward; ``grad``: under autograd.
+    cut : list of (begin, end)
+        Those of them under autograd that an error ended.
     stepping : list of (begin, end)
         Whole optimizer steps, with what their closures run.
     workspace : int
@@ -59,6 +61,7 @@ class Unclaimed:
     cut_short: PhaseSpan | None
     borders: list[int]
     roots: list[tuple[int, int, bool]]
+    cut: list[tuple[int, int]]
     stepping: list[tuple[int, int]]
     modules: ModuleTrack
     workspace: int
@@ -84,7 +87,7 @@ class Unclaimed:
         self._prepared(category)
         category[self.copied & kept & ~self.named & ~self._in_phase()[0]] = INDEX["parameters"]
         self._survivors(category, kept)
-        category[self._recomputed()] = INDEX["activations"]
+        category[self._recomputed() | self._cut_off()] = INDEX["activations"]
         for bucket in self.buckets:
             category[self._made_for(bucket) & kept] = INDEX["gradients"]
         if self.workspace:
@@ -106,9 +109,12 @@ class Unclaimed:
         return np.asarray(~self._in_phase()[0] & ~self.never & same & bool(len(forwards)))
 
     def _held(self, category: Ints) -> None:
-        """Rule 7: a variable's data, when it was there before the first forward (without one: was not computed), or a result."""
+        """Rule 7: a variable's data, when it was there before the first forward, or a result.
+
+        In a cell without one: data, unless it is known to be computed. The allocator's history does not tell by what.
+        """
         first = next((p.begin_ns for p in self.phases if p.name == "forward"), None)
-        early = self.before | self.loaded if first is None else self.born_ns < first
+        early = self.before | self.loaded | (self.ledger.origin < 0) if first is None else self.born_ns < first
         category[self.named] = np.where(early[self.named], INDEX["inputs"], INDEX["outputs"])
 
     def _prepared(self, category: Ints) -> None:
@@ -175,6 +181,18 @@ class Unclaimed:
             return np.zeros(len(self.born_ns), bool)
         place = np.searchsorted(np.array([begin for begin, _ in spans]), self.born_ns, side="right") - 1
         return (place >= 0) & (self.born_ns < np.array([end for _, end in spans])[place])
+
+    def _cut_off(self) -> Flags:
+        """Live in a forward when an error ended it: the error freed them, or what holds it does. Nobody could read their graph.
+
+        An error frees and allocates nothing more: it came after the last birth within the forward.
+        """
+        found = np.zeros(len(self.born_ns), bool)
+        for begin, end in self.cut:
+            within = (self.born_ns > begin) & (self.born_ns < end) & ~self.before
+            last = self.ledger.born[within].max(initial=0)
+            found |= within & (self.ledger.died > last)
+        return found
 
     def _recomputed(self) -> Flags:
         """Born in a module's forward during backward, and alive after that module returned: a recomputed activation."""

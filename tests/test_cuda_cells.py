@@ -123,6 +123,45 @@ result["sizes"] = sizes
     assert doubled["oom"]["other"] == 0
 
 
+def test_the_tutorial_that_catches_its_out_of_memory(run_on_stub):
+    found = run_on_stub(
+        HEAD
+        + """
+with ipyvram.measure() as m:
+    x = torch.empty(16, 3, 64, 64).to("cuda")
+said("loaded", m.report)
+net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()).cuda()
+with ipyvram.measure() as m:
+    for size in (64, 128, 256, 512, 1024, 2048):
+        try:
+            net(torch.randn(size, 3, 64, 64, device="cuda")).sum().backward()
+        except torch.cuda.OutOfMemoryError:
+            break
+said("caught", m.report)
+result["true"] = torch.cuda.max_memory_allocated()
+
+mixed = torch.rand(64, 3, 64, 64, device="cuda", requires_grad=True)
+loss = net(mixed).sum()
+loss.backward()
+result["leaf"] = [on_card([mixed]), on_card([mixed.grad])]
+del mixed
+with ipyvram.measure() as m:
+    pass
+said("after", m.report)
+""",
+        BYTES=2 << 30,
+    )
+    assert found["loaded"]["end"]["inputs"] == 16 * 3 * 64 * 64 * 4  # as the next cell says, where a model runs
+    caught = found["caught"]
+    assert caught["bytes"] == found["true"]
+    assert caught["peak"]["activations"] > 0.9 * caught["bytes"]  # all but the batch
+    assert caught["peak"]["other"] == caught["peak"]["temporaries"] == 0
+    data, gradient = found["leaf"]  # which the graph of `loss` still leads to
+    assert found["after"]["start"]["inputs"] >= data
+    assert found["after"]["start"]["gradients"] >= gradient
+    assert found["after"]["start"]["other"] == 0
+
+
 def test_a_model_whose_parameters_are_of_a_transform_runs(run_on_stub):
     found = run_on_stub(
         HEAD

@@ -165,9 +165,9 @@ CASES = {
         ("50 % of the peak, 1 B for each of 4 samples",),
     ),
     "after_trace": (
-        report(tensors_at_peak=(row(9, "other", AFTER_TRACE),)),
-        report(tensors_at_peak=(row(9, "other", "x"),)),
-        ("9 B of it have no category",),
+        report(tensors_at_peak=(row(2 * MIB, "other", AFTER_TRACE),)),
+        report(tensors_at_peak=(row(2 * MIB - 1, "other", AFTER_TRACE),)),  # a block that was not split, a kept loss
+        ("2.00 MiB of it have no category",),
     ),
     "optimizer_temporaries": (
         report({"parameters": 9, "temporaries": 1}, peak_phase="optimizer", device="cuda:0"),

@@ -30,10 +30,26 @@ def test_a_graph_that_a_variable_keeps():
     assert given.tensor.data_ptr() == x.data_ptr()
 
 
-def test_a_graph_that_was_used_keeps_nothing():
-    out = nn.Linear(4, 4)(torch.zeros(2, 4)).exp().sum()
+def test_a_graph_that_was_used_keeps_nothing_but_its_leaves():
+    layer = nn.Linear(4, 4)
+    out = layer(torch.zeros(2, 4)).exp().sum()
     out.backward()
-    assert found({"out": out}) == []
+    left = found({"out": out})
+    assert {id(one.tensor) for one in left} == {id(p) for p in layer.parameters()}
+    assert {one.name for one in left} == {"graph of out"}
+
+
+def test_a_model_that_only_its_loss_leads_to_has_parameters_and_gradients():
+    layer, mixed = nn.Linear(4, 4), torch.zeros(2, 4, requires_grad=True)
+    out = layer(mixed).sum()
+    out.backward()
+    addresses = {p.data_ptr(): "parameters" for p in layer.parameters()}
+    addresses |= {p.grad.data_ptr(): "gradients" for p in (*layer.parameters(), mixed)} | {mixed.data_ptr(): ""}
+    del layer
+    owners = Owners(Clock(), lambda storage, before: ("cpu", storage.data_ptr()), {"out": out})
+    owners.namespace(before=True)
+    claimed = {c.address: c.category for c in owners.claims if c.address in addresses}
+    assert claimed == addresses
 
 
 def test_values_that_were_displayed():
@@ -76,5 +92,5 @@ def test_they_are_claimed_as_there_before_and_never_as_a_batch():
     owners.namespace(before=True)
     assert all(before)
     of_out = {c.category for c in owners.claims if c.address == namespace["out"].data_ptr()}
-    assert of_out == {"outputs", KEPT}
+    assert of_out == {"", "outputs", KEPT}
     assert {c.category for c in owners.claims if c.address == x.data_ptr()} == {DATA}

@@ -76,6 +76,13 @@ def test_what_forward_left_at_the_end_of_the_cell_is_an_activation():
     assert categories(recording((13, 999), marks=MARKS[:4])) == ["activations"]
 
 
+def test_what_was_live_when_an_error_ended_a_forward_is_an_activation():
+    cut = (*MARKS[:3], Mark(20, "forward", False, 1, "net", True, raised=True), *MARKS[8:])
+    lives = [(5, 21), (13, 14), (13, 18), (16, 17)]  # the batch, an operand, and what the error freed
+    assert categories(recording(*lives, marks=cut)) == ["inputs", "temporaries", "activations", "activations"]
+    assert "activations" not in categories(recording(*lives, marks=MARKS))
+
+
 def test_evaluation_keeps_results():
     marks = (Mark(10, "forward", True, 1, "net", False), Mark(20, "forward", False, 1, "net", False))
     assert categories(recording((13, 18), (13, 150), marks=marks)) == ["temporaries", "outputs"]

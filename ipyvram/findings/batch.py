@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ipyvram.findings.worth import Rule
+from ipyvram.findings.worth import Rule, worth
 from ipyvram.report import Report
 from ipyvram.report_rows import AFTER_TRACE, Finding, TensorRow
 from ipyvram.units import format_bytes, format_share
@@ -70,7 +70,7 @@ def _inputs(report: Report) -> list[TensorRow]:
 
 def _after_trace(report: Report) -> Iterator[Finding]:
     row = next((t for t in report.tensors_at_peak if t.name == AFTER_TRACE), None)
-    if row is not None:
+    if row is not None and worth(row.bytes, report):
         text = (
             f"The peak came after the traced part: {format_bytes(row.bytes)} of it have no category. "
             "Trace more with --trace-steps."

@@ -52,11 +52,13 @@ def leftovers(namespace: Mapping[str, Any], variables: Iterable[tuple[str, Any]]
 def _graphs(named: Iterable[tuple[str, Tensor]], seen: set[Any], prefix: str = "") -> Iterator[Left]:
     for name, tensor in named:
         below = nodes_below([tensor], seen=seen) if tensor.grad_fn is not None else iter(())
+        where = f"{prefix}graph of {name}"
         for node in islice(below, max(0, MAX_NODES - len(seen))):
-            if leaf_of(node) is None:
-                yield from (
-                    Left(kept.tensor, f"{prefix}graph of {name}", saved=True, data=kept.data) for kept in saved_by(node)
-                )
+            leaf = leaf_of(node)
+            if leaf is None:
+                yield from (Left(kept.tensor, where, saved=True, data=kept.data) for kept in saved_by(node))
+            else:  # parameters of a model that is gone, say: a graph that was used still leads to them
+                yield Left(leaf, where)
 
 
 class _Collecting(Walk):

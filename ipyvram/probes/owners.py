@@ -182,10 +182,20 @@ class Owners:
     def _left_behind(self, found: list[tuple[str, Any]]) -> None:
         """What earlier cells left in graphs, in ``Out`` and in the last error."""
         for left in leftovers(self._namespace, found):
+            if left.tensor.requires_grad and left.tensor.is_leaf:
+                self._leaf(left.tensor, left.name)
+                continue
             category = (
                 DATA if left.data else KEPT if left.saved else "outputs" if left.tensor.grad_fn is not None else ""
             )
             self._claiming.claim(left.tensor, category, left.name, before=True)
+
+    def _leaf(self, leaf: Tensor, name: str) -> None:
+        """What only a graph or an error still leads to, with its gradient."""
+        name = self._claiming.give_name(leaf, name)
+        if not self._claiming.is_claimed(leaf, "parameters"):
+            self._claiming.claim_once(leaf, "parameters" if is_parameter(leaf) else "", name, before=True)
+        self.gradients((leaf,))
 
     def _variable(self, value: Any, name: str, before: bool, deep: bool) -> None:
         if isinstance(value, torch.optim.Optimizer):
@@ -206,8 +216,9 @@ class Owners:
             path = name.partition("['")[2].removesuffix("']")
             # What autograd computed from the parameters (fast weights of an inner loop) is a result of the program.
             copied = bool(path) and value.grad_fn is None and self._paths.get(path) == tuple(shape_of(value))
-            result = before and value.grad_fn is not None  # of an earlier cell
-            self._claiming.claim_once(value, COPY if copied else "outputs" if result else "", name, "", before)
+            if value.grad_fn is not None:
+                self._claiming.claim_once(value, "outputs", name, "", before)
+            self._claiming.claim_once(value, COPY if copied else "", name, "", before)
 
     def label_of(self, root: nn.Module) -> str:
         """The variable that holds a root module, else its class."""

@@ -143,10 +143,11 @@ class Phases:
     def tracing(self) -> bool:
         return bool(self._handles)
 
-    def _mark(self, kind: str, begin: bool, name: str = "") -> None:
+    def _mark(self, kind: str, begin: bool, name: str = "", raised: bool = False) -> None:
         if len(self.marks) < MAX_MARKS:
             try:
-                self.marks.append(Mark(self._clock(), kind, begin, self.steps + 1, name, torch.is_grad_enabled()))
+                grad = torch.is_grad_enabled()
+                self.marks.append(Mark(self._clock(), kind, begin, self.steps + 1, name, grad, raised))
             except Exception as error:  # most marks are made in hooks, where it would be the program's
                 self._guard("phases are incomplete", _raiser(error))
 
@@ -181,17 +182,17 @@ class Phases:
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        # After a forward that raised, torch leaves the keyword arguments out.
-        kwargs, output = rest if len(rest) == 2 else ({}, None)
+        raised = len(rest) < 2  # torch leaves the keyword arguments out then
+        kwargs, output = ({}, None) if raised else rest
         depth = self._depth.value = max(0, getattr(self._depth, "value", 1) - 1)
         if depth:
             self._mark("module", False, self._paths.get(id(module), type(module).__name__))
         else:
-            self._guard("forward", lambda: self._end_root(module, kwargs, output))
+            self._guard("forward", lambda: self._end_root(module, kwargs, output, raised))
 
-    def _end_root(self, module: nn.Module, kwargs: dict[str, Any], output: Any) -> None:
+    def _end_root(self, module: nn.Module, kwargs: dict[str, Any], output: Any, raised: bool) -> None:
         label = self._paths.get(id(module), type(module).__name__)
-        self._mark("forward", False, label)
+        self._mark("forward", False, label, raised)
         if self._in_backward:
             return
         self._on_phase(False)
