@@ -7,7 +7,6 @@ computes nothing from what it records.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -18,6 +17,7 @@ from torch import nn
 from torch.utils import _python_dispatch as dispatch_modes
 
 from ipyvram.devices import check_device, cuda_possible, describe, environment, use_device, used_cuda
+from ipyvram.guarding import Guard
 from ipyvram.options import Options
 from ipyvram.probes import counters, ending
 from ipyvram.probes.clock import Clock
@@ -66,7 +66,7 @@ class Run:
         self.options, self.cell = options, cell or Cell()
         if options.budget_bytes is not None:
             budget = {"cpu": options.budget_bytes} | dict(budget or {})
-        self.notes: list[str] = []
+        self.guard = Guard()
         self._clock = Clock()
         self._tracing = Tracing(self._clock, self.guard, self._expired, budget)
         self._namespace = namespace
@@ -85,31 +85,10 @@ class Run:
         self._why = ""  # the reason of a trace after the first
         self._armed = False  # whether a stretch is being traced
         self._first_traced = self._traced_steps = self._trace_ns = self._seen_ns = 0
-        self._overhead, self._guards = 0.0, 0
         self._counters_start: dict[str, dict[str, int]] = {}
         self._started = ExitStack()  # what takes everything away again, also when `stop` itself fails
         self._start_ns = 0
         self._thread = threading.get_ident()
-
-    def guard(self, what: str, action: Callable[[], None]) -> None:
-        """Run ``action``; a failure becomes a note and costs only what ``action`` would have recorded."""
-        begin, self._guards = time.perf_counter(), self._guards + 1
-        try:
-            with (
-                torch._C.DisableTorchFunction()
-            ):  # a mode or a class of the user's is not to see what we ask of tensors
-                action()
-        except Exception as error:
-            info = ending.error_info(error)
-            self._note(f"{what}: {info.type}: {info.message}".rstrip(": ")[:300])
-        finally:
-            self._guards -= 1
-            if not self._guards:  # what runs within another is in that one's time
-                self._overhead += time.perf_counter() - begin
-
-    def _note(self, text: str) -> None:
-        if text not in self.notes and len(self.notes) < 50:
-            self.notes.append(text)
 
     # -- start -------------------------------------------------------------------------------------------------------
 
@@ -174,7 +153,7 @@ class Run:
         if module is not None:
             self._tracing.notice(module)
             if threading.get_ident() != self._thread and not cuda_possible():
-                self._note(
+                self.guard.note(
                     "a model ran on another thread than the cell's: what operators allocated there is not traced"
                 )
         reason = self._tracing.ended_by or self._expired()
@@ -334,7 +313,7 @@ class Run:
             traced_steps=self._traced_steps,
             error=None if error is None else ending.error_info(error),
             notes=self._all_notes(),
-            overhead_s=round(self._overhead, 6),
+            overhead_s=round(self.guard.seconds, 6),
             observations=observations,
             oom=oom,
         )
@@ -358,14 +337,14 @@ class Run:
             self._samples = self._sampler.stop()
 
     def _all_notes(self) -> tuple[str, ...]:
-        parts = (self._cards, self._sampler, self._tracing)
-        return tuple(dict.fromkeys([*self.notes, *(note for part in parts for note in getattr(part, "notes", ()))]))
+        parts = (self.guard, self._cards, self._sampler, self._tracing)
+        return tuple(dict.fromkeys(note for part in parts for note in getattr(part, "notes", ())))
 
     def _describe(self, name: str) -> Device:
         try:
             return describe(name)
         except Exception as error:
-            self._note(f"{name} could not be described: {error}")
+            self.guard.note(f"{name} could not be described: {error}")
             return Device(name, name)
 
     def _environment(self, traces: tuple[Trace, ...], samples: tuple[Samples, ...]) -> dict[str, str]:
@@ -382,7 +361,9 @@ class Run:
         if cuda_possible() and not used_cuda(traces, samples):
             found["idle_gpu"] = next(iter(self._card_names), "a GPU")
         elif self._card_names and not torch.version.cuda:
-            self._note(f"{self._card_names[0]} is here, but this build of torch cannot use it: install one with CUDA")
+            self.guard.note(
+                f"{self._card_names[0]} is here, but this build of torch cannot use it: install one with CUDA"
+            )
         return found
 
 
