@@ -104,8 +104,9 @@ class Watch:
                 self._known[device, name] = max(self._known.get((device, name), 0.0), figures[name])
 
     def learn_step(self) -> None:
-        """A traced step has ended: the shapes of its batch are covered."""
+        """A traced step has ended: the shapes of its batch are covered, and what grew before it."""
         self._step += 1
+        self._pending = ""
         for batch, shapes in self._search(traced=True):
             self._cover(batch, shapes)
 

@@ -228,6 +228,18 @@ def test_a_rise_above_the_traced_steps_is_a_reason(figure, known, below, above):
     assert watch.reason() == ""
 
 
+def test_what_grew_before_a_traced_step_is_covered_by_it():
+    """A trace that was asked for, after memory grew and before the watch had told."""
+    watch = Watch(Held())
+    watch.learn_figures("cuda:0", {"allocated_peak": 100 * MIB})
+    watch.learn_step()
+    watch.see_figures("cuda:0", {"allocated_peak": 200 * MIB})
+    watch.learn_step()
+    assert watch.reason() == ""
+    watch.see_figures("cuda:0", {"allocated_peak": 300 * MIB})
+    assert watch.reason() == "memory grew by 100 MiB"
+
+
 def test_beside_a_gpu_the_resident_size_is_no_reason():
     watch = Watch(Held())
     watch.learn_figures("cpu", {"process_rss": 2000 * MIB})
