@@ -29,7 +29,8 @@ from IPython.utils.capture import capture_output
 
 from ipyvram import auto, directive, showing
 from ipyvram.measuring import Measurement, fault
-from ipyvram.options import Options, complete, help_text, parse, wants_help
+from ipyvram.option_help import complete, help_text
+from ipyvram.options import Options, parse, wants_help
 from ipyvram.recording import Cell
 from ipyvram.report import Report
 from ipyvram.subcommands import SUBCOMMANDS, Display, run_subcommand

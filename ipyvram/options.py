@@ -1,6 +1,6 @@
 """The options of ``%%vram`` and `measure`, each declared once: a line of text comes in, `Options` go out.
 
-`OPTIONS` is the table: flags, parsing, help, ``%%vram?`` and Tab completion are all read from it. Nothing here knows
+`OPTIONS` is the table: flags, parsing, and in `option_help` what ``%%vram?`` and Tab show are all read from it. Nothing here knows
 torch or IPython; whether a device exists is asked where torch is at hand (`run.check_device`).
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -189,7 +188,7 @@ _COMPANIONS = {
     "--rule": ("max_batch",),
 }
 
-_BY_FLAG = {option.flag: option for option in OPTIONS}
+BY_FLAG = {option.flag: option for option in OPTIONS}
 _BY_KEYWORD = {option.keyword: option for option in OPTIONS}
 _KEYWORDS = [o.keyword for o in OPTIONS if not o.takes_cell and o.flag not in _COMPANIONS]
 HELP_FLAGS = ("-h", "--help")
@@ -236,7 +235,7 @@ def wants_help(line: str) -> bool:
 def takes_cell(line: str) -> bool:
     """Whether an option of the line wants the cell as text; a line that cannot be read does not."""
     try:
-        return any(not t.quoted and t.text in _BY_FLAG and _BY_FLAG[t.text].takes_cell for t in _tokens(line))
+        return any(not t.quoted and t.text in BY_FLAG and BY_FLAG[t.text].takes_cell for t in _tokens(line))
     except ValueError:
         return False
 
@@ -278,7 +277,7 @@ def _check_together(values: dict[str, Any]) -> None:
     if "batch" in values and "max_batch" in values:
         raise ValueError("--batch compares the sizes it is given and --max-batch searches for one: take either")
     for flag, fields in _COMPANIONS.items():
-        if _BY_FLAG[flag].field in values and not any(field in values for field in fields):
+        if BY_FLAG[flag].field in values and not any(field in values for field in fields):
             raise ValueError(f"{flag} goes with {' or '.join('--' + field.replace('_', '-') for field in fields)}")
 
 
@@ -313,9 +312,9 @@ def from_keywords(label: str | None = None, **values: Any) -> Options:
 
 def _option(text: str) -> Option:
     try:
-        return _BY_FLAG[text]
+        return BY_FLAG[text]
     except KeyError:
-        raise ValueError(f"{text} is not an option of %%vram{_guess(text, list(_BY_FLAG))}") from None
+        raise ValueError(f"{text} is not an option of %%vram{_guess(text, list(BY_FLAG))}") from None
 
 
 def _guess(text: str, known: list[str]) -> str:
@@ -328,43 +327,3 @@ def _parse_value(option: Option, value: str) -> Any:
         return option.parse(value)
     except ValueError as error:
         raise ValueError(f"{option.flag} {value}: {error}") from None
-
-
-def help_text(subcommands: dict[str, str] | None = None) -> str:
-    """What ``%%vram?`` and ``%%vram -h`` show; ``subcommands`` maps a usage of ``%vram`` to its meaning."""
-    rows = [(f"{option.flag} {option.metavar}".strip(), option.help) for option in OPTIONS]
-    rows.append((", ".join(HELP_FLAGS), "show this text instead of running the cell"))
-    lines = [
-        "Measure the cell and show under it where every byte of memory went.",
-        "",
-        "    %%vram [LABEL] [options]      or %vram … on the first line of the cell",
-        "",
-        "LABEL is any words before the first option. Options:",
-        "",
-        *_table(rows),
-    ]
-    if subcommands:
-        lines += ["", "In a line of its own:", ""]
-        lines += _table(list(subcommands.items()))
-    return "\n".join(lines) + "\n"
-
-
-def _table(rows: list[tuple[str, str]]) -> list[str]:
-    """Usages and meanings side by side, in lines of at most 100 columns."""
-    width = max(len(usage) for usage, _ in rows) + 2
-    lines = []
-    for usage, meaning in rows:
-        first, *more = textwrap.wrap(meaning, 96 - width)
-        lines += [f"    {usage:<{width}}{first}", *(" " * (4 + width) + line for line in more)]
-    return lines
-
-
-def complete(before: str) -> list[str]:
-    """What could come next in a ``%%vram`` line, given its text up to the word being typed.
-
-    After an option: its usual values. Elsewhere: the options that are not there yet.
-    """
-    words = before.split()
-    if words and words[-1] in _BY_FLAG:
-        return list(_BY_FLAG[words[-1]].completions)
-    return [flag for flag in (*_BY_FLAG, "--help") if flag not in words]

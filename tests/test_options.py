@@ -13,9 +13,7 @@ from ipyvram.options import (
     _COMPANIONS,
     OPTIONS,
     Options,
-    complete,
     from_keywords,
-    help_text,
     parse,
     takes_cell,
     wants_help,
@@ -88,23 +86,6 @@ def test_every_option_parses_each_of_its_completions():
             assert getattr(parsed, option.field) == option.parse(value.strip('"'))
             if not option.takes_cell and not beside:
                 assert parsed == from_keywords(**{option.keyword: value})
-
-
-def test_help_tells_every_option_and_subcommand():
-    text = help_text({"%vram last": "show it again"})
-    for option in OPTIONS:
-        assert option.flag in text
-        assert option.help in " ".join(text.split())
-    assert max(map(len, text.splitlines())) <= 100
-    assert "%vram last" in text
-    assert "show it again" in text
-
-
-def test_completion_offers_values_after_an_option_and_options_not_yet_there():
-    assert complete("--device") == ["cpu", "cuda", "cuda:0", "mps"]
-    offered = complete("label --limit 80%")
-    assert "--limit" not in offered
-    assert {"--note", "--trace-steps", "--help"} <= set(offered)
 
 
 @pytest.mark.parametrize(("line", "expected"), [("-h", True), ("x --help", True), ("'-h'", False), ("x-h", False)])
