@@ -9,6 +9,7 @@ import numpy as np
 
 from ipyvram import grouping
 from ipyvram.batches import Batches
+from ipyvram.earlier import in_order, there_before
 from ipyvram.findings import find
 from ipyvram.grouping import by_line, by_module, group, holders
 from ipyvram.instants import instant
@@ -142,14 +143,16 @@ class _Account:
         then = copy.copy(self)  # the same device, seen from the trace that saw this
         then.recording, then.ledger, then.attribution = there[-1].recording, there[-1].ledger, there[-1].attribution
         then._at = there[-1].at
-        return then._explained(event)
+        return then._explained(event, first=there[-1] is self.stretches[0])
 
-    def _explained(self, event: OomEvent) -> OutOfMemory:
+    def _explained(self, event: OomEvent, first: bool) -> OutOfMemory:
         at = max(0, int(np.searchsorted(self.ledger.time_ns, event.time_ns, side="right")) - 1)
-        live = self._live(at)
+        live = tuple(self._tensor(*found) for found in in_order(self.ledger, self.attribution, at))
         when = instant(self.phases, event.time_ns, steps=any(p.name == "optimizer" for p in self.phases), parts=False)
         oom = explain(event, self._at(at), live, self._asked(event), when)
-        return with_remedies(oom, self.recording, event, self._observations(), live, self._step_accounts(), self.phases)
+        earlier = there_before(self.ledger, self.attribution, at, live) if first else ()
+        known = self._observations(), live, self._step_accounts(), self.phases, earlier
+        return with_remedies(oom, self.recording, event, *known)
 
     def _asked(self, event: OomEvent) -> TensorRow:
         """Who asked for what did not fit, in the form of a tensor's row."""
@@ -339,12 +342,6 @@ class _Account:
             total[0] += int(self.ledger.bytes[row])
             total[1] += 1
         return [TensorRow(size, name, f"{n} smaller", count=n) for name, (size, n) in totals.items() if size]
-
-    def _live(self, instant: int) -> tuple[TensorRow, ...]:
-        """What is live at an instant, in the order in which it was allocated."""
-        live = self.attribution.category_at(instant)
-        rows = sorted(live, key=lambda row: (int(self.ledger.born[row]), row))
-        return tuple(self._tensor(row, live[row]) for row in rows)
 
     def _lifetimes(self) -> tuple[Lifetime, ...]:
         """What was live at any moment, for pointing at one in the timeline."""

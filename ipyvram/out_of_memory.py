@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ipyvram.batches import Batches
+from ipyvram.earlier import Earlier, unused
 from ipyvram.marks import PhaseSpan
 from ipyvram.recording import Observation, OomEvent, Recording
 from ipyvram.remedies import Situation, remedies
@@ -78,8 +79,10 @@ def with_remedies(
     live: tuple[TensorRow, ...],
     steps: tuple[StepAccount, ...],
     phases: tuple[PhaseSpan, ...],
+    earlier: tuple[Earlier, ...],
 ) -> OutOfMemory:
     """The same with the ways out of it."""
+    ran = {mark.name for mark in recording.marks if mark.kind == "forward"}
     before = [p for p in phases if p.begin_ns <= event.time_ns]
     last_step = max((p.end_ns for p in before if p.name == "optimizer"), default=0)
     situation = Situation(
@@ -93,6 +96,8 @@ def with_remedies(
         implementation=recording.environment.get("optimizer_implementation", _default(event.device)),
         trains=any(p.name in ("backward", "optimizer") for p in before),
         evaluating=recording.environment.get("evaluating", ""),
+        earlier=tuple(one.row for one in earlier),
+        unused=unused(earlier, recording.cell.source, ran),
         backward_since_step=any(p.name == "backward" and p.begin_ns > last_step for p in before),
     )
     return replace(oom, remedies=remedies(situation))

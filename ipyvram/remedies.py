@@ -9,16 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ipyvram.earlier import Unused
 from ipyvram.findings.batch import fewer_temporaries
 from ipyvram.findings.worth import release
 from ipyvram.recording import Observation
-from ipyvram.report_rows import OutOfMemory, Remedy, StepAccount, TensorRow
+from ipyvram.report_rows import OF_ERROR, OutOfMemory, Remedy, StepAccount, TensorRow
 from ipyvram.units import format_bytes
 
 #: Smallest saving worth a line: this share of what may be held in all.
 MIN_SHARE = 0.01
 #: Room that a smaller batch leaves below the limit: the allocator rounds, and no two steps are quite alike.
 MARGIN = 0.05
+#: One tensor outside of any model of this share of the card is data that need not be there at once …
+LARGE_SHARE = 0.25
+#: … and what a cell has made is a model that moves, when this share of it are parameters.
+MODEL_SHARE = 0.5
 #: More blocks than this are layers: nobody wraps each.
 MAX_BLOCKS = 64
 
@@ -45,6 +50,10 @@ class Situation:
         The root module, when it was in eval mode though autograd recorded.
     making_state : bool
         The optimizer was making its state, which is no temporary.
+    earlier : tuple of TensorRow
+        What of `live` was there before the cell: the first of them.
+    unused : tuple of Unused
+        Variables of earlier cells that this one does not use.
     """
 
     oom: OutOfMemory
@@ -58,6 +67,21 @@ class Situation:
     backward_since_step: bool
     evaluating: str = ""
     making_state: bool = False
+    earlier: tuple[TensorRow, ...] = ()
+    unused: tuple[Unused, ...] = ()
+
+    @property
+    def own(self) -> tuple[TensorRow, ...]:
+        """What of `live` the cell has made itself."""
+        return self.live[len(self.earlier) :]
+
+    @property
+    def room_bytes(self) -> int:
+        """What the tensors of this process may come to: the card's memory less contexts and other processes."""
+        oom = self.oom
+        if oom.budget or oom.free_bytes is None or oom.reserved_bytes is None:
+            return oom.limit_bytes or 0
+        return oom.reserved_bytes + (oom.free_bytes if oom.share_left_bytes is None else oom.share_left_bytes)
 
     @property
     def missing_bytes(self) -> int:
@@ -71,7 +95,8 @@ class Situation:
 def remedies(s: Situation) -> tuple[Remedy, ...]:
     """The ways out of one out-of-memory, cheapest first."""
     least = MIN_SHARE * (s.oom.limit_bytes or s.oom.allocated_bytes)
-    return tuple(r for rule in _RULES for r in rule(s) if r.saves_bytes >= least or r.enough)
+    found = (r for rule in _RULES for r in rule(s))
+    return tuple(r for r in found if r.saves_bytes > 0 and (r.saves_bytes >= least or r.enough))
 
 
 def _remedy(s: Situation, kind: str, text: str, saves: float) -> Remedy:
@@ -84,25 +109,47 @@ _RELEASE = {
     "traceback": "%vram free --traceback: an earlier error ({name}) still holds tensors",
     "out": "%vram free --out: {name} hold tensors that no variable does",
     "old_model": "{release}: {holder} holds the previous `{name}`",
-    "graphs": "`{name}` keeps {count} autograd graphs: append .detach(), or .item() of a loss, instead",
+    "graphs": "`{name}` keeps {graphs}: append .detach(), or .item() of a loss, instead",
 }
 
 
+_UNUSED = {
+    "data": "del {}: data of an earlier cell, which this one does not use",
+    "graph": "del {}, or .detach() it: its graph keeps the activations of an earlier cell",
+    "model": "del {} and its optimizer: a model of an earlier cell, which this one does not run",
+}
+
+
+def _earlier_error(s: Situation) -> Iterator[Remedy]:
+    """What the frames of errors before this one held at that instant; this one has taken their place since."""
+    held = sum(t.bytes for t in s.earlier if t.name.startswith(OF_ERROR))
+    yield _remedy(s, "traceback", "%vram free --traceback: an earlier error still held tensors", held)
+
+
 def _release(s: Situation) -> Iterator[Remedy]:
+    told = ("traceback",) if any(t.name.startswith(OF_ERROR) for t in s.earlier) else ()
     for o in s.observations:
+        if o.kind in told:
+            continue
         if o.kind in _RELEASE and o.device in ("", s.device) and (o.kind != "old_model" or o.holder):
             own = o.kind == "traceback" and o.bytes <= s.oom.pinned_bytes  # this very error's
             # On the CPU what the cell does not use is in no account: it may be more than all there is.
             counted = o.bytes - s.oom.pinned_bytes <= (s.oom.limit_bytes or o.bytes)
             if counted and not own:
-                words = {"name": o.name, "holder": o.holder, "count": o.count, "release": release(o.holder)}
+                graphs = f"{o.count} autograd graphs" if o.count > 1 else "an autograd graph"
+                words = {"name": o.name, "holder": o.holder, "graphs": graphs, "release": release(o.holder)}
                 text = _RELEASE[o.kind].format(**words)
                 yield _remedy(s, o.kind, text, o.bytes)
 
 
+def _unused(s: Situation) -> Iterator[Remedy]:
+    for u in s.unused:
+        yield _remedy(s, "unused", _UNUSED[u.what].format(u.holder), u.bytes)
+
+
 def _no_grad(s: Situation) -> Iterator[Remedy]:
     """An evaluation keeps what only a backward would need: all but the input and the output of the layer that runs."""
-    saved = [t.bytes for t in s.live if t.category == "activations"]
+    saved = [t.bytes for t in s.own if t.category == "activations"]
     unused = not s.trains and any(o.kind == "unused_graph" for o in s.observations)
     if s.oom.phase == "forward" and saved and (s.evaluating or unused):
         why = f"{s.evaluating} is in eval mode" if s.evaluating else "no backward follows these forwards"
@@ -147,7 +194,7 @@ def _expandable(s: Situation) -> Iterator[Remedy]:
 
 def _autocast(s: Situation) -> Iterator[Remedy]:
     """Half-precision activations, less the half-precision copies of the parameters that autocast keeps meanwhile."""
-    full = sum(t.bytes for t in s.live if t.category == "activations" and t.dtype == "float32")
+    full = sum(t.bytes for t in s.own if t.category == "activations" and t.dtype == "float32")
     copies = sum(t.bytes for t in s.live if t.category == "parameters" and t.dtype == "float32")
     saves = (full - copies) / 2
     if saves > 0 and s.oom.phase in ("forward", "backward"):
@@ -158,7 +205,7 @@ def _autocast(s: Situation) -> Iterator[Remedy]:
 def _smaller_batch(s: Situation) -> Iterator[Remedy]:
     """The largest batch whose share of the moving bytes fits; the fixed bytes are those of the fullest step so far."""
     moving, fixed = _moving_and_fixed(s)
-    limit = s.oom.limit_bytes
+    limit = s.room_bytes
     if not s.batch or s.batch < 2 or not limit or moving <= 0:
         return
     fits = int(s.batch * (limit * (1 - MARGIN) - fixed) / moving)
@@ -176,14 +223,17 @@ def _smaller_batch(s: Situation) -> Iterator[Remedy]:
 def _moving_and_fixed(s: Situation) -> tuple[int, int]:
     """Bytes that grow with the batch and bytes that do not, at the fuller of this instant and the fullest step."""
     account, more = s.oom.account, s.oom.requested_bytes
+    kept = sum(t.bytes for t in s.earlier if t.category in ("activations", "outputs"))
+    whole = {t.bytes for t in s.live if t.category == "parameters"} if s.oom.phase == "backward" else set()
     # Data that is no batch (a set kept on the device) does not shrink with it.
     batch = sum(t.bytes for t in s.live if t.category == "inputs" and t.shape and t.shape[0] == s.batch)
-    moving = account["activations"] + account["outputs"] + batch
-    moving += account["temporaries"] + more if s.oom.phase in ("forward", "backward") else 0
+    moving = account["activations"] + account["outputs"] - kept + batch
+    if s.oom.phase in ("forward", "backward"):
+        moving += account["temporaries"] + (0 if more in whole else more)  # a parameter's gradient is as large as it is
     fixed = s.oom.allocated_bytes + more - moving
     for step in s.steps:
         samples = step.batch or s.batch or 1  # steps may have had smaller batches
-        in_step = step.peak.get("activations", 0) + step.peak.get("outputs", 0)
+        in_step = max(0, step.peak.get("activations", 0) + step.peak.get("outputs", 0) - kept)
         in_step += step.peak.get("temporaries", 0) if step.peak_phase in ("forward", "backward") else 0
         own = batch * samples // (s.batch or samples)
         moving = max(moving, round((in_step + own) * (s.batch or samples) / samples))
@@ -192,12 +242,36 @@ def _moving_and_fixed(s: Situation) -> tuple[int, int]:
     return moving, fixed
 
 
+def _in_parts(s: Situation) -> Iterator[Remedy]:
+    """Data that was moved, or was to be, outside of any model: no program needs more than a batch of it on the card."""
+    if s.oom.phase:
+        return
+    sets: dict[str, list[int]] = {}
+    for row in s.own:
+        if row.category in ("inputs", "outputs") and "[" in row.name:
+            sets.setdefault(row.name.partition("[")[0], []).append(row.bytes)
+    for name, sizes in sets.items():
+        text = f"keep `{name}` on the CPU and move one batch of it at a time ({len(sizes)} tensors are on the card)"
+        yield _remedy(s, "in_parts", text, sum(sizes) - max(sizes))
+    if s.oom.requested_bytes >= LARGE_SHARE * s.room_bytes > 0:
+        text = f"keep it on the CPU and move a part at a time: {format_bytes(s.oom.requested_bytes)} are one tensor"
+        yield _remedy(s, "in_parts", text, s.oom.requested_bytes)
+
+
+def _half_weights(s: Situation) -> Iterator[Remedy]:
+    """A model that does not even fit by itself."""
+    full = sum(t.bytes for t in s.own if t.category == "parameters" and t.dtype == "float32")
+    if full and not s.oom.phase and not s.trains and full >= MODEL_SHARE * sum(t.bytes for t in s.own):
+        text = "model.to(torch.bfloat16) before it moves: weights in half the bytes, enough for inference"
+        yield _remedy(s, "half_weights", text, (full + s.oom.requested_bytes) / 2)
+
+
 # -- the program ---------------------------------------------------------------------------------------------------------
 
 
 def _checkpointing(s: Situation) -> Iterator[Remedy]:
     """At the depth of module paths where it saves most."""
-    rows = [t for t in s.live if t.category == "activations" and t.module]
+    rows = [t for t in s.own if t.category == "activations" and t.module]
     best, names = 0, list[str]()
     for depth in (1, 2, 3):
         blocks: dict[str, list[TensorRow]] = {}
@@ -218,5 +292,6 @@ def _saved_by_checkpoints(blocks: dict[str, list[TensorRow]]) -> int:
 
 
 _RULES = (
-    _release, _no_grad, _stale_gradients, _foreach, _expandable, _autocast, _smaller_batch, _checkpointing,
+    _earlier_error, _release, _unused, _no_grad, _stale_gradients, _foreach, _expandable, _in_parts, _half_weights, _autocast,
+    _smaller_batch, _checkpointing,
 )  # fmt: skip

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 #: `TensorRow.name` of bytes that came after the traced part.
 AFTER_TRACE = "allocated after the traced part"
+#: How names begin of what the frames of an earlier error hold, and of what a graph does.
+OF_ERROR, OF_GRAPH = "traceback: ", "graph of "
 
 #: Category → what a person reads.
 LABELS = {

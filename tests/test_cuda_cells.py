@@ -162,6 +162,72 @@ said("after", m.report)
     assert found["after"]["start"]["other"] == 0
 
 
+def test_one_out_of_memory_after_the_other(run_on_stub):
+    """What IPython frees of an error that another one followed waits for the garbage collector: it is named, and given back."""
+    found = run_on_stub(
+        HEAD
+        + """
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell()
+result["said"] = {}
+
+def cell(name, code):
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    shell.run_cell(f"%%vram {name} --quiet" + chr(10) + code)
+    report, oom = ipyvram.last, ipyvram.last.oom
+    result["said"][name] = {
+        "other": report.peak["other"], "peak": report.peak_bytes, "true": torch.cuda.max_memory_allocated(),
+        "ways": {r.kind: [r.text, r.saves_bytes, r.enough] for r in oom.remedies} if oom else {},
+        "notes": report.measurement.notes,
+    }
+
+shell.run_line_magic("load_ext", "ipyvram")
+shell.run_cell("import torch; from torch import nn")
+cell("whole", "images = torch.empty(3000, 3, 256, 256); moved = images.to('cuda')")
+cell("list", '''data = []
+while True:
+    data.append(torch.empty(64, 3, 256, 256).to('cuda'))''')
+shell.run_cell("data = data[:10]" + chr(10) + "%vram free --traceback")
+cell("model", "big = nn.Sequential(*[nn.Linear(8192, 8192, device='meta') for _ in range(8)]); big.to_empty(device='cuda')")
+shell.run_cell("del big" + chr(10) + "%vram free --traceback")
+shell.run_cell('''
+net = nn.Sequential(*[nn.Conv2d(8, 8, 3, padding=1) for _ in range(8)]).cuda()
+def run(size):
+    x = torch.empty(size, 8, 256, 256, device="cuda")
+    for layer in net:
+        x = layer(x)
+''')
+for name, size in (("first", 200), ("second", 100), ("third", 100)):
+    cell(name, f"run({size})")
+before = torch.cuda.memory_allocated()
+shell.run_line_magic("vram", "free --traceback")
+result["traceback"] = before - torch.cuda.memory_allocated()
+cell("fits", "run(40)")
+before = torch.cuda.memory_allocated()
+shell.run_cell("del data")
+result["data"] = before - torch.cuda.memory_allocated()
+""",
+        BYTES=2 << 30,
+    )
+    said = found["said"]
+    for cell in said.values():
+        assert cell["notes"] == []
+        assert cell["peak"] == cell["true"]
+        assert cell["other"] <= 0.01 * cell["peak"]
+    assert said["whole"]["ways"]["in_parts"][2]
+    assert "`data`" in said["list"]["ways"]["in_parts"][0]
+    assert said["list"]["ways"]["in_parts"][2]
+    assert said["model"]["ways"]["half_weights"][2]
+    ways = said["third"]["ways"]  # two errors before it
+    assert list(ways)[:2] == ["traceback", "unused"]
+    assert ways["traceback"][1] == pytest.approx(found["traceback"], rel=0.1)
+    assert ways["traceback"][2]
+    assert ways["unused"][0].startswith("del data:")
+    assert ways["unused"][1] == found["data"]
+    assert said["fits"]["ways"] == {}
+
+
 def test_a_model_whose_parameters_are_of_a_transform_runs(run_on_stub):
     found = run_on_stub(
         HEAD

@@ -33,7 +33,7 @@ def observe(namespace: Mapping[str, Any], error: BaseException | None = None) ->
     """
     found = _kept_graphs(namespace)
     own = [] if error is None else [(type(error).__name__, error)]
-    by_error = _reached([*own, *roots.errors(namespace)], namespace)
+    by_error = _reached([*own, *roots.all_errors(namespace)], namespace)
     by_out = _reached(roots.outputs(namespace), namespace)
     earlier = earlier_models(namespace)
     if any(_large(group) for group in (by_error, by_out)) or earlier:

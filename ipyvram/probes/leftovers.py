@@ -14,6 +14,7 @@ from torch import Tensor
 from ipyvram.probes import roots
 from ipyvram.probes.graph import leaf_of, nodes_below, saved_by
 from ipyvram.probes.reach import Storage, Walk
+from ipyvram.report_rows import OF_ERROR, OF_GRAPH
 
 #: Nodes read at most: a hundred losses of a deep model, some tens of milliseconds.
 MAX_NODES = 20_000
@@ -41,7 +42,7 @@ def leftovers(namespace: Mapping[str, Any], variables: Iterable[tuple[str, Any]]
     seen: set[Any] = set()
     yield from _graphs(((name, value) for name, value in variables if isinstance(value, Tensor)), seen)
     walk = _Collecting((namespace,))
-    for prefix, held in (("", roots.outputs(namespace)), ("traceback: ", roots.errors(namespace))):
+    for prefix, held in (("", roots.outputs(namespace)), (OF_ERROR, roots.all_errors(namespace))):
         for name, value in held:
             walk.root(value, name)
         yield from (Left(tensor, prefix + path) for path, tensor in walk.tensors)
@@ -52,7 +53,7 @@ def leftovers(namespace: Mapping[str, Any], variables: Iterable[tuple[str, Any]]
 def _graphs(named: Iterable[tuple[str, Tensor]], seen: set[Any], prefix: str = "") -> Iterator[Left]:
     for name, tensor in named:
         below = nodes_below([tensor], seen=seen) if tensor.grad_fn is not None else iter(())
-        where = f"{prefix}graph of {name}"
+        where = f"{prefix}{OF_GRAPH}{name}"
         for node in islice(below, max(0, MAX_NODES - len(seen))):
             leaf = leaf_of(node)
             if leaf is None:

@@ -5,6 +5,7 @@ Works without IPython: `sys.last_value` and what the namespace's own ``get_ipyth
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -62,6 +63,32 @@ def errors(namespace: Mapping[str, Any]) -> list[tuple[str, Any]]:
         elif isinstance(item, TracebackType):
             found.setdefault(id(item), ("", item))
     return list(found.values())
+
+
+def all_errors(namespace: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """`errors`, and those before them that ended a cell and still wait in reference cycles for the garbage collector.
+
+    IPython's result of a cell refers to the error, whose first frame refers to the result: the next error takes the place of
+    the last one, and frees nothing of it.
+    """
+    found = errors(namespace)
+    if found:  # without one there was none before it; the look over all objects takes some tens of milliseconds
+        known = {id(error) for _, item in found if isinstance(item, BaseException) for error in _chain(item)}
+        objects = gc.get_objects()
+        kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, BaseException)}
+        found += [
+            (type(o).__name__, o) for o in objects if type(o) in kinds and id(o) not in known and _ended_a_cell(o)
+        ]
+    return found
+
+
+def _ended_a_cell(error: BaseException) -> bool:
+    """Whether nothing between IPython and the cell caught it."""
+    first = error.__traceback__
+    if first is None:
+        return False
+    code = first.tb_frame.f_code
+    return code.co_name == "run_code" and "IPython" in code.co_filename
 
 
 def forget_errors(namespace: Mapping[str, Any]) -> None:
