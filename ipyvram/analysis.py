@@ -21,6 +21,7 @@ from ipyvram.peak import Peak, peak_of
 from ipyvram.recording import Action, Device, Observation, OomEvent, Origin, Recording, Samples
 from ipyvram.report import Report
 from ipyvram.report_rows import Lifetime, Measurement, OutOfMemory, Phase, StepAccount, TensorRow, Timeline
+from ipyvram.several_devices import together
 from ipyvram.step_accounts import step_accounts, unused_graphs
 from ipyvram.stretches import curves, highest, stretches
 from ipyvram.thinning import pick
@@ -37,16 +38,14 @@ def analyse(recording: Recording) -> Report:
     Returns
     -------
     Report
-        Of the device with the highest peak (an accelerator before the CPU); the others are in `Report.others`.
+        Of the device that matters most (`several_devices`); the others that were used are in `Report.others`.
     """
     traced = dict.fromkeys(trace.device for trace in recording.traces)
     sampled = {samples.device: samples for samples in recording.samples}
     names = list(dict.fromkeys([*traced, *(d for d in sampled if _used(sampled[d]))])) or ["cpu"]
     accounts = [_Account(recording, name, sampled.get(name)).report() for name in names]
     accounts = [replace(account, findings=find(account)) for account in accounts]
-    accounts.sort(key=lambda r: (r.peak_bytes > 0 and r.device != "cpu", r.peak_bytes), reverse=True)
-    main, *rest = accounts
-    return replace(main, others=tuple(r for r in rest if r.peak_bytes))
+    return together(accounts)
 
 
 def _used(samples: Samples) -> bool:
@@ -351,8 +350,7 @@ class _Account:
         found = []
         for span in largest_spans(ledger, self.attribution, pick(ledger.time_ns.astype(np.float64), self.total, 800)):
             tensor = self._tensor(span.row, span.category)
-            where = f"{tensor.file}:{tensor.line}" if tensor.file else f"line {tensor.line}" if tensor.line else ""
-            name = " · ".join(p for p in (tensor.name or tensor.module or "unnamed", where) if p)
+            name = " · ".join(p for p in (tensor.called, tensor.place) if p)
             until = end if span.end >= ledger.instants else self._seconds(int(ledger.time_ns[span.end]))
             begin = self._seconds(int(ledger.time_ns[span.begin]))
             found.append(Lifetime(int(ledger.bytes[span.row]), span.category, name, begin, until))

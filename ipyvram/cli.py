@@ -25,7 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         return int(parsed.command(parsed))
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        print(f"ipyvram {parsed.name}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except ValueError as error:
         print(f"ipyvram {parsed.name}: {error}", file=sys.stderr)
         return 1
 
@@ -38,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="name", metavar="run|show|compare|export", required=True)
 
     run = commands.add_parser("run", help="execute a notebook in a real kernel and print its reports")
-    run.add_argument("notebook", type=Path, metavar="NOTEBOOK")
+    run.add_argument("notebook", type=Path, metavar="NOTEBOOK", help="it is read, and not written to")
     run.add_argument(
         "--output-dir", type=Path, default=Path("executed"), metavar="DIR",
         help="where the executed notebook and its HTML page go (executed)",
@@ -58,13 +61,15 @@ def _parser() -> argparse.ArgumentParser:
         "--reports", nargs="+", metavar="A",
         help="labels, or numbers in the order found; by default all of one notebook, or equal labels of several",
     )  # fmt: skip
-    compare.add_argument("--format", choices=("text", "csv", "json", "html"), default="text", help="(text)")
+    compare.add_argument(
+        "--format", choices=("text", "csv", "json", "html"), default="text", help="of what is written (text)"
+    )
     _add_output(compare)
     compare.set_defaults(command=_compare)
 
     export = commands.add_parser("export", help="the reports of notebooks as CSV, JSON, Parquet or one HTML page")
     _add_notebooks(export)
-    export.add_argument("--format", choices=FORMATS, default="csv", help="(csv)")
+    export.add_argument("--format", choices=FORMATS, default="csv", help="of what is written (csv)")
     export.add_argument(
         "--table", choices=tuple(TABLES), default="reports", help="which table, for CSV and Parquet (reports)"
     )
@@ -78,7 +83,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_notebooks(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
+    parser.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="executed notebooks (.ipynb)")
 
 
 def _run(parsed: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ Lines = list[str]
 
 
 def find(lines: Lines) -> tuple[int, str] | None:
-    """Index of the directive's line and its arguments; None when the cell has none or nothing below it.
+    """Index of the directive's line and its arguments; None when the cell has none, or nothing below it and asks no help.
 
     Blank lines and comments may stand above it, as they do in exported scripts and in Colab's forms.
     """
@@ -33,7 +33,8 @@ def find(lines: Lines) -> tuple[int, str] | None:
         text = line.strip()
         if text and not text.startswith("#"):
             match = _HEAD.match(line)
-            return (index, match[1]) if match and any(rest.strip() for rest in lines[index + 1 :]) else None
+            below = any(rest.strip() for rest in lines[index + 1 :])
+            return (index, match[1]) if match and (below or wants_help(match[1])) else None
     return None
 
 

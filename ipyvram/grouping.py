@@ -21,9 +21,7 @@ def by_module(tensor: TensorRow) -> tuple[str, str]:
 
 def by_line(tensor: TensorRow) -> tuple[str, str]:
     """Key of `group`: where the line is, and its text."""
-    if tensor.line is None:
-        return "", ""
-    return (f"{tensor.file}:{tensor.line}" if tensor.file else f"line {tensor.line}"), tensor.source
+    return tensor.place, tensor.source
 
 
 def group(tensors: tuple[TensorRow, ...], key: Key) -> tuple[GroupRow, ...]:
@@ -65,7 +63,7 @@ def holders(tensors: tuple[TensorRow, ...]) -> dict[str, str]:
         if not mine:
             continue
         top, count = mine[0], sum(t.count for t in mine)
-        parts = [" ".join(p for p in (top.module, top.name) if p) if category in _BY_PLACE else top.name or top.module]
+        parts = [f"{top.module} {top.name}" if category in _BY_PLACE and top.module and top.name else top.called]
         if category == "inputs" and top.shape:
             parts.append("×".join(map(str, top.shape)) + f" {top.dtype}")
         if category in _BY_PLACE and top.line is not None and not top.file:

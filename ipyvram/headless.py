@@ -42,18 +42,21 @@ def execute(
     Raises
     ------
     ValueError
-        The file is not a notebook, a package is missing, or the output would overwrite the notebook.
+        The file is not a notebook, a package or the kernel is missing, or the output would overwrite the notebook.
     """
     _require()
     import nbformat
 
+    if kernel is not None:
+        _find_kernel(kernel)
     try:
         with warnings.catch_warnings():  # cells without ids, from old notebooks: `normalize` gives them some
             warnings.simplefilter("ignore")
             notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call, unused-ignore]
         _, notebook = nbformat.validator.normalize(notebook)
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError, AttributeError) as error:
-        raise ValueError(f"{path.name} is not a notebook: {str(error).splitlines()[0][:100]}") from None
+        why = "it is not JSON" if isinstance(error, nbformat.reader.NotJSONError) else str(error).splitlines()[0][:100]
+        raise ValueError(f"{path.name} is not a notebook: {why}") from None
     target = output_dir / path.name
     if target.resolve() == path.resolve():
         raise ValueError(f"--output-dir {output_dir}: the executed notebook would overwrite {path.name}")
@@ -75,6 +78,15 @@ def _require() -> None:
             missing.append(name)
     if missing:
         raise ValueError(f"running a notebook needs {', '.join(missing)}: pip install 'ipyvram[examples]'")
+
+
+def _find_kernel(name: str) -> None:
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    installed = sorted(KernelSpecManager().find_kernel_specs())
+    if name not in installed:
+        there = f"there are {', '.join(installed)}" if installed else "none is installed"
+        raise ValueError(f"--kernel {name}: no such kernel ({there}); without --kernel this Python runs the notebook")
 
 
 def _run(notebook: Any, path: Path, kernel: str | None, timeout_s: int | None, out: TextIO) -> str | None:

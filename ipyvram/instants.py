@@ -53,7 +53,12 @@ def instant(
         return Instant("", "", 0)
     following = next((p for p in phases if p.begin_ns > time_ns), None)
     if following is None:
-        return Instant("after the last traced phase", "", 0)
+        ended = phases[-1]
+        if not steps:
+            return Instant(f"after the last {ended.name}", "", 0)
+        return Instant(
+            f"after step {ended.step}" if ended.name == "optimizer" else f"after the last traced {ended.name}", "", 0
+        )
     of_step = f"before the {following.name} of step {following.step}"
     if after := _after(following.step, last):
         of_step = f"{after}, before {following.name}"

@@ -16,7 +16,6 @@ import ast
 import contextlib
 import functools
 import re
-import sys
 import threading
 from collections.abc import Callable
 from types import CodeType, TracebackType
@@ -28,10 +27,10 @@ from IPython.core.magic import MAGIC_NO_VAR_EXPAND_ATTR
 from IPython.utils.capture import capture_output
 
 from ipyvram import auto, directive, showing
+from ipyvram.cell_names import caller_filename, cell_of, coming_filename, numbers
 from ipyvram.measuring import Measurement, fault
 from ipyvram.option_help import complete, help_text
 from ipyvram.options import Options, parse, wants_help
-from ipyvram.recording import Cell
 from ipyvram.report import Report
 from ipyvram.subcommands import SUBCOMMANDS, Display, run_subcommand
 
@@ -99,6 +98,7 @@ class Session:
         ip.input_transformers_cleanup.append(self._transform)
         ip.register_magic_function(line_vram, "line", "vram")
         ip.register_magic_function(cell_vram, "cell", "vram")
+        ip.register_magic_function(_misplaced, "line", "%vram")  # what IPython makes of `%%vram` on a later line
         ip.events.register("pre_run_cell", self._pre_run_cell)
         ip.events.register("post_run_cell", self._post_run_cell)
         for key in _COMPLETED:
@@ -113,8 +113,8 @@ class Session:
         for event, callback in (("pre_run_cell", self._pre_run_cell), ("post_run_cell", self._post_run_cell)):
             with contextlib.suppress(ValueError):
                 ip.events.unregister(event, callback)
-        for kind in ("line", "cell"):
-            ip.magics_manager.magics[kind].pop("vram", None)
+        for kind, name in (("line", "vram"), ("cell", "vram"), ("line", "%vram")):
+            ip.magics_manager.magics[kind].pop(name, None)
         strings = ip.strdispatchers[_COMPLETE].strs
         for key in _COMPLETED:
             if key in strings:
@@ -139,7 +139,7 @@ class Session:
         code = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not code or directive.find(lines) is not None or all(_OURS.match(line) for line in code):
             return
-        cell = Cell(directive.measured_source(info.raw_cell), _cell_filename(self.ip, info.raw_cell))
+        cell = cell_of(self.ip, directive.measured_source(info.raw_cell), coming_filename(self.ip, info.raw_cell))
         measurement = Measurement(Options(), cell, self.ip.user_ns)
         self._armed, self._by_itself = (info, measurement), True
         measurement.start()
@@ -185,7 +185,7 @@ class Session:
             self._close(None)  # its cell is over and nobody told us
         if info is None or (self._armed is not None and self._armed[0] is info):
             return  # a second line in the same cell, or one that %%timeit repeats, adds nothing
-        cell = Cell(directive.measured_source(info.raw_cell), _caller_filename(self.ip))
+        cell = cell_of(self.ip, directive.measured_source(info.raw_cell), caller_filename(self.ip))
         measurement = Measurement(options, cell, self.ip.user_ns)
         first = (options.label or " ").split(" ")[0]
         if first in SUBCOMMANDS:
@@ -238,7 +238,7 @@ class Session:
         if options.estimate:
             return self._estimate(options, cell)
         code = _compile(self.ip, cell)
-        measurement = Measurement(options, Cell(cell, code[0].co_filename), self.ip.user_ns)
+        measurement = Measurement(options, cell_of(self.ip, cell, code[0].co_filename), self.ip.user_ns)
         measurement.start()
         meter = showing.start_meter(self.ip, measurement)
         error: BaseException | None = None
@@ -262,7 +262,7 @@ class Session:
         source, text, name = self._python(text)
         code = self.ip.compile(self.ip.compile.ast_parse(source, filename=name), name, "exec")
         try:
-            report = estimate_cell(code, options, self.ip.user_ns, Cell(text, name))
+            report = estimate_cell(code, options, self.ip.user_ns, cell_of(self.ip, text, name))
         except CannotEstimate as error:
             raise UsageError(str(error)) from None
         except BaseException as error:  # the cell's own: its traceback begins at the cell's own line
@@ -280,7 +280,7 @@ class Session:
         progress = ProgressLine(showing.publish if hasattr(self.ip, "kernel") else None)
         try:
             comparison, error = compare_cell(
-                options, Cell(source, name), self.ip.user_ns, compile_, progress, capture_output
+                options, cell_of(self.ip, source, name), self.ip.user_ns, compile_, progress, capture_output
             )
         except ValueError as refusal:
             raise UsageError(str(refusal)) from None
@@ -297,8 +297,7 @@ class Session:
         found = directive.find(info.raw_cell.splitlines(keepends=True)) if info is not None else None
         above = "\n" * (0 if found is None else found[0] + 1)
         source = above + self.ip.transform_cell(text)
-        numbers = getattr(self.ip.compile, "_filename_map", {})  # IPython's "In[6]" for the frames of this cell
-        number = numbers.get(_caller_filename(self.ip), self.ip.execution_count)
+        number = numbers(self.ip).get(caller_filename(self.ip), self.ip.execution_count)  # "In[6]" for the frames
         return source, above + text, self.ip.compile.cache(source, number, raw_code=above + text)
 
 
@@ -308,6 +307,11 @@ def _from(name: str, error: BaseException) -> TracebackType | None:
     while trace is not None and trace.tb_frame.f_code.co_filename != name:
         trace = trace.tb_next
     return trace or error.__traceback__
+
+
+def _misplaced(line: str) -> None:
+    """``%%vram`` below other code."""
+    raise UsageError("%%vram measures the cell that it heads: put it on the first line, above the other code")
 
 
 def _help() -> str:
@@ -329,22 +333,6 @@ def _options(arguments: str) -> Options:
 
         _or_usage_error(check_device, options.device)
     return options
-
-
-def _caller_filename(ip: Shell) -> str:
-    """The file name that the frames of the running cell carry."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals is not ip.user_global_ns:
-        frame = frame.f_back
-    return frame.f_code.co_filename if frame.f_globals is ip.user_global_ns else ""
-
-
-def _cell_filename(ip: Shell, raw_cell: str) -> str:
-    """The file name that the frames of a cell will carry which is about to run; empty where this IPython does not tell."""
-    try:
-        return str(ip.compile.get_code_name(raw_cell, ip.transform_cell(raw_cell), ip.execution_count))
-    except Exception:
-        return ""
 
 
 def _compile(ip: Shell, cell: str) -> tuple[CodeType, CodeType | None]:

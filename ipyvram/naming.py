@@ -15,7 +15,7 @@ from ipyvram.report_rows import TensorRow
 _OPERANDS = frozenset({"self", "other", "mat1", "mat2", "batch1", "batch2", "input", "tensor1", "tensor2", "tensors"})
 
 #: Files that IPython makes up for what is typed: their names say nothing to a person.
-_TYPED = re.compile(r"^<(ipython-input|timed )|ipykernel_\d+[/\\]\d+\.py$")
+_TYPED = re.compile(r"^<(ipython-input(-(?P<number>\d+)-)?|timed )|ipykernel_\d+[/\\]\d+\.py$")
 
 
 class Names:
@@ -67,8 +67,13 @@ class Names:
             return mine, lines[at].strip() if 0 <= at < len(lines) else "", ""
         if not stack:
             return None, "", ""
-        name = stack[0].file.replace("\\", "/").rsplit("/", 1)[-1]
-        return stack[0], "", "another cell" if _TYPED.search(stack[0].file) else name
+        file = stack[0].file
+        typed = _TYPED.search(file)
+        if number := cell.numbers.get(file) or (typed and typed["number"]):
+            return stack[0], "", f"In[{number}]"
+        if typed:
+            return stack[0], "", "another cell"
+        return stack[0], "", file.replace("\\", "/").rsplit("/", 1)[-1]
 
     def _name(self, claim: Claim | None, claims: tuple[Claim, ...], made_by: str, category: str) -> str:
         if category == "activations":
@@ -77,7 +82,9 @@ class Names:
             kept = next(
                 (c.name for c in claims if c.category == KEPT), ""
             )  # of an earlier cell: what keeps it says more
-            return variable or kept or (f"{made_by} output" if made_by else f"saved by {saved}" if saved else "")
+            return variable or kept or (f"{made_by} output" if made_by else kept_for(saved) if saved else "")
+        if category == "workspaces":  # which operator asked for it first says nothing: every other uses it, too
+            return "cuBLAS workspace"
         if claim is None:
             return made_by
         if claim.category == DATA:
@@ -97,6 +104,13 @@ class Names:
     def _model_of(self, claim: Claim) -> str:
         lasting = claim.category in ("parameters", "gradients", "buffers", "optimizer_state")
         return claim.module + "." if lasting and claim.module in self._models else ""
+
+
+def kept_for(field: str) -> str:
+    """What backward needs it: ``kept for max_pool2d backward`` of the graph's ``MaxPool2DBackward0.self``."""
+    node = re.sub(r"Backward\d*$", "", field.partition(".")[0])
+    operator = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", node)
+    return f"kept for {operator.lower() if 'Backward' in field else operator} backward"
 
 
 def _in_the_body(stack: Stack, cell: Cell) -> Frame | None:

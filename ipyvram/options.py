@@ -276,6 +276,10 @@ def parse(line: str) -> Options:
 def _check_together(values: dict[str, Any]) -> None:
     if "batch" in values and "max_batch" in values:
         raise ValueError("--batch compares the sizes it is given and --max-batch searches for one: take either")
+    if "budget_bytes" in values and any(field in values for field in ("estimate", "batch", "max_batch")):
+        raise ValueError(
+            "--budget is for a cell that runs once, on the CPU: here --limit and --card say how much there is"
+        )
     for flag, fields in _COMPANIONS.items():
         if BY_FLAG[flag].field in values and not any(field in values for field in fields):
             raise ValueError(f"{flag} goes with {' or '.join('--' + field.replace('_', '-') for field in fields)}")

@@ -235,14 +235,12 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """The measured code. ``filename`` is what its frames carry; it is empty for `measure()` blocks.
-
-    ``first_line`` is the line of ``filename`` where the measured block starts, for `measure()` in a file.
-    """
+    """The measured code. ``filename`` is what its frames carry; it is empty for `measure()` blocks."""
 
     source: str = ""
     filename: str = ""
-    first_line: int = 1
+    first_line: int = 1  #: line of ``filename`` where the block starts, for `measure()` in a file
+    numbers: dict[str, int] = field(default_factory=dict)  #: what frames of other cells carry → ``n`` of ``In[n]``
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,13 @@ LABELS = {
 }
 
 
+def place_words(file: str, line: int | None) -> str:
+    """``line 3`` of the measured cell, ``In[2], line 3`` of another, ``train.py:3``; empty where none is known."""
+    if line is None or not file:
+        return "" if line is None else f"line {line}"
+    return f"{file}, line {line}" if file.startswith(("In[", "another ")) else f"{file}:{line}"
+
+
 @dataclass(frozen=True, slots=True)
 class Phase:
     """A stretch of the traced steps: ``forward``, ``backward`` or ``optimizer``. Seconds since the cell began."""
@@ -91,6 +98,17 @@ class TensorRow:
     dtype: str = ""
     phase: str = ""  #: when it was allocated
     count: int = 1
+
+    @property
+    def called(self) -> str:
+        """The name; without one, what is known of where it was made."""
+        place = self.module or {"optimizer": "the optimizer step"}.get(self.phase, self.phase)
+        return self.name or (f"made in {place}" if place else "no name known")
+
+    @property
+    def place(self) -> str:
+        """Where the line is that made it; empty where none is known."""
+        return place_words(self.file, self.line)
 
 
 @dataclass(frozen=True, slots=True)

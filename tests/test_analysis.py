@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ipyvram.analysis import analyse
+from ipyvram.instants import instant
+from ipyvram.marks import PhaseSpan
 from ipyvram.recording import (
     Action,
+    Block,
     Claim,
     Device,
     ErrorInfo,
@@ -59,6 +64,16 @@ def test_an_accelerator_comes_before_the_cpu():
     report = analyse(recording(traces=(trace("cpu", 10_000), trace("cuda:0", 10))))
     assert (report.device, [other.device for other in report.others]) == ("cuda:0", ["cpu"])
     assert report.card_bytes == 24 * GIB
+
+
+def test_a_device_where_nothing_happened_is_a_note():
+    """What an earlier cell left on a second card would otherwise be a whole report under every cell that follows."""
+    idle = Trace("cuda:1", "storages", 0, 100, Events.from_rows([]), (Block(1, 2048, 2048),))
+    report = analyse(recording(traces=(trace("cuda:0", 512), idle)))
+    assert report.others == ()
+    assert "cuda:1 was not used; 2.00 KiB were there before" in report.measurement.notes
+    freed = replace(idle, events=Events.from_rows([(Action.FREE_REQUESTED, 1, 0, 0, 50, -1, -1)]))
+    assert [r.device for r in analyse(recording(traces=(trace("cuda:0", 512), freed))).others] == ["cuda:0"]
 
 
 def test_a_higher_sample_is_shown_as_sampled_and_as_other():
@@ -158,7 +173,7 @@ def test_claims_of_another_device_do_not_count():
         (60, "step 1, backward", "backward", 1),
         (85, "step 1, optimizer step", "optimizer", 1),
         (5, "before the forward of step 1", "", 0),
-        (99, "after the last traced phase", "", 0),
+        (99, "after step 1", "", 0),
     ],
 )
 def test_the_peak_in_words(at, words, phase, step):
@@ -177,3 +192,11 @@ def test_the_peak_in_words(at, words, phase, step):
     )  # fmt: skip
     report = analyse(recording(traces=(Trace("cpu", "storages", 1, 100, events),), marks=marks, steps=1))
     assert (report.peak_when, report.peak_phase, report.peak_step) == (words, phase, step)
+
+
+@pytest.mark.parametrize(
+    ("at", "words"), [(5, "before forward"), (30, "forward"), (55, "before forward"), (90, "after the last forward")]
+)
+def test_the_peak_in_words_where_nothing_is_trained(at, words):
+    phases = tuple(PhaseSpan(begin, begin + 20, "forward", 1, False, begin + 20) for begin in (20, 60))
+    assert instant(phases, at, steps=False, parts=False).words == words

@@ -208,6 +208,17 @@ def test_run_of_a_failing_cell_is_1_and_keeps_what_was_run(tmp_path, capsys):
     assert executed["cells"][1]["outputs"] == []
 
 
+def test_run_names_what_is_wrong_in_one_line(tmp_path, capsys):
+    path = notebook(tmp_path / "n.ipynb", cell(source="1"))
+    assert main(["run", str(path), "--kernel", "no-such", "--output-dir", str(tmp_path / "out")]) == 1
+    assert "ipyvram run: --kernel no-such: no such kernel (" in capsys.readouterr().err
+    (tmp_path / "text.ipynb").write_text("# no JSON")
+    assert main(["run", str(tmp_path / "text.ipynb")]) == 1
+    assert capsys.readouterr().err == "ipyvram run: text.ipynb is not a notebook: it is not JSON\n"
+    assert main(["run", str(tmp_path / "none.ipynb")]) == 1
+    assert capsys.readouterr().err == f"ipyvram run: {tmp_path / 'none.ipynb'}: No such file or directory\n"
+
+
 def test_run_would_not_overwrite_its_notebook(tmp_path, capsys):
     path = notebook(tmp_path / "n.ipynb", cell(source="1"))
     assert main(["run", str(path), "--output-dir", str(tmp_path)]) == 1

@@ -246,6 +246,33 @@ said("functional", m.report)
 
 
 @pytest.mark.kernel
+def test_a_trial_is_no_leftover_where_the_same_tensors_lie_in_larger_blocks(run_on_stub):
+    """A block of the large pool may be larger than asked for by up to a mebibyte: no memory that a trial left."""
+    found = run_on_stub(
+        """
+import torch
+from ipyvram.sweep.isolation import Baseline
+
+def tensors():
+    return [torch.empty(59 << 19, dtype=torch.uint8, device="cuda") for _ in range(3)]
+
+whole = torch.empty(120 << 20, dtype=torch.uint8, device="cuda")
+del whole
+kept = tensors()
+before, baseline = torch.cuda.memory_allocated(), Baseline()
+kept.clear()
+torch.cuda.empty_cache()
+kept += tensors()
+more = torch.cuda.memory_allocated() - before
+none = baseline.leftover()
+left = torch.empty(3 << 20, dtype=torch.uint8, device="cuda")
+result = [more, none, baseline.leftover().bytes]
+"""
+    )
+    assert found[0] > 10**6
+    assert found[1:] == [None, 3 << 20]
+
+
 def test_a_cell_in_a_real_kernel(stub_environment, tmp_path):
     kernel = Kernel(sys.executable, tmp_path, stub_environment)
     try:
@@ -265,5 +292,13 @@ def test_a_cell_in_a_real_kernel(stub_environment, tmp_path):
         assert report["peak"]["optimizer_state"] == 2 * 256 * 257 * 4
         assert report["peak"]["other"] == 0
         assert report["card"]["context"] == 300 << 20
+        names = [
+            t
+            for t, c in zip(report["tensors_at_peak"]["name"], report["tensors_at_peak"]["category"], strict=True)
+            if c == "workspaces"
+        ]
+        assert set(names) == {"cuBLAS workspace"}
+        outcome = kernel.run("%%vram\nother = nn.Linear(8, 8, device='cuda')")
+        assert "In[3], line 4" in outcome.report["lines_at_peak"]["key"]  # the step of the cell above
     finally:
         kernel.close()

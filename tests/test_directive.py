@@ -73,6 +73,14 @@ def test_asking_for_help_leaves_the_body_out():
     assert len(result) == 2
 
 
+def test_help_needs_no_body():
+    """Else IPython says that the body of ``%%vram -h`` is empty."""
+    for line in ("%%vram -h\n", "%%vram --help"):
+        (result,) = transform(lines_of(line))
+        assert result.rstrip() == f"get_ipython().run_line_magic('vram', '%% {line.split()[1]}')"
+    assert transform(lines_of("%%vram label\n")) == lines_of("%%vram label\n")
+
+
 def test_the_measured_source_begins_with_the_line_that_frames_call_1():
     assert measured_source("\n\n%%vram\nx\n") == "%%vram\nx\n"
     assert measured_source("%%time\n%%vram\nx\n") == "%%vram\nx\n"

@@ -230,3 +230,11 @@ def test_an_interrupt_while_everything_is_put_back_waits_until_it_is(monkeypatch
     with pytest.raises(KeyboardInterrupt):
         ipyvram.estimate(CELL, card="T4", namespace=notebook)
     assert picture(notebook) == before
+
+
+def test_torch_is_not_made_to_warn_of_what_the_notebook_keeps(recwarn):
+    """A kept loss has a history and no gradient; to ask for that is what torch warns of."""
+    notebook = make_notebook()
+    notebook["kept"] = torch.ones(3, requires_grad=True).exp()
+    ipyvram.estimate("kept.sum()", card="T4", namespace=notebook)
+    assert [str(w.message) for w in recwarn if ".grad attribute" in str(w.message)] == []

@@ -420,6 +420,19 @@ def test_a_mistake_is_named_and_the_body_does_not_run(kernel, magic, arguments, 
     assert not armed(kernel)
 
 
+def test_a_line_below_other_code_is_told_to_stand_first(kernel):
+    outcome = kernel.run("x = 1\n%%vram label\nran = True")
+    assert "put it on the first line" in outcome.reply["evalue"]
+    assert kernel.value("'ran' in globals()") == "False"
+
+
+@pytest.mark.parametrize("line", ["%%vram -h", "%vram -h", "%vram help"])
+def test_help_alone_is_shown(kernel, line):
+    outcome = kernel.run(line)
+    assert outcome.status == "ok"
+    assert "--limit LIMIT" in outcome.stdout
+
+
 def test_unknown_subcommand_lists_those_that_exist(kernel):
     outcome = kernel.run("%vram lasst")
     assert outcome.reply["ename"] == "UsageError"

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ipyvram.analysis import analyse
+from ipyvram.grouping import by_line
 from ipyvram.naming import Names
 from ipyvram.recording import Action, Cell, Claim, Events, Frame, Mark, Origin, Recording, Trace
 from ipyvram.report_rows import TensorRow
 
 
 def row(
-    *claims: tuple[str, str], origin: Origin | None = None, stack=(), size: int = 480, shape=(120,), model="net"
+    *claims: tuple[str, str],
+    origin: Origin | None = None,
+    stack=(),
+    size: int = 480,
+    shape=(120,),
+    model="net",
+    **facts,
 ) -> TensorRow:
     """The only row of a recording with one allocation, claimed as (category, name) in order."""
     events = Events.from_rows([(Action.ALLOC, 1, size, 0, 10, 0, 0)])
     trace = Trace("cpu", "storages", 0, 100, events)
     made = tuple(Claim(11 + i, "cpu", 1, size, c, n, model, shape, "float32") for i, (c, n) in enumerate(claims))
     recording = Recording(0, 100, cell=Cell("a = 1\n  b = f(a)\n", "<cell>", 1), traces=(trace,), claims=made, stacks=(stack,),
-                          origins=(origin or Origin("aten.mm", (1, 120), "float32"),))  # fmt: skip
+                          origins=(origin or Origin("aten.mm", (1, 120), "float32"),), **facts)  # fmt: skip
     (found,) = analyse(recording).tensors_at_peak
     return found
 
@@ -53,7 +62,34 @@ def test_an_activation_is_the_result_of_an_operator():
         row(("activations", "ReluBackward0.result"), origin=Origin("aten.relu", (120,), "float32")).name
         == "relu output"
     )
-    assert row(("activations", "Cube.square"), origin=Origin()).name == "saved by Cube.square"
+    assert row(("activations", "Cube.square"), origin=Origin()).name == "kept for Cube backward"
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("ConvolutionBackward0.input", "convolution"),
+        ("CudnnBatchNormBackward0.result1", "cudnn_batch_norm"),
+        ("MaxPool2DWithIndicesBackward0.self", "max_pool2d_with_indices"),
+        ("NllLoss2DBackward0.total_weight", "nll_loss2d"),
+        ("AddmmBackward0.mat1", "addmm"),
+    ],
+)
+def test_what_no_operator_is_known_of_is_called_by_the_backward_that_needs_it(field, told):
+    assert row(("activations", field), origin=Origin()).name == f"kept for {told} backward"
+
+
+def test_a_row_without_a_name_tells_where_it_was_made():
+    assert TensorRow(1, "temporaries", "", "layer1.bn", phase="forward").called == "made in layer1.bn"
+    assert TensorRow(1, "temporaries", phase="optimizer").called == "made in the optimizer step"
+    assert TensorRow(1, "temporaries").called == "no name known"
+    assert TensorRow(1, "outputs", "loss", "fc").called == "loss"
+
+
+def test_the_scratch_memory_of_cublas_is_called_that():
+    """Not by the module that happened to need it first."""
+    found = row(origin=Origin(), environment={"cublas_workspace_bytes": "480"})
+    assert (found.category, found.name) == ("workspaces", "cuBLAS workspace")
 
 
 def test_data_that_was_saved_has_the_name_of_its_part_in_the_formula():
@@ -106,3 +142,13 @@ def test_a_line_of_some_other_cell_is_called_that():
     assert (frame.line, text, file) == (1, "", "another cell")
     assert _place("%%vram\n%%capture\nx\n", Frame(TYPED, 9, "<module>"))[2] == "another cell"  # longer than the cell
     assert _place("%%vram\nx = 1\n", Frame("/home/me/train.py", 3, "main"))[2] == "train.py"
+
+
+def test_another_cell_is_called_by_its_number():
+    numbered = Recording(0, 1, cell=Cell("%%vram\nx = 1\n", "<cell>", numbers={TYPED: 7}))
+    assert Names(numbered).place((Frame(TYPED, 3, "<module>"),))[2] == "In[7]"
+    assert _place("%%vram\nx = 1\n", Frame("<ipython-input-12-0a1b>", 3, "<module>"))[2] == "In[12]"
+    found = TensorRow(1, "other", line=3, file="In[7]")
+    assert (found.place, by_line(found)[0]) == ("In[7], line 3", "In[7], line 3")
+    assert TensorRow(1, "other", line=3, file="another cell").place == "another cell, line 3"
+    assert TensorRow(1, "other", line=3, file="train.py").place == "train.py:3"

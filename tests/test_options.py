@@ -71,6 +71,8 @@ def test_what_a_line_means(line, expected):
         ("--limt 80%", "did you mean --limit?"),
         ("--zzz", "there are --note"),
         ('"open', "a quote that is not closed"),
+        ("--estimate --budget 1GiB", "--budget is for a cell that runs once"),
+        ("--max-batch n --budget 1GiB", "here --limit and --card say how much there is"),
     ],
 )
 def test_a_mistake_is_named_with_what_would_be_right(line, named):

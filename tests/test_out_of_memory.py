@@ -243,7 +243,7 @@ def test_what_the_traceback_holds_stands_for_the_account_after_the_trace():
     """Nothing was traced then; what the frames hold is named, and what they do not is `other`."""
     pinned = {"activations": 50, "outputs": 3, "other": 9}
     event = OomEvent(1, "cuda:0", 40, allocated_bytes=170, pinned_bytes=62, pinned=pinned, phase="forward")
-    oom = explain(event, account(parameters=100), (), TensorRow(40, "other"), ("after the last traced phase", "", 0))
+    oom = explain(event, account(parameters=100), (), TensorRow(40, "other"), ("after step 3", "", 0))
     assert oom.account == account(parameters=100, activations=50, outputs=3, other=17)
     assert (oom.when, oom.phase) == ("forward, after the traced steps", "forward")
     unseen = explain(event, account(parameters=100), (), TensorRow(40, "other"), ("", "", 0))
@@ -285,9 +285,7 @@ def test_cached_pieces_are_perhaps_enough_while_no_step_has_finished():
 
 
 def test_what_follows_the_traced_phases_reads_as_a_sentence():
-    assert asked(replace(FULL, line=3, when="after the last traced phase")).endswith(
-        "at line 3 after the last traced phase."
-    )
+    assert asked(replace(FULL, line=3, when="after step 3")).endswith("at line 3 after step 3.")
     assert asked(replace(FULL, line=3, when="step 1, forward")).endswith("at line 3 in step 1, forward.")
 
 

@@ -10,7 +10,9 @@ import torch
 
 from ipyvram.probes import freeing, keeping, residents
 from ipyvram.probes.cycles import in_cycles
-from ipyvram.render.resident import bundle
+from ipyvram.render.resident import bundle, text
+from ipyvram.render.text import Pen
+from ipyvram.resident import Holding, Resident
 from ipyvram.resident_commands import free
 from tests.test_findings_programs import BROKEN, Notebook, notebook  # noqa: F401
 
@@ -197,6 +199,24 @@ def test_text_and_html_tell_the_same(notebook, everyone):  # noqa: F811
         assert part in data["text/html"]
     assert "<img" not in data["text/html"]
     assert max(map(len, data["text/plain"].splitlines())) <= 80
+
+
+def test_what_releases_a_holder_is_never_cut_off():
+    long = Holding("the_traceback_of_the_error_" * 3, "traceback", "activations", 10 << 20, 145, "x in _forward_impl()")
+    told = text(Resident("cpu", (long,)), Pen(80, True, False), everyone=True).splitlines()
+    assert max(map(len, told)) <= 80
+    assert told[-1].strip() == "→ %vram free --traceback"
+
+
+def test_a_device_that_holds_next_to_nothing_is_only_mentioned():
+    """The steps that an optimizer counts on the CPU, beside its state on the card."""
+    card = Resident("cuda:0", (Holding("optimizer", "variable", "optimizer_state", 10 << 20, 4),))
+    host = Resident("cpu", (Holding("optimizer", "variable", "optimizer_state", 644, 161),))
+    data = bundle((card, host), everyone=False)
+    for kind in ("text/plain", "text/html"):
+        assert "besides: 644 B on cpu" in data[kind]
+        assert "cpu now" not in data[kind]
+    assert "cpu now" in bundle((host,), everyone=False)["text/plain"]
 
 
 def test_more_holders_than_rows_are_counted(notebook):  # noqa: F811

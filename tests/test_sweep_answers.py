@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ipyvram.comparison import Row
-from ipyvram.sweep.answers import KNEE_SHARE, accumulate, knee
+from ipyvram.sweep.answers import KNEE_SHARE, accumulate, fast_enough, knee
 
 
 @given(st.integers(1, 5000), st.integers(1, 2000))
@@ -30,3 +32,13 @@ def test_the_knee_is_the_smallest_size_that_is_fast_enough(points):
 
 def test_one_speed_has_no_knee():
     assert knee([Row(8, "measured", samples_per_s=3.0), Row(16, "OOM")]) is None
+
+
+def test_a_knee_fits():
+    """At a size beyond the limit, or with retries, the card is too full for it to be an answer."""
+    rows = [
+        Row(8, "measured", needed_bytes=5, samples_per_s=50.0),
+        Row(16, "measured", needed_bytes=9, samples_per_s=99.0),
+    ]
+    assert (knee(rows, 9), knee(rows, 8), fast_enough(rows)) == (16, None, 16)
+    assert knee([rows[0], replace(rows[1], retries=1)], 9) is None

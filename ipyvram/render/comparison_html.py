@@ -55,17 +55,19 @@ def _main_table(c: Comparison, words: Words) -> str:
     shown = columns_shown(c)
     columns = [Column(COLUMNS[i], numeric=i in FIGURES) for i in compress(range(len(COLUMNS)), shown)]
     columns.insert(2, Column("by category"))
-    remarked = any(words.remarks)
-    if remarked:
-        columns.append(Column("remark", muted=True, wrap=True))
     widest = max((r.peak_bytes or 0 for r in c.rows), default=0)
     rows = []
-    for row, cells, remark in zip(c.rows, words.cells, words.remarks, strict=True):
+    for row, cells in zip(c.rows, words.cells, strict=True):
         answer = c.largest is not None and row.batch == c.largest.batch
         marked = [f"<strong>{escape(cell)}</strong>" if answer or (row.batch == c.knee and i == 0) else escape(cell) for i, cell in enumerate(cells)]  # fmt: skip
         marked.insert(2, _bar(row, widest))
-        rows.append(marked + ([escape(remark)] if remarked else []))
-    return f'<div class="c">{table("Peak memory and speed at each batch size", columns, rows)}</div>'
+        rows.append(marked)
+    remarks = "".join(
+        f"<div{style(MUTED, 'font-size:12px')}>{escape(f'{row.batch}: {remark}')}</div>"
+        for row, remark in zip(c.rows, words.remarks, strict=True)
+        if remark
+    )
+    return f'<div class="c">{table("Peak memory and speed at each batch size", columns, rows)}</div>{remarks}'
 
 
 def _bar(row: Row, widest: int) -> str:

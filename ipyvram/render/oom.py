@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ipyvram.render.markup import MUTED, Column, Part, escape, folded, legend, stacked_bar, style, swatch, table
 from ipyvram.render.palette import ALL_COLOURS, COLOURS, LETTERS, TROUBLE_COLOUR
 from ipyvram.render.summary import tensor_words
-from ipyvram.report_rows import LABELS, OutOfMemory
+from ipyvram.report_rows import LABELS, OutOfMemory, place_words
 from ipyvram.units import MIB, format_bytes
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def asked(oom: OutOfMemory) -> str:
     if oom.module:
         parts.append(f"in module {oom.module}")
     if oom.line is not None:
-        parts.append(f"at {oom.file}:{oom.line}" if oom.file else f"at line {oom.line}")
+        parts.append(f"at {place_words(oom.file, oom.line)}")
     if oom.when:
         parts.append(oom.when if oom.when.startswith(("after ", "before ")) else f"in {oom.when}")
     return " ".join(parts) + "."

@@ -19,6 +19,9 @@ MIME_TYPE = "application/vnd.ipyvram.resident.v1+json"
 #: Holders shown by ``%vram``; ``%vram who`` shows all that are worth it.
 SHORT, LONG = 8, 40
 
+#: A device with less than this part of another's bytes (the step counts of an optimizer, on the CPU) is only mentioned.
+SMALL = 1000
+
 
 def bundle(found: Sequence[Resident], *, everyone: bool) -> dict[str, Any]:
     """MIME type → data.
@@ -28,9 +31,15 @@ def bundle(found: Sequence[Resident], *, everyone: bool) -> dict[str, Any]:
     everyone : bool
         Every holder with what releases it (``%vram who``), or the largest (``%vram``).
     """
+    most = max((one.bytes for one in found), default=0)
+    told = [one for one in found if one.bytes * SMALL >= most]
+    small = ", ".join(f"{format_bytes(one.bytes)} on {one.device}" for one in found if one not in told)
+    also = f"besides: {small}" if small else ""
     return {
-        "text/plain": "\n\n".join(text(one, Pen(**looks()), everyone=everyone) for one in found),
-        "text/html": "".join(html(one, everyone=everyone) for one in found),
+        "text/plain": "\n\n".join(
+            [*(text(one, Pen(**looks()), everyone=everyone) for one in told), *([also] if also else [])]
+        ),
+        "text/html": "".join(html(one, everyone=everyone, also=also if one is told[-1] else "") for one in told),
         MIME_TYPE: {"schema": 1, "devices": [one.to_dict() for one in found]},
     }
 
@@ -67,17 +76,21 @@ def text(one: Resident, pen: Pen, *, everyone: bool) -> str:
         )
         lines.append("  " + pen.paint(pen.plain(label), category))
     rows, more = _rows(one, everyone)
+    lines.append(pen.bold("held by, and how to release it" if everyone else "held by"))
     for row in rows:
         where = f" · {row.example}" if row.example not in ("", row.holder) else ""
-        how = f"  [{RELEASES[row.kind]}]" if everyone and row.kind != "variable" else ""
         several = f" · {row.count} tensors" if row.count > 1 else ""
-        told = pen.cut(f"{row.holder}{where}{several}{how}", pen.width - 14)
+        told = pen.cut(f"{row.holder}{where}{several}", pen.width - 14)
         lines.append(f"  {format_bytes(row.bytes):>9} {pen.paint(LETTERS[row.category], row.category)} {told}")
+        if everyone and row.kind != "variable":  # in a line of its own: what one came for is never cut off
+            lines.append(" " * 14 + f"→ {RELEASES[row.kind]}")
+    if everyone and any(row.kind == "variable" for row in rows):
+        lines.append(f"  {RELEASES['variable']} where nothing else is said")
     lines += pen.wrap(f"  {more}", "  ") if more else []
     return "\n".join(lines)
 
 
-def html(one: Resident, *, everyone: bool) -> str:
+def html(one: Resident, *, everyone: bool, also: str = "") -> str:
     """A block of markup that survives the sanitizer of untrusted notebooks."""
     sums = one.by_category()
     parts = [Part(LABELS[c], ALL_COLOURS[c], n, format_bytes(n)) for c, n in sums.items()]
@@ -86,7 +99,7 @@ def html(one: Resident, *, everyone: bool) -> str:
     columns += [Column("release", muted=True)] if everyone else []
     rows, more = _rows(one, everyone)
     body = table(f"Who holds memory on {one.device}", columns, [_cells(row, one.bytes, everyone) for row in rows])
-    rest = f"<div{style(MUTED)}>{escape(more)}</div>" if more else ""
+    rest = "".join(f"<div{style(MUTED)}>{escape(line)}</div>" for line in (more, also) if line)
     most, *others = map(escape, head(one))
     aside = f"<span{style(MUTED)}>{''.join(f' · {words}' for words in others)}</span>" if others else ""
     first = f"<div{style('font-size:15px', 'margin:0 0 6px')}><strong>{most}</strong>{aside}</div>"

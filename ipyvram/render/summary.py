@@ -323,10 +323,10 @@ def _batches(report: Report) -> tuple[str, ...]:
 
 def tensor_words(row: TensorRow) -> tuple[str, str, str]:
     """A tensor's name, its place and its shape, in words."""
-    name = row.name or "unnamed"
-    where = [row.module] if row.module and row.module not in row.name else []
+    name = row.called
+    where = [row.module] if row.module and row.module not in name else []
     if row.line is not None:
-        where.append(f"{row.file}:{row.line}" if row.file else f"line {row.line}")
+        where.append(row.place)
     shape = "×".join(map(str, row.shape)) if row.shape is not None else ""
     return name, " · ".join(where), " ".join(p for p in (shape, row.dtype) if p)
 

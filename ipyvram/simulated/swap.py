@@ -84,7 +84,8 @@ class Swap:
         # An operator that gives back its argument hands them to Python first.
         tensor.resolve_conj()
         shadow = self._shadow(tensor)
-        if tensor.grad is not None and _plain(tensor.grad):
+        own = tensor.is_leaf or tensor.retains_grad  # torch warns of asking any other
+        if own and tensor.grad is not None and _plain(tensor.grad):
             shadow.grad = self._shadow(tensor.grad)
         before = {name: getattr(tensor, name, None) for name in _HOOKS} | {"__dict__": dict(vars(tensor))}
         try:

@@ -146,8 +146,15 @@ def largest_that_ran(rows: Sequence[Row], limit_bytes: int) -> Answer | None:
     return Answer(best.batch, best.status, best.needed_bytes, beyond=min(failed, default=None))
 
 
-def knee(rows: Sequence[Row]) -> int | None:
-    """The smallest size within 5 % of the best speed; None with fewer than two speeds."""
+def knee(rows: Sequence[Row], limit_bytes: int | None = None) -> int | None:
+    """The smallest size within 5 % of the best speed; None with fewer than two speeds, or where that size does not fit."""
+    found = fast_enough(rows)
+    within = limit_bytes is None or any(fits_easily(r, limit_bytes) for r in rows if r.batch == found)
+    return found if within else None
+
+
+def fast_enough(rows: Sequence[Row]) -> int | None:
+    """The same, whether it fits or not."""
     speeds = [(r.batch, r.samples_per_s) for r in rows if r.samples_per_s is not None and not r.contaminated]
     if len(speeds) < 2:
         return None

@@ -208,7 +208,7 @@ class Sweep:
         question, rows = self.question, tuple(self._rows())
         line, largest = answers.fit_rows(rows), self._largest(rows)
         last = next((t for t in reversed(self.trials) if t.device), None)
-        knee = answers.knee(rows)
+        knee, fast = answers.knee(rows, question.limit_bytes), answers.fast_enough(rows)
         micro = largest.batch if largest is not None else knee
         return Comparison(
             name=question.name,
@@ -230,7 +230,11 @@ class Sweep:
             duration_s=duration_s,
             started_at=started,
             ended=self._ended,
-            notes=(*self._notes, *wording.notes(self.trials, rows, line, self._skipped, question.estimated)),
+            notes=(
+                *self._notes,
+                *([wording.memory_limits_speed(fast)] if fast is not None and knee is None else []),
+                *wording.notes(self.trials, rows, line, self._skipped, question.estimated),
+            ),
         )
 
     def _largest(self, rows: Sequence[Row]) -> Answer | None:

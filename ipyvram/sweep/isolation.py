@@ -79,7 +79,13 @@ def settle() -> None:
 def _cuda_allocated() -> int:
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return 0
-    return sum(torch.cuda.memory_allocated(i) for i in range(torch.cuda.device_count()))
+    # What was asked for: the same tensors, put back, may come to lie in larger blocks. Without such a count, the blocks.
+    stats = [torch.cuda.memory_stats_as_nested_dict(i) for i in range(torch.cuda.device_count())]
+    return sum(_current(s, "requested_bytes") or _current(s, "allocated_bytes") for s in stats)
+
+
+def _current(stats: dict[str, Any], kind: str) -> int:
+    return int(stats.get(kind, {}).get("all", {}).get("current", 0))
 
 
 def _live_tensors() -> list[Tensor]:

@@ -43,6 +43,11 @@ def room_beyond(name: str, largest: int) -> str:
     return f"there is room beyond {largest}, twice the largest size compared: --max-batch {name} finds out how much"
 
 
+def memory_limits_speed(fast: int) -> str:
+    """What is said where the size at which speed levels off is too large."""
+    return f"no size that fits is within 5 % of the best speed, that of {fast}: here memory limits the speed"
+
+
 def more_untried(tried: int) -> str:
     """What is said where a search ended by the number of its trials."""
     return f"larger sizes were not tried: the search ends after {tried} trials, and the last of them fitted"
@@ -56,9 +61,9 @@ def notes(
     if ran and not any(t.peak_bytes for t in ran):
         yield "nothing was on the device: the code computes elsewhere"
     yield from _about_batches(ran, rows, skipped)
-    if any(r.contaminated for r in rows):
-        first = next(t for t in trials if t.leftover)
-        yield f"memory was not back at its baseline from {first.size} on, so those rows are too high: {first.leftover}"
+    if left := [t for t in trials if t.leftover]:
+        sizes = ", ".join(dict.fromkeys(str(t.size) for t in left))
+        yield f"contaminated: memory was not back at its baseline before {sizes}, so figures there are too high: {left[0].leftover}"
     if estimated:
         pass  # nothing was timed
     elif ran and all(t.steps == 0 for t in ran):
