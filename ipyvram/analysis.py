@@ -115,7 +115,7 @@ class _Account:
             allocator=self._allocator(),
             device_bytes=self.device.total_bytes,
             oom=self._out_of_memory(),
-            batch=self._batch(peak) or grouping.batch_size(tensors) or 0,
+            batch=self._batch(peak, tensors),
         )
 
     def _step_accounts(self) -> tuple[StepAccount, ...]:
@@ -125,12 +125,14 @@ class _Account:
         )
         return tuple(row for part in parts for row in part)
 
-    def _batch(self, peak: Peak) -> int:
+    def _batch(self, peak: Peak, tensors: tuple[TensorRow, ...]) -> int:
         """Samples in the step of the peak; in the whole cell where that has none before it."""
         at = int(self.ledger.time_ns[peak.instant])
+        if self.phases and at < self.phases[0].begin_ns:
+            return 0  # before anything ran
         begin = max((p.end_ns for p in self.phases if p.name == "optimizer" and p.end_ns <= at), default=0)
         batches = Batches(self.recording.claims)
-        return batches.size(begin, at) or batches.size(0, at)
+        return batches.size(begin, at) or batches.size(0, at) or grouping.batch_size(tensors) or 0
 
     # -- out of memory -----------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ Rules, in order (the first that applies wins; `docs/architecture.md` gives the r
 2. claimed as input: that, unless the forward made it (a discriminator fed by a generator);
 3. saved for backward: *activation* until the graph lets go; what was handed in, or was there before the forward that
    saved it, is an *input*; what outlives its graph is an *output*;
-4. claimed as output: that, unless the forward itself let it go; held in a dict under the name of a parameter, or cloned
+4. claimed as output: that, unless the forward itself let it go, or only the graph held it (*activation*); held in a dict under the name of a parameter, or cloned
    outside any phase in the shape of one and kept beyond the step: *parameter* (an average of the weights, a best state);
 5. the size of a cuBLAS workspace, and never freed: *workspace*; the size of a bucket in which several processes gather
    gradients, and there in more than one step: *gradient*;
@@ -37,6 +37,7 @@ from ipyvram.marks import (
     optimizer_steps,
     phase_spans,
     root_forwards,
+    rounds,
     step_ends,
 )
 from ipyvram.recording import CATEGORIES, Claim, Recording
@@ -97,7 +98,8 @@ class Attribution:
     claims : dict of int to tuple of Claim
         Row → its claims, in order of time.
     modules, phases : Places
-        Row → path of the module that was running when it was made; ``forward``, ``backward``, ``optimizer`` or nothing.
+        Row → path of the module that was running when it was made; ``forward``, ``backward``, ``optimizer``, ``before`` the
+        trace, or nothing.
     """
 
     spans: Spans
@@ -144,12 +146,12 @@ class _Attributor:
         self.loaded = np.array(
             [not op or op.startswith(_LOADING) for op in operators] + [False]
         )  # the last: unknown, -1
-        found = models(recording.marks, recording.claims)
+        found = models(recording.claims)
         self.modules = module_track(recording.marks, found if len(found) > 1 else frozenset())
         buckets = recording.environment.get("gradient_bucket_bytes", "")
         self.buckets = tuple(int(size) for size in buckets.split(",") if size)
         self.workspace = int(recording.environment.get("cublas_workspace_bytes", "0") or 0)
-        self.steps = step_ends(self.phases)
+        self.steps, self.marks = step_ends(self.phases), recording.marks
         self.roots = root_forwards(recording.marks)
         self.cut = cut_forwards(recording.marks)
         self.stepping = optimizer_steps(recording.marks)
@@ -209,6 +211,7 @@ class _Attributor:
             phases=self.phases,
             cut_short=self.cut_short,
             borders=self.steps,
+            rounds=rounds(self.steps, self.marks),
             roots=self.roots,
             cut=self.cut,
             stepping=self.stepping,
@@ -237,7 +240,7 @@ class _Attributor:
                 return INDEX["inputs"], None, 0
             return INDEX["activations"], self._release(claims, saved), INDEX["outputs"]
         if result is not None and not self._ended_with_forward(row, claims):
-            return INDEX[result], None, 0
+            return INDEX["activations" if self._ended_with_backward(row, claims) else result], None, 0
         if COPY in kinds:
             phase = self._phase_at(int(self.born_ns[row])) if self.ledger.born[row] else None
             return INDEX["gradients" if phase is not None and phase.name == "backward" else "parameters"], None, 0
@@ -248,6 +251,14 @@ class _Attributor:
         phase = self._phase_at(int(self.born_ns[row])) if self.ledger.born[row] else None
         kept = any(c.name and not c.category for c in claims)
         return not kept and phase is not None and phase.name == "forward" and self.died_ns[row] < phase.body_end_ns
+
+    def _ended_with_backward(self, row: int, claims: tuple[Claim, ...]) -> bool:
+        """A result that only the graph held, and let go of within the engine: where a checkpoint begins."""
+        born, died = (self._phase_at(int(at[row])) for at in (self.born_ns, self.died_ns))
+        kept = any(c.name and not c.category for c in claims) or self.ledger.born[row] == 0
+        if kept or born is None or died is None or not born.grad:
+            return False
+        return born.name == "forward" and died.name == "backward" and self.died_ns[row] < died.end_ns
 
     def _made_by_forward(self, row: int) -> bool:
         """Whether a root module under autograd made it (not what the program made between two of them)."""
@@ -283,7 +294,8 @@ class _Attributor:
         place = np.searchsorted(np.array(self.starts, np.int64), self.born_ns, side="right") - 1
         ends = np.array([p.end_ns for p in self.phases] + [0], np.int64)
         within = (place >= 0) & (self.born_ns < ends[place]) & (self.ledger.born > 0)
-        return Places(np.where(within, place, -1), tuple(p.name for p in self.phases))
+        index = np.where(self.ledger.born == 0, len(self.phases), np.where(within, place, -1))
+        return Places(index, (*(p.name for p in self.phases), "before"))
 
     def _modules(self) -> Places:
         place = np.searchsorted(np.array(self.modules.times, np.int64), self.born_ns, side="right") - 1

@@ -121,10 +121,15 @@ def step_ends(phases: tuple[PhaseSpan, ...]) -> list[int]:
     return borders
 
 
-def models(marks: tuple[Mark, ...], claims: tuple[Claim, ...]) -> frozenset[str]:
-    """Variables (or classes) of the root modules that ran and own parameters; a criterion owns none."""
-    roots = {mark.name for mark in marks if mark.kind == "forward"}
-    return frozenset(c.module for c in claims if c.category == "parameters" and c.module in roots)
+def rounds(steps: list[int], marks: tuple[Mark, ...]) -> list[int]:
+    """Borders between the rounds of a loop: those of steps; without an optimizer, calls of the root module that ran first."""
+    begins = [m for m in marks if m.kind == "forward" and m.begin]
+    return steps or [m.time_ns for m in begins if m.name == begins[0].name]
+
+
+def models(claims: tuple[Claim, ...]) -> frozenset[str]:
+    """Variables (or classes) of the modules that own parameters; a criterion owns none."""
+    return frozenset(c.module for c in claims if c.category == "parameters" and c.module)
 
 
 def module_at(marks: tuple[Mark, ...], time_ns: int, several: frozenset[str] = frozenset()) -> str:

@@ -21,13 +21,13 @@ _TYPED = re.compile(r"^<(ipython-input(-(?P<number>\d+)-)?|timed )|ipykernel_\d+
 class Names:
     """Gives tensors of one recording their names.
 
-    With several models in the cell, names and paths begin with the variable that holds the model: ``D.fc.weight``.
+    With several models in memory, names and paths begin with the variable that holds the model: ``D.fc.weight``.
     """
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._places: dict[int, tuple[Frame | None, str, str]] = {}  # by index of the stack
-        found = models(recording.marks, recording.claims)
+        found = models(recording.claims)
         self._models = found if len(found) > 1 else frozenset()
 
     def tensor(self, ledger: Ledger, attribution: Attribution, row: int, category: str) -> TensorRow:
@@ -95,6 +95,8 @@ class Names:
     def _module(self, claim: Claim) -> str:
         """Where a parameter, or what belongs to one, lives in its model."""
         path = ""
+        if not claim.module:  # a tensor of nobody's model
+            return path
         if claim.category in ("parameters", "gradients", "buffers"):
             path = claim.name.removesuffix(".grad").rpartition(".")[0]
         elif claim.category == "optimizer_state":

@@ -96,7 +96,7 @@ class TensorRow:
     file: str = ""
     shape: tuple[int, ...] | None = None
     dtype: str = ""
-    phase: str = ""  #: when it was allocated
+    phase: str = ""  #: when it was allocated; ``before``: it was there when the trace began
     count: int = 1
 
     @property

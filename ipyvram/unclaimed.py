@@ -37,8 +37,8 @@ class Unclaimed:
         Cloned in the shape of a parameter or buffer.
     cut_short : PhaseSpan or None
         The phase that an error ended.
-    borders : list of int
-        Times between optimizer steps.
+    borders, rounds : list of int
+        Times between optimizer steps; between rounds of the loop, see `marks.rounds`.
     roots : list of (begin, end, grad)
         Calls of root modules outside backward; ``grad``: under autograd.
     cut : list of (begin, end)
@@ -60,6 +60,7 @@ class Unclaimed:
     phases: tuple[PhaseSpan, ...]
     cut_short: PhaseSpan | None
     borders: list[int]
+    rounds: list[int]
     roots: list[tuple[int, int, bool]]
     cut: list[tuple[int, int]]
     stepping: list[tuple[int, int]]
@@ -120,15 +121,17 @@ class Unclaimed:
     def _prepared(self, category: Ints) -> None:
         """Rule 7 too: what the program made outside any phase and still had when a model ran is its batch.
 
-        Not if a variable holds what was computed, or what outlived two steps: predictions, counts.
+        Not if a variable holds what was computed, or what outlived two rounds: predictions, counts. Where operators are not
+        known, what one line of the program made is of one kind, the last rounds' too.
         """
         outside = ~self._in_phase()[0] & ~self.before
         begins = np.array([begin for begin, _, _ in self.roots] + [np.iinfo(np.int64).max], np.int64)
         following = begins[np.searchsorted(begins[:-1], self.born_ns, side="right")]
         present = outside & (self.died_ns > following)
-        steps = np.array(self.borders, np.int64)
-        lasts = np.searchsorted(steps, self.died_ns) - np.searchsorted(steps, self.born_ns) > 1
-        result = self.named & np.where(self.ledger.origin >= 0, ~self.loaded, lasts)
+        rounds, stack = np.array(self.rounds, np.int64), self.ledger.stack
+        lasts = self.named & (np.searchsorted(rounds, self.died_ns) - np.searchsorted(rounds, self.born_ns) > 1)
+        alike = lasts | np.isin(stack, stack[lasts & outside & (stack >= 0)])
+        result = self.named & np.where(self.ledger.origin >= 0, ~self.loaded, alike)
         small = self.ledger.bytes <= _SCALAR_BYTES
         category[present & ~small & ~result] = INDEX["inputs"]
         category[present & small & (category == INDEX["other"])] = INDEX["outputs"]

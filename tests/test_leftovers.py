@@ -11,7 +11,7 @@ from torch import nn
 from ipyvram.probes import leftovers as module
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.graph_claims import DATA
-from ipyvram.probes.leftovers import leftovers
+from ipyvram.probes.leftovers import left_by, leftovers
 from ipyvram.probes.owners import KEPT, Owners
 from tests.networks import needs_saved_tensors
 
@@ -24,9 +24,9 @@ def found(namespace):
 def test_a_graph_that_a_variable_keeps():
     layer, x = nn.Linear(4, 4), torch.zeros(2, 4)
     out = layer(x).exp()
-    (result,) = [left for left in found({"out": out, "x": x}) if left.tensor is not x and left.saved and not left.data]
+    (result,) = [left for left in found({"out": out, "x": x}) if left.category == "activations"]
     assert (result.name, result.tensor.data_ptr()) == ("graph of out", out.data_ptr())
-    (given,) = [left for left in found({"out": out, "x": x}) if left.data]
+    (given,) = [left for left in found({"out": out, "x": x}) if left.category == "data"]
     assert given.tensor.data_ptr() == x.data_ptr()
 
 
@@ -35,8 +35,10 @@ def test_a_graph_that_was_used_keeps_nothing_but_its_leaves():
     out = layer(torch.zeros(2, 4)).exp().sum()
     out.backward()
     left = found({"out": out})
-    assert {id(one.tensor) for one in left} == {id(p) for p in layer.parameters()}
-    assert {one.name for one in left} == {"graph of out"}
+    assert {id(one.tensor): one.category for one in left} == (
+        {id(p): "parameters" for p in layer.parameters()} | {id(p.grad): "gradients" for p in layer.parameters()}
+    )
+    assert {one.name for one in left} == {"graph of out", "graph of out.grad"}
 
 
 def test_a_model_that_only_its_loss_leads_to_has_parameters_and_gradients():
@@ -50,6 +52,20 @@ def test_a_model_that_only_its_loss_leads_to_has_parameters_and_gradients():
     owners.namespace(before=True)
     claimed = {c.address: c.category for c in owners.claims if c.address in addresses}
     assert claimed == addresses
+
+
+def test_a_model_in_the_frames_of_an_error_is_one(monkeypatch):
+    def train():
+        net = nn.BatchNorm1d(3)
+        net(torch.zeros(2, 3)).sum().backward()
+        raise ValueError("not ready")
+
+    with pytest.raises(ValueError, match="not ready") as caught:
+        train()
+    categories = {left.name: left.category for left in left_by(caught.value, {})}
+    assert categories["net in train().weight"] == "parameters"
+    assert categories["net in train().weight.grad"] == "gradients"
+    assert categories["net in train().running_mean"] == "buffers"
 
 
 def test_values_that_were_displayed():

@@ -92,7 +92,7 @@ def test_the_innermost_module_is_the_one_that_runs():
 def test_with_several_models_a_path_begins_with_its_model():
     marks = marks_of("FG M0 m0 fG FD M0 m0 fD Floss floss")
     claims = tuple(Claim(1, "cpu", i, 4, "parameters", "0.weight", model) for i, model in enumerate(("G", "D")))
-    assert models(marks, claims) == {"G", "D"}  # the criterion owns no parameters
+    assert models(claims) == {"G", "D"}  # the criterion owns no parameters
     assert [module_at(marks, t, frozenset({"G", "D"})) for t in (2, 6, 9)] == ["G.0", "D.0", ""]
 
 

@@ -41,10 +41,12 @@ def _no_gpu(report: Report) -> Iterator[Finding]:
 
 
 def _lever(report: Report) -> Iterator[Finding]:
-    """Which quantity the batch size moves."""
-    if not report.peak_bytes or not report.steps:
+    """Which quantity the batch size moves; none of what earlier cells left, nor where the peak was before the first forward."""
+    first_s = min((p.start_s for p in report.phases), default=0.0)
+    if not report.peak_bytes or not report.steps or (not report.peak_phase and report.peak_time_s < first_s):
         return
     moving = report.peak["activations"] + report.peak["inputs"] + report.peak["outputs"]
+    moving -= _earlier_results(report)
     if report.peak_phase in ("forward", "backward"):
         moving += report.peak["temporaries"]  # gradients of activations
     fixed = sum(report.peak[c] for c in ("parameters", "gradients", "optimizer_state"))
@@ -62,6 +64,12 @@ def _lever(report: Report) -> Iterator[Finding]:
             "a smaller batch lowers only the rest."
         )
         yield Finding("lever", text, fixed)
+
+
+def _earlier_results(report: Report) -> int:
+    """Bytes of results and kept graphs that were there before: no smaller batch makes them smaller."""
+    rows = (t for t in report.tensors_at_peak if t.phase == "before" and t.category in ("activations", "outputs"))
+    return sum(t.bytes for t in rows)
 
 
 def _inputs(report: Report) -> list[TensorRow]:

@@ -23,7 +23,7 @@ Where = tuple[str, int]
 
 _PLAIN = frozenset({Tensor, nn.Parameter})
 #: Whoever holds these does so for long: not seen so far, they were there before the cell.
-_LASTING = frozenset({"parameters", "buffers", "optimizer_state", "gradients"})
+LASTING = frozenset({"parameters", "buffers", "optimizer_state", "gradients"})
 
 
 class Claiming:
@@ -48,7 +48,7 @@ class Claiming:
 
     def claim(self, tensor: Tensor, category: str, name: str, module: str = "", before: bool = False) -> Where | None:
         """Claim the storages below ``tensor``; those that no trace follows are passed over."""
-        before = before or category in _LASTING
+        before = before or category in LASTING
         # Nearly all are plain: one with a storage is, unless its class says that it is made of others.
         if type(tensor) in _PLAIN and (storage := storage_of(tensor)) is not None:
             return self._claim_storage(tensor, storage, category, name, module, before)

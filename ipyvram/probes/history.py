@@ -119,7 +119,10 @@ class HistoryTrace:
     def _place(self, storage: torch.UntypedStorage) -> tuple[str, int] | None:
         if storage.device.type != "cuda":
             return None
-        return str(storage.device), storage.data_ptr()
+        try:
+            return str(storage.device), storage.data_ptr()
+        except RuntimeError:  # a tensor of zeros that is never made: the tangent of what a transform holds fixed
+            return None
 
     def stop(self, ended_by: str) -> tuple[Trace, ...]:
         """Read the events and switch the history off, if it was ours."""

@@ -6,7 +6,8 @@ Quick where there is nothing: the namespace is only walked through when an error
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -148,21 +149,32 @@ def _old_models(
 
 def _kept_graphs(namespace: Mapping[str, Any]) -> list[Observation]:
     """Graphs that hang on tensors in variables, and what they keep alive that is no variable's own."""
-    graph, own = GraphWalk(), _own_storages(namespace)
-    found = []
-    for name, value in roots.variables(namespace):
-        if not isinstance(value, _CONTAINERS):
-            continue
+    graph, found = GraphWalk(), []
+    own: dict[Storage, str] | None = None
+    for name, value in _containers(namespace):
         rooted = [t for t in _tensors(value) if t.grad_fn is not None]
+        if rooted and own is None:
+            own = _own_storages(namespace)
         held: set[Storage] = set()
         for tensor in rooted:
             storages = (storage_of(saved) for _, saved in graph.below(tensor))
-            held |= {s for s in storages if s is not None and s not in own}
+            held |= {s for s in storages if s is not None and s not in (own or {})}
         for device in {s.device for s in held}:
             count = sum(s.nbytes for s in held if s.device == device)
             more = "" if graph.complete and not graph.packed else "at least"
             found.append(Observation("graphs", count, name, more, len(rooted), device))
     return found
+
+
+def _containers(namespace: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Variables that are containers, and containers that objects in variables have: a metric's list of predictions."""
+    for name, value in roots.variables(namespace):
+        if isinstance(value, _CONTAINERS):
+            yield name, value
+        elif not issubclass(type(value), (Tensor, type, ModuleType)):
+            members = getattr(value, "__dict__", None)
+            parts = list(members.items()) if type(members) is dict else []
+            yield from ((f"{name}.{key}", part) for key, part in parts if isinstance(part, _CONTAINERS))
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -172,19 +184,12 @@ def _tensors(value: Any) -> list[Tensor]:
     return [item for item in (*items, *nested) if issubclass(type(item), Tensor)]
 
 
-def _own_storages(namespace: Mapping[str, Any]) -> set[Storage]:
-    """Storages of models, their gradients, and tensors that are variables themselves or stand in containers."""
-    tensors: list[Tensor] = []
-    for _, value in roots.variables(namespace):
-        if issubclass(type(value), nn.Module):
-            for parameter in value.parameters():
-                tensors += [parameter] if parameter.grad is None else [parameter, parameter.grad]
-            tensors += value.buffers()
-        elif issubclass(type(value), Tensor):
-            tensors.append(value)
-        elif isinstance(value, _CONTAINERS):
-            tensors += _tensors(value)
-    return {s for s in map(storage_of, tensors) if s is not None}
+def _own_storages(namespace: Mapping[str, Any]) -> dict[Storage, str]:
+    """Everything that variables lead to, but through graphs."""
+    walk = Walk((namespace,))
+    for name, value in roots.variables(namespace):
+        walk.root(value, name)
+    return walk.storages
 
 
 def pinned_by(error: BaseException, namespace: Mapping[str, Any], device: str) -> dict[str, int]:

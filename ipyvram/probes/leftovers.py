@@ -14,6 +14,7 @@ from torch import Tensor
 from ipyvram.probes import roots
 from ipyvram.probes.graph import leaf_of, nodes_below, saved_by
 from ipyvram.probes.reach import Storage, Walk
+from ipyvram.probes.tensors import is_parameter
 from ipyvram.report_rows import OF_ERROR, OF_GRAPH
 
 #: Nodes read at most: a hundred losses of a deep model, some tens of milliseconds.
@@ -21,12 +22,14 @@ MAX_NODES = 20_000
 
 
 class Left(NamedTuple):
-    """A tensor and what holds it; ``saved``: a graph does, ``data``: which did not make it. See `graph.Saved`."""
+    """A tensor, what holds it, and what it is as far as that tells.
+
+    ``activations`` and ``data`` are what a graph saved for backward, see `graph.Saved`; an empty category is unknown.
+    """
 
     tensor: Tensor
     name: str
-    saved: bool = False
-    data: bool = False
+    category: str = ""
 
 
 def leftovers(namespace: Mapping[str, Any], variables: Iterable[tuple[str, Any]]) -> Iterator[Left]:
@@ -45,9 +48,14 @@ def leftovers(namespace: Mapping[str, Any], variables: Iterable[tuple[str, Any]]
     for prefix, held in (("", roots.outputs(namespace)), (OF_ERROR, roots.all_errors(namespace))):
         for name, value in held:
             walk.root(value, name)
-        yield from (Left(tensor, prefix + path) for path, tensor in walk.tensors)
-        yield from _graphs(walk.tensors, seen, prefix)
-        walk.tensors.clear()
+        yield from walk.collected(seen, prefix)
+
+
+def left_by(error: BaseException, namespace: Mapping[str, Any]) -> Iterator[Left]:
+    """What the frames of one error hold; ``namespace`` is not entered."""
+    walk = _Collecting((namespace,))
+    walk.root(error, type(error).__name__)
+    yield from walk.collected(set(), "")
 
 
 def _graphs(named: Iterable[tuple[str, Tensor]], seen: set[Any], prefix: str = "") -> Iterator[Left]:
@@ -57,9 +65,11 @@ def _graphs(named: Iterable[tuple[str, Tensor]], seen: set[Any], prefix: str = "
         for node in islice(below, max(0, MAX_NODES - len(seen))):
             leaf = leaf_of(node)
             if leaf is None:
-                yield from (Left(kept.tensor, where, saved=True, data=kept.data) for kept in saved_by(node))
-            else:  # parameters of a model that is gone, say: a graph that was used still leads to them
-                yield Left(leaf, where)
+                yield from (Left(kept.tensor, where, "data" if kept.data else "activations") for kept in saved_by(node))
+                continue  # the rest are leaves: of a model that is gone, say
+            yield Left(leaf, where, "parameters" if is_parameter(leaf) else "")
+            if leaf.grad is not None:
+                yield Left(leaf.grad, where + ".grad", "gradients")
 
 
 class _Collecting(Walk):
@@ -67,10 +77,17 @@ class _Collecting(Walk):
 
     def __init__(self, borders: Iterable[object]) -> None:
         super().__init__(borders)
-        self.tensors: list[tuple[str, Tensor]] = []
+        self._tensors: list[tuple[str, Tensor, str]] = []
 
     def _tensor(self, tensor: Tensor, path: str, role: str) -> list[Storage]:
         found = super()._tensor(tensor, path, role)
         if found:
-            self.tensors.append((path, tensor))
+            category = self.categories[found[0]]
+            self._tensors.append((path, tensor, "" if category == "other" else category))
         return found
+
+    def collected(self, seen: set[Any], prefix: str) -> Iterator[Left]:
+        """What was reached since the last call, and what graphs below it keep; ``seen``: nodes that were read before."""
+        tensors, self._tensors = self._tensors, []
+        yield from (Left(tensor, prefix + path, category) for path, tensor, category in tensors)
+        yield from _graphs(((path, tensor) for path, tensor, _ in tensors), seen, prefix)

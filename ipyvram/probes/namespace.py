@@ -26,7 +26,7 @@ _YIELDED = (Tensor, nn.Module, torch.optim.Optimizer)
 
 
 def holdings(namespace: Mapping[str, Any], depth: int, limit: int) -> Iterator[tuple[str, Any]]:
-    """Tensors, modules, optimizers and gradient scalers, each once, with the shortest path that leads there.
+    """Tensors, modules, optimizers (the user's own too) and gradient scalers, each once, with the shortest path that leads there.
 
     Parameters
     ----------
@@ -52,10 +52,18 @@ def holdings(namespace: Mapping[str, Any], depth: int, limit: int) -> Iterator[t
         if issubclass(kind, _LEAVES) or id(value) in seen:
             continue
         seen.add(id(value))
-        if issubclass(kind, _YIELDED) or kind.__name__ == "GradScaler":
+        if issubclass(kind, _YIELDED) or kind.__name__ == "GradScaler" or _optimizes(value, kind):
             yield name, value
         elif level < depth and len(queue) < limit:
             queue.extend((child, part, level + 1) for child, part in _parts(name, value, kind))
+
+
+def _optimizes(value: Any, kind: type) -> bool:
+    """Whether an object of the user's is an optimizer, by what it can do; a trainer has a model, too."""
+    if not (hasattr(kind, "step") and hasattr(kind, "zero_grad")):
+        return False
+    members = getattr(value, "__dict__", {}).values()
+    return not any(issubclass(type(member), (nn.Module, torch.optim.Optimizer)) for member in members)
 
 
 def _parts(name: str, value: Any, kind: type) -> Iterator[tuple[str, Any]]:

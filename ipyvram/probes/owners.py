@@ -16,18 +16,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ipyvram.probes.claiming import Claiming, Identify
+from ipyvram.probes.claiming import LASTING, Claiming, Identify
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.graph_claims import DATA, GraphClaims
-from ipyvram.probes.leftovers import leftovers
+from ipyvram.probes.leftovers import Left, left_by, leftovers
 from ipyvram.probes.namespace import DEEP, SHALLOW, holdings
-from ipyvram.probes.tensors import is_parameter, shape_of, storage_key, tensors_in
+from ipyvram.probes.tensors import gradient_of, is_parameter, shape_of, storage_key, tensors_in
 from ipyvram.recording import Claim
 
 #: Held under the name of a parameter of a model and of its shape: an average, a best state, or gradients by name.
 COPY = "copy"
 #: Saved for backward by a graph that was there before the cell.
 KEPT = "kept"
+
+#: What a graph keeps from before the cell.
+_OF_GRAPHS = {"activations": KEPT, "data": DATA}
 
 _NUMBERS = frozenset({int, float, bool, str, type(None)})
 
@@ -73,8 +76,9 @@ class Owners:
             self._paths[path] = tuple(shape_of(parameter))
             name = self._claiming.give_name(parameter, path, label)
             self._claiming.claim_once(parameter, "parameters", name, label, before)
-            if parameter.grad is not None:
-                self._claiming.claim_once(parameter.grad, "gradients", name + ".grad", label, before)
+            gradient = gradient_of(parameter)
+            if gradient is not None:
+                self._claiming.claim_once(gradient, "gradients", name + ".grad", label, before)
         for path, buffer in root.named_buffers():
             if not is_lazy(buffer):
                 self._paths[path] = tuple(shape_of(buffer))
@@ -147,7 +151,7 @@ class Owners:
     def gradients(self, parameters: Iterable[Tensor]) -> None:
         """``.grad`` of leaves, after the engine or an optimizer touched them."""
         for parameter in parameters:
-            gradient = parameter.grad
+            gradient = gradient_of(parameter)
             if gradient is not None and not self._claiming.is_claimed(gradient, "gradients"):
                 name = (self._claiming.name_of(parameter) or "parameter") + ".grad"
                 self._claiming.claim_once(gradient, "gradients", name, self._claiming.model_of(parameter))
@@ -182,20 +186,19 @@ class Owners:
     def _left_behind(self, found: list[tuple[str, Any]]) -> None:
         """What earlier cells left in graphs, in ``Out`` and in the last error."""
         for left in leftovers(self._namespace, found):
-            if left.tensor.requires_grad and left.tensor.is_leaf:
-                self._leaf(left.tensor, left.name)
-                continue
-            category = (
-                DATA if left.data else KEPT if left.saved else "outputs" if left.tensor.grad_fn is not None else ""
-            )
-            self._claiming.claim(left.tensor, category, left.name, before=True)
+            _tolerate(self._left, left, True)
 
-    def _leaf(self, leaf: Tensor, name: str) -> None:
-        """What only a graph or an error still leads to, with its gradient."""
-        name = self._claiming.give_name(leaf, name)
-        if not self._claiming.is_claimed(leaf, "parameters"):
-            self._claiming.claim_once(leaf, "parameters" if is_parameter(leaf) else "", name, before=True)
-        self.gradients((leaf,))
+    def held_by(self, error: BaseException) -> None:
+        """What the frames of the error that ended the cell hold."""
+        for left in left_by(error, self._namespace):
+            _tolerate(self._left, left, False)
+
+    def _left(self, left: Left, before: bool) -> None:
+        if left.category in LASTING:
+            self._claiming.claim_once(left.tensor, left.category, left.name, "", before)
+        elif before or not left.category:  # more is known of this cell's graphs and of what has a history
+            category = _OF_GRAPHS.get(left.category, left.category)
+            self._claiming.claim(left.tensor, category, left.name, "", before)
 
     def _variable(self, value: Any, name: str, before: bool, deep: bool) -> None:
         if isinstance(value, torch.optim.Optimizer):
@@ -205,13 +208,9 @@ class Owners:
                     p for group in value.param_groups for p in group["params"]
                 )  # of a model that is gone, say
         elif not isinstance(value, Tensor):
-            for tensor in tensors_in(list(vars(value).values())):
-                self._claiming.claim_once(tensor, "optimizer_state", name, type(value).__name__, before)
+            self._state_of(value, name, before)
         elif value.requires_grad and value.is_leaf:
-            name = self._claiming.give_name(value, name)
-            self._claiming.claim_once(value, "parameters", name, "", before)
-            if value.grad is not None:
-                self._claiming.claim_once(value.grad, "gradients", name + ".grad", "", before)
+            self._leaf(value, name, before)
         else:
             path = name.partition("['")[2].removesuffix("']")
             # What autograd computed from the parameters (fast weights of an inner loop) is a result of the program.
@@ -219,6 +218,21 @@ class Owners:
             if value.grad_fn is not None:
                 self._claiming.claim_once(value, "outputs", name, "", before)
             self._claiming.claim_once(value, COPY if copied else "", name, "", before)
+
+    def _state_of(self, value: Any, name: str, before: bool) -> None:
+        """What a gradient scaler, or an optimizer of the user's own, keeps."""
+        for key, part in list(vars(value).items()):
+            for tensor in tensors_in(part):
+                if tensor.requires_grad and tensor.is_leaf:
+                    self._leaf(tensor, f"{name}.{key}", before)
+                else:
+                    self._claiming.claim_once(tensor, "optimizer_state", f"{name}.{key}", type(value).__name__, before)
+
+    def _leaf(self, value: Tensor, name: str, before: bool) -> None:
+        name = self._claiming.give_name(value, name)
+        self._claiming.claim_once(value, "parameters", name, "", before)
+        if value.grad is not None:
+            self._claiming.claim_once(value.grad, "gradients", name + ".grad", "", before)
 
     def label_of(self, root: nn.Module) -> str:
         """The variable that holds a root module, else its class."""

@@ -68,6 +68,7 @@ class Phases:
         self._stepping: weakref.ref[torch.optim.Optimizer] | None = None
         self._depth = threading.local()
         self._in_backward = 0
+        self._stepped = False  # a step that was not told yet
         self._since = 0  # sequence number of the autograd graph when the root module was called
         self._read: list[tuple[int, int]] = []  # between which numbers graphs were read, when a root module returned
         self._settled = False  # whether a backward came after the last forward
@@ -231,6 +232,7 @@ class Phases:
             self._in_backward -= 1
             self._guard("backward", lambda: self._owners.gradients(leaves))
             self._guard("backward", self._owners.graphs.released)
+            self._tell_step()
 
         return end
 
@@ -311,6 +313,13 @@ class Phases:
             self._guard("optimizer", lambda: self._owners.optimizer(optimizer))
         if self._leads(optimizer):
             self.steps += 1
+            self._stepped = True
+            self._tell_step()
+
+    def _tell_step(self) -> None:
+        """A step within a backward (an optimizer in the hook of each parameter) is told when that is over: a trace ends whole."""
+        if self._stepped and not self._in_backward:
+            self._stepped = False
             self._guard("optimizer", lambda: self._on_step(self.steps))
 
     def _lead(self, optimizer: torch.optim.Optimizer) -> None:

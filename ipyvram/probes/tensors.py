@@ -128,6 +128,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return known if known is not None else _DTYPES.setdefault(dtype, str(dtype).removeprefix("torch."))
 
 
+def gradient_of(tensor: Tensor) -> Tensor | None:
+    """``.grad``; not asked for where torch would warn: a module has results for parameters while `functional_call` runs."""
+    return tensor.grad if tensor.is_leaf or tensor.retains_grad else None
+
+
 def is_parameter(tensor: Tensor) -> bool:
     """Whether a tensor is, by its type, part of a model; lazy and subclassed parameters too."""
     return isinstance(tensor, nn.Parameter)
