@@ -27,6 +27,8 @@ class Ledger:
         Live at the instants ``born <= k < died``. Born at 0: live before the trace. ``died == instants``: never freed.
     bytes : int64
         What the allocator counts: the block's size on CUDA, the storage's elsewhere.
+    requested : int64
+        What was asked for, in bytes; 0 where that is not known.
     address, stack, origin : int
         As in `recording.Events`; -1 where unknown.
     time_ns : int64, shape (instants,)
@@ -38,6 +40,7 @@ class Ledger:
     born: Ints
     died: Ints
     bytes: Ints
+    requested: Ints
     address: Ints
     stack: Ints
     origin: Ints
@@ -113,6 +116,7 @@ def build(trace: Trace) -> Ledger:
         born=np.where(alloc[keep], rows.instant[index], 0),
         died=np.where(alloc[keep], died_at[keep], rows.instant[index]),
         bytes=rows.size[index],
+        requested=rows.requested[index],
         address=rows.address[index],
         stack=rows.stack[index],
         origin=rows.origin[index],
@@ -130,6 +134,7 @@ class _Rows:
     instant: Ints
     address: Ints
     size: Ints
+    requested: Ints
     stack: Ints
     origin: Ints
 
@@ -145,6 +150,7 @@ class _Rows:
             instant=column([0] * before, picked + 1),
             address=column([b.address for b in live], events.address[picked]),
             size=column([b.size for b in live], sizes[picked]),
+            requested=column([b.requested for b in live], events.size[picked]),
             stack=column([b.stack for b in live], events.stack[picked]),
             origin=column([-1] * before, events.origin[picked]),
         )

@@ -131,7 +131,7 @@ class Run:
         self._trace_ns = self._clock()
         self._tracing.start(cuda_possible())
         self._armed = True
-        self.guard("the namespace could not be read", lambda: self._owners.namespace(before=before))
+        self.guard("the namespace could not be read", lambda: self._owners.namespace(before=before, left=True))
         self.guard("phases are unavailable", self._phases.start)
 
     def _start_sampler(self) -> None:

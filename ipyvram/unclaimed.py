@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from ipyvram.ledger import Ints, Ledger
 from ipyvram.marks import ModuleTrack, PhaseSpan
 from ipyvram.recording import CATEGORIES
-from ipyvram.units import MIB
 
 INDEX = {name: i for i, name in enumerate(CATEGORIES)}
 Flags = NDArray[np.bool_]
@@ -96,12 +95,8 @@ class Unclaimed:
         return category
 
     def _made_for(self, request: int) -> Flags:
-        """Of the size that the allocator gives to a request."""
-        size = self.ledger.bytes
-        if self.ledger.reserved is None:
-            return np.asarray(size == request)
-        least = -(-request // 512) * 512  # a block of the large pool may exceed its request by up to 1 MiB
-        return np.asarray((size >= least) & (size <= least + (MIB if least > MIB else 0)))
+        """Asked for in this size: blocks are larger than that by up to 1 MiB, and a 3×3 convolution of 512 channels is as large."""
+        return np.asarray(self.ledger.requested == request)
 
     def _passed_on(self) -> Flags:
         """Made outside any phase and freed before the next forward, if after the step's end: the norm of the gradients."""

@@ -228,6 +228,38 @@ result["data"] = before - torch.cuda.memory_allocated()
     assert said["fits"]["ways"] == {}
 
 
+def test_optimizers_around_others_and_what_is_as_large_as_a_workspace(run_on_stub):
+    found = run_on_stub(
+        HEAD
+        + """
+class Around(torch.optim.Optimizer):
+    def __init__(self, parameters):
+        super().__init__(parameters, {})
+        self.base = torch.optim.SGD(self.param_groups, lr=0.1, momentum=0.9)
+    def step(self, closure=None):
+        self.base.step()
+
+net = nn.Conv2d(512, 512, 3, padding=1).cuda()  # its weight is as large as a workspace in a block that was not split
+around = Around(net.parameters())
+x = torch.randn(8, 512, 16, 16, device="cuda")
+net(x).mean().backward()
+around.step()
+deeper = {"than": {"any": {"look": {"goes": {"into": {"this": {"one": torch.empty_like(net.weight)}}}}}}}
+result["state"] = on_card([net.weight, net.bias])
+with ipyvram.measure() as m:
+    for _ in range(6):
+        net(x).mean().backward()
+        around.step()
+        around.zero_grad()
+said("around", m.report)
+"""
+    )
+    around = found["around"]
+    assert around["start"]["optimizer_state"] == found["state"]
+    assert around["start"]["workspaces"] <= 2 * 8519680
+    assert around["notes"] == []
+
+
 def test_a_model_whose_parameters_are_of_a_transform_runs(run_on_stub):
     found = run_on_stub(
         HEAD

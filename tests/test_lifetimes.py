@@ -15,7 +15,7 @@ def build(rng: np.random.Generator, count: int, instants: int) -> tuple[Ledger, 
     died = born + rng.integers(1, instants, count)
     sizes = rng.integers(0, 10**6, count)
     nothing = np.full(count, -1, np.int64)
-    ledger = Ledger(born, died, sizes, np.arange(count), nothing, nothing, np.arange(instants) * 1000, None)
+    ledger = Ledger(born, died, sizes, sizes, np.arange(count), nothing, nothing, np.arange(instants) * 1000, None)
     category = np.full(count, INDEX["activations"], np.int64)
     spans = Spans(row=np.arange(count), begin=born, end=np.minimum(died, instants), category=category)
     nowhere = Places(np.full(count, -1), ())

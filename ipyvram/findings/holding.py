@@ -33,7 +33,7 @@ def _traceback(report: Report) -> Iterator[Finding]:
             continue  # this very error's: the out-of-memory report says so
         if worth(o.bytes, report):
             text = (
-                f"{format_bytes(o.bytes)} are held by the traceback of the last error ({o.name}): "
+                f"{format_bytes(o.bytes)} are held by the traceback of an error ({o.name}): "
                 "%vram free --traceback releases them (%debug of that error then no longer works)."
             )
             yield Finding("traceback", text, o.bytes)

@@ -71,7 +71,7 @@ def _growth(report: Report) -> Iterator[Finding]:
         return
     by_category = {c: min(b.end.get(c, 0) - a.end.get(c, 0) for a, b in pairs) for c in CATEGORIES}
     category = max(by_category, key=by_category.__getitem__)
-    mostly = f", mostly {category.replace('_', ' ')} ({format_share(by_category[category], grows)})"
+    mostly = f", mostly {category.replace('_', ' ')} ({format_share(min(by_category[category], grows), grows)})"
     text = (
         f"Memory grows {format_bytes(grows)} a step{mostly if by_category[category] > 0 else ''}: something keeps each "
         "step's tensors (a list of losses or outputs?). %vram who names the holder."

@@ -54,6 +54,9 @@ def holdings(namespace: Mapping[str, Any], depth: int, limit: int) -> Iterator[t
         seen.add(id(value))
         if issubclass(kind, _YIELDED) or kind.__name__ == "GradScaler" or _optimizes(value, kind):
             yield name, value
+            if level < depth and issubclass(kind, torch.optim.Optimizer):  # one around another: SAM, Lookahead
+                inner = [(key, part) for key, part in vars(value).items() if isinstance(part, torch.optim.Optimizer)]
+                queue.extend((f"{name}.{key}", part, level + 1) for key, part in inner)
         elif level < depth and len(queue) < limit:
             queue.extend((child, part, level + 1) for child, part in _parts(name, value, kind))
 

@@ -158,7 +158,7 @@ class Owners:
 
     # -- the namespace -----------------------------------------------------------------------------------------------
 
-    def namespace(self, before: bool = False, deep: bool = True) -> None:
+    def namespace(self, before: bool = False, deep: bool = True, left: bool = False) -> None:
         """What the notebook's variables hold: models, optimizers, scalers, and names for tensors.
 
         Parameters
@@ -167,6 +167,8 @@ class Owners:
             True at the start of the cell: what is found was there before it.
         deep : bool
             Look into objects too (a loader's data set), not only into variables and containers.
+        left : bool
+            Look for what earlier cells left beside the variables also though a trace begins in the middle of the cell.
         """
         found = list(holdings(self._namespace, *(DEEP if deep else SHALLOW)))
         modules = [
@@ -180,7 +182,7 @@ class Owners:
         for name, value in found:
             if not isinstance(value, nn.Module):
                 _tolerate(self._variable, value, name, before, deep)
-        if before:
+        if before or left:
             self._left_behind(found)
 
     def _left_behind(self, found: list[tuple[str, Any]]) -> None:

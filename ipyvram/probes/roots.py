@@ -73,20 +73,18 @@ def all_errors(namespace: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """
     found = errors(namespace)
     if found:  # without one there was none before it; the look over all objects takes some tens of milliseconds
-        known = {id(error) for _, item in found if isinstance(item, BaseException) for error in _chain(item)}
-        objects = gc.get_objects()
-        kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, BaseException)}
+        chained = (error for _, item in found if isinstance(item, BaseException) for error in _chain(item))
+        known = {id(error.__traceback__) for error in chained} | {id(item) for _, item in found}
         found += [
-            (type(o).__name__, o) for o in objects if type(o) in kinds and id(o) not in known and _ended_a_cell(o)
+            ("an earlier one", o)
+            for o in gc.get_objects()
+            if type(o) is TracebackType and _ended_a_cell(o) and id(o) not in known
         ]
     return found
 
 
-def _ended_a_cell(error: BaseException) -> bool:
-    """Whether nothing between IPython and the cell caught it."""
-    first = error.__traceback__
-    if first is None:
-        return False
+def _ended_a_cell(first: TracebackType) -> bool:
+    """Whether it is an error's that nothing between IPython and the cell caught."""
     code = first.tb_frame.f_code
     return code.co_name == "run_code" and "IPython" in code.co_filename
 
