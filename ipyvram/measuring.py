@@ -19,7 +19,7 @@ from ipyvram.options import DEFAULT_SHARE, Options, from_keywords
 
 if TYPE_CHECKING:
     from ipyvram.pulse import Pulse
-    from ipyvram.recording import Cell
+    from ipyvram.recording import Cell, Recording
     from ipyvram.report import Report
     from ipyvram.run import Run
 
@@ -54,6 +54,8 @@ class Measurement:
         One line each about what did not work and what that means.
     refused : bool
         Once finished: whether the budget refused an allocation, also where the program got over that.
+    recording : Recording or None
+        Once finished: what was observed, if the report is not kept.
 
     Parameters
     ----------
@@ -76,6 +78,7 @@ class Measurement:
         self._cell, self._namespace = cell, namespace
         self._budget, self._keep = budget, keep
         self.refused = False
+        self.recording: Recording | None = None
         self._run: Run | None = None
 
     def start(self) -> None:
@@ -113,6 +116,7 @@ class Measurement:
         doing = _UNCLEAN
         try:
             recording, self.refused = run.stop(error), run.refused
+            self.recording = None if self._keep else recording
             doing = "measured this but could not analyse it"
             from ipyvram.analysis import analyse
 

@@ -52,6 +52,8 @@ class CachingAllocator:
         Receives every event; see `Recorder`.
     card : int or None
         Bytes of the whole card, which the address space of an expandable segment depends on; ``capacity`` unless given.
+    blocks : Blocks or None
+        What is there already; new segments come behind it. None: nothing.
 
     Attributes
     ----------
@@ -67,12 +69,15 @@ class CachingAllocator:
         allowed: int | None = None,
         record: Recorder | None = None,
         card: int | None = None,
+        blocks: Blocks | None = None,
     ) -> None:
-        self.blocks, self.settings = Blocks(), settings or Settings()
+        self.blocks, self.settings = blocks or Blocks(), settings or Settings()
         self.capacity, self.allowed, self.card = capacity, allowed, card or capacity
-        self.allocated_peak = self.reserved_peak = self.retries = self.ooms = 0
+        self.allocated_peak, self.reserved_peak = self.allocated, self.reserved
+        self.retries = self.ooms = 0
         self._record = record or (lambda action, address, size, stream, private: None)
-        self._next = _BASE
+        ends = (address + segment.size for address, segment in self.blocks.segments.items())
+        self._next = max(_BASE, *(-(-end // _PAGE) * _PAGE for end in ends)) if self.blocks.segments else _BASE
         self._lookups: Counter[bool] = Counter()  # searches of the shared pools: the clock of garbage collection
         self._cached_at: dict[int, int] = {}  # unsplit free block → clock when it became that
         self._freeable: set[tuple[int, int]] = set()

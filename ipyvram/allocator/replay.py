@@ -67,12 +67,16 @@ def replay_trace(trace: Trace, settings: Settings | None = None) -> TraceReplay:
 
     ``settings`` default to the trace's own, and without them to torch's defaults.
     """
-    if settings is None:
-        settings = Settings.from_snapshot(trace.allocator_settings)
-        if "expandable_segments" not in trace.allocator_settings and any(s.expandable for s in trace.segments_end):
-            settings = replace(settings, expandable_segments=True)
     hints = {b.address: b for b in trace.baseline if b.state != "inactive"} if trace.complete else {}
-    return replay_events(trace.events, trace.segments_end, settings, hints, trace.private_pools)
+    return replay_events(trace.events, trace.segments_end, settings or settings_of(trace), hints, trace.private_pools)
+
+
+def settings_of(trace: Trace) -> Settings:
+    """What the allocator of a trace was set to: as the trace says it, and as its segments show."""
+    settings = Settings.from_snapshot(trace.allocator_settings)
+    if "expandable_segments" not in trace.allocator_settings and any(s.expandable for s in trace.segments_end):
+        return replace(settings, expandable_segments=True)
+    return settings
 
 
 def replay_events(

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ipyvram.comparison import Answer, Comparison, Row
 from ipyvram.sweep import answers, wording
+from ipyvram.sweep.rehearsal import Rehearsal
 from ipyvram.sweep.search import MAX_TRIALS, Outcome, Search, SecantSearch, TutorialSearch
 from ipyvram.sweep.trial import CONFIRMING_STEPS, TIMED_STEPS, ProgramFailed, Runner, Trial
 
@@ -81,6 +82,7 @@ class Sweep:
         self.trials: list[Trial] = []
         self.error: BaseException | None = None
         self._verified: set[int] = set()
+        self._rehearsal = Rehearsal()
         self._expected = len(question.sizes) or MAX_TRIALS + 1
         self._skipped: tuple[int, ...] = ()
         self._ended = ""
@@ -114,6 +116,8 @@ class Sweep:
         self._progress(wording.trying(self.question.name, size, of, self.trials[-1] if self.trials else None))
         trial = self._runner(size, steps or self.question.steps)
         self.trials.append(trial)
+        if not (trial.retries or trial.leftover or self._clipped(trial)):
+            self._rehearsal.learn(size, trial.script)
         self._check_that_it_changed()
         return trial
 
@@ -172,21 +176,33 @@ class Sweep:
         question, limit = self.question, self.question.limit_bytes
         assert limit is not None, "a search needs a limit"
         tutorial = question.rule == "tutorial"
-        search: Search = TutorialSearch(question.multiple) if tutorial else SecantSearch(limit, question.multiple)
         confirms = not tutorial and not question.estimated
+        search: Search = (
+            TutorialSearch(question.multiple)
+            if tutorial
+            else SecantSearch(limit, question.multiple, foresee=self._foresee)
+        )
         while True:
-            self._run_out(search)
+            self._run_out(search, confirms)
             low = search.low
-            if not low or not confirms or self._confirm(low):
+            if not low or not confirms or low in self._verified or self._confirm(low):
                 break
             search.tell(low, Outcome(False))  # it did not stand a longer run
         if low and search.high is None and not self._clipped(self.trials[-1]):
             self._notes.append(wording.more_untried(len(self.trials)))
 
-    def _run_out(self, search: Search) -> None:
-        """Trials until the search is content, or the data end."""
+    def _foresee(self, low: int, high: int | None, guess: float | None) -> int | None:
+        limit, outside = self.question.limit_bytes or 0, max(t.outside_bytes for t in self.trials)
+        return self._rehearsal.largest(low, high, self.question.multiple, guess, limit - outside)
+
+    def _run_out(self, search: Search, confirms: bool) -> None:
+        """Trials until the search is content, or the data end; what is foreseen as the answer is confirmed at once."""
         while (size := search.next()) is not None:
-            trial = self._try(size)
+            if confirms and search.foreseen:
+                self._confirm(size)
+            else:
+                self._try(size)
+            trial = self.trials[-1]
             search.tell(size, self._outcome(trial))
             if self._clipped(trial):
                 break

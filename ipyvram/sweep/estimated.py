@@ -14,6 +14,7 @@ from ipyvram.simulated.estimation import Estimation
 from ipyvram.simulated.recorded import PREDICTED
 from ipyvram.simulated.refusal import CannotEstimate
 from ipyvram.sweep.failures import one_line
+from ipyvram.sweep.rehearsal import script_of
 from ipyvram.sweep.trial import Body, ProgramFailed, Trial, with_figures
 
 #: Optimizer steps of a trial: the first makes optimizer state and workspaces, the second is the first steady one.
@@ -68,4 +69,4 @@ class EstimatedTrials:
             raise CannotEstimate(NOT_ON_THE_CARD)
         # What is left out is the same for every size but for its amount, and a comparison says it once.
         same = dict.fromkeys(PREDICTED if note.startswith(PREDICTED) else note for note in found.notes)
-        return replace(found, notes=tuple(same))
+        return replace(found, notes=tuple(same), script=script_of(recording, found.device))

@@ -1,12 +1,14 @@
 """The largest size that fits: outcomes of trials come in one by one, the next size to try goes out. Pure.
 
-Predict from a secant, run, and take the secant anew inside [largest that fitted, smallest that did not]. The tutorials'
-rule (start at 16 and grow until 80 % of the card are in use) stands beside it behind the same two methods.
+Predict, run, and predict anew inside [largest that fitted, smallest that did not]: by what somebody foresees from the trials
+(`rehearsal`), else by a secant. The tutorials' rule (start at 16 and grow until 80 % of the card are in use) stands beside it
+behind the same two methods.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 #: Where a search begins, and how many trials it may take; the confirmation of its answer is one more.
@@ -32,6 +34,11 @@ TUTORIAL_STEP = 16
 TUTORIAL_MAX_TRIALS = 64
 
 
+#: The largest size that fits, between one that does and one that does not (None: not known), as far as anybody can tell; the last
+#: argument is where it may be.
+Foresight = Callable[[int, int | None, float | None], int | None]
+
+
 class Outcome(NamedTuple):
     """What a search needs to know of a trial: ``bytes`` count against the limit, None where it ran out of memory."""
 
@@ -44,6 +51,7 @@ class Search(Protocol):
 
     fitted: dict[int, Outcome]
     failed: dict[int, Outcome]
+    foreseen: bool  #: whether the size that `next` gave last is foreseen to be the answer
 
     def next(self) -> int | None:
         """The size to try, None when there is nothing more to learn."""
@@ -66,6 +74,7 @@ class _Trials:
     def __init__(self) -> None:
         self.fitted: dict[int, Outcome] = {}
         self.failed: dict[int, Outcome] = {}
+        self.foreseen = False
 
     def tell(self, size: int, outcome: Outcome) -> None:
         """What came of a size."""
@@ -97,11 +106,20 @@ class SecantSearch(_Trials):
         Sizes are multiples of this.
     start : int, optional
         The first size; rounded to the multiple.
+    foresee : Foresight, optional
+        Asked from the second trial on.
     """
 
-    def __init__(self, limit_bytes: int, multiple: int = 1, start: int = START, most: int = MAX_TRIALS) -> None:
+    def __init__(
+        self,
+        limit_bytes: int,
+        multiple: int = 1,
+        start: int = START,
+        most: int = MAX_TRIALS,
+        foresee: Foresight = lambda low, high, guess: None,
+    ) -> None:
         super().__init__()
-        self.limit_bytes, self.multiple, self.most = limit_bytes, multiple, most
+        self.limit_bytes, self.multiple, self.most, self._foresee = limit_bytes, multiple, most, foresee
         self._start = max(multiple, self._round(start))
         self._misses = self._hits = 0  # trials in a row that did not fit, that fitted
 
@@ -114,6 +132,7 @@ class SecantSearch(_Trials):
     def next(self) -> int | None:
         """The size to try; None when the answer is bracketed to the multiple, or the trials are used up."""
         low, high, aim = self.low, self.high, self._aim()
+        self.foreseen = False
         if high is not None and high - low <= self.multiple:
             return None
         more = high - low > WIDE * low if high is not None else aim is not None and aim <= 2 * low
@@ -121,6 +140,10 @@ class SecantSearch(_Trials):
             return None
         if not self.count:
             return self._start
+        foreseen = self._foresee(low, high, aim) if len(self.fitted) > 1 else None
+        if foreseen is not None:
+            self.foreseen = foreseen > low
+            return foreseen if self.foreseen else low + self.multiple  # which is foreseen not to fit
         if high is None:
             aim = 2 * low if aim is None else min(self._carefully(aim), low * MAX_JUMP)
             return max(low + self._stride(), self._round(aim))

@@ -17,6 +17,7 @@ from ipyvram.report import Report
 from ipyvram.sweep import failures, guard
 from ipyvram.sweep.global_state import GlobalState
 from ipyvram.sweep.isolation import Baseline
+from ipyvram.sweep.rehearsal import Script, script_of
 from ipyvram.sweep.saved_state import SavedState
 from ipyvram.sweep.uninterrupted import uninterrupted
 from ipyvram.sweep.watch import Enough, Watch
@@ -53,6 +54,8 @@ class Trial:
         How often the allocator had to give back its cache to find room.
     leftover : str
         What an earlier trial had left in memory, with what holds it; empty where memory was at its baseline.
+    script : Script or None
+        What it asked of a caching allocator, where all of that is known.
     """
 
     size: int
@@ -72,6 +75,7 @@ class Trial:
     device_name: str = ""
     notes: tuple[str, ...] = ()
     leftover: str = ""
+    script: Script | None = field(default=None, compare=False, repr=False)
 
     @property
     def needed_bytes(self) -> int | None:
@@ -183,12 +187,14 @@ class MeasuredTrials:
         if error is not None:
             raise error if isinstance(error, KeyboardInterrupt) else ProgramFailed(text) from error
         trial = _trial(size, watch, report, (*measurement.notes,))
+        recording = measurement.recording
         return replace(
             trial,
             out_of_memory=memory or measurement.refused or trial.out_of_memory,
             error=text or ("caught by the program" if measurement.refused or trial.out_of_memory else ""),
             outside_bytes=max(outside, trial.outside_bytes),
             leftover=leftover_before,
+            script=script_of(recording, trial.device) if recording is not None and error is None else None,
         )
 
     def _run(self, size: int, watch: Watch, measurement: Measurement) -> BaseException | None:
