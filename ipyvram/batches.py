@@ -5,8 +5,12 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable
+from itertools import takewhile
 
 from ipyvram.recording import Claim
+
+#: Of an image: grey, colour, with transparency.
+CHANNELS = (1, 3, 4)
 
 
 class Batches:
@@ -16,17 +20,30 @@ class Batches:
     """
 
     def __init__(self, claims: Iterable[Claim]) -> None:
-        given = [(c.time_ns, c.shape) for c in claims if c.category == "inputs" and c.shape and not _is_one_sample(c)]
+        given = [
+            (c.time_ns, c.shape, c.name) for c in claims if c.category == "inputs" and c.shape and not _is_one_sample(c)
+        ]
         given.sort(key=lambda item: item[0])
-        self._times = [time_ns for time_ns, _ in given]
-        self._shapes = [shape for _, shape in given]
+        self._times = [time_ns for time_ns, _, _ in given]
+        self._shapes = [shape for _, shape, _ in given]
+        self._names = [name for _, _, name in given]
 
     def size(self, begin_ns: int, end_ns: int) -> int:
         """The most common dimension 0 among the inputs of that time; 0 where there were none, or single samples only."""
-        shapes = self._shapes[bisect_left(self._times, begin_ns) : bisect_right(self._times, end_ns)]
+        of_time = slice(bisect_left(self._times, begin_ns), bisect_right(self._times, end_ns))
+        shapes = self._shapes[of_time]
+        if images := _listed_images(shapes, self._names[of_time]):
+            return images
         states = [shape for shape in shapes if _is_state(shape, shapes[0])]
         sizes = Counter(shape[1] for shape in states) or Counter(shape[0] for shape in shapes)
         return sizes.most_common(1)[0][0] if sizes else 0
+
+
+def _listed_images(shapes: list[tuple[int, ...]], names: list[str]) -> int:
+    """How many images a detector was given as a list: its first argument; 0 where that is no such list."""
+    first = list(takewhile(lambda shape_name: shape_name[1] == names[0], zip(shapes, names, strict=True)))
+    listed = len(first) > 1 and all(len(shape) == 3 and shape[0] in CHANNELS for shape, _ in first)
+    return len(first) if listed else 0
 
 
 def _is_one_sample(claim: Claim) -> bool:

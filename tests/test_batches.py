@@ -33,6 +33,13 @@ def test_the_batch_is_dimension_0_of_most_inputs(inputs, size):
     assert Batches(given(*inputs)).size(0, 20) == size
 
 
+def test_a_list_of_images_has_as_many_samples():
+    shapes = [("images", (3, 300, 400)), ("images", (3, 200, 500)), ("targets", (1, 4)), ("targets", (1,))]
+    claims = [Claim(10, "cpu", i, 4, "inputs", name, "", shape, "int64") for i, (name, shape) in enumerate(shapes, 1)]
+    assert Batches(claims).size(0, 20) == 2
+    assert Batches(claims[1:]).size(0, 20) == 1  # one image alone is a tensor like any other
+
+
 def test_only_inputs_of_the_time_count():
     assert Batches(given(((32, 3), "float32"))).size(11, 20) == 0
 

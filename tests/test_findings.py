@@ -13,7 +13,7 @@ from ipyvram.findings.worth import code
 from ipyvram.grouping import batch_size
 from ipyvram.recording import Observation
 from ipyvram.report_rows import AFTER_TRACE, StepAccount, TensorRow
-from tests.made import MIB, report
+from tests.made import MIB, account, report
 
 GIB = 2**30
 
@@ -164,6 +164,11 @@ CASES = {
         report({"activations": 4, "other": 6}, steps=1, batch=4),
         ("50 % of the peak, 1 B for each of 4 samples",),
     ),
+    "kept_graph": (
+        report({"activations": 9 * MIB}, end=account(activations=8 * MIB), tensors_at_peak=(row(8 * MIB, "activations", "graph of t"),)),
+        report({"activations": 9 * MIB}, tensors_at_peak=(row(8 * MIB, "activations", "graph of out"),)),  # its backward ran
+        ("`t` keeps the graph of an earlier cell: 8.00 MiB", "del t"),
+    ),
     "after_trace": (
         report(tensors_at_peak=(row(2 * MIB, "other", AFTER_TRACE),)),
         report(tensors_at_peak=(row(2 * MIB - 1, "other", AFTER_TRACE),)),  # a block that was not split, a kept loss
@@ -226,6 +231,16 @@ def test_the_batch_is_told_from_the_data_set_it_was_taken_from():
     assert "lever" not in kinds(made)  # 383 of 983 bytes move with the batch
     more = report({"activations": 900, "inputs": 683}, steps=1, tensors_at_peak=rows, batch=64)
     assert "62 % of the peak, 15 B for each of 64 samples" in text(more, "lever")
+
+
+def test_what_earlier_cells_left_moves_with_no_batch():
+    rows = (row(50, "activations", "graph of t"), row(20, "inputs", "traceback: x in step()"))
+    made = report(
+        {"activations": 60, "inputs": 40}, steps=1, batch=4, tensors_at_peak=rows, end=account(activations=50)
+    )
+    assert "lever" not in kinds(made)  # 30 of 100 bytes are this cell's
+    alone = report({"activations": 60, "inputs": 40}, steps=1, batch=1)
+    assert "for a batch of one: smaller inputs are the lever" in text(alone, "lever")
 
 
 def test_the_other_lever():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ipyvram.findings.worth import Rule, worth
+from ipyvram.findings.worth import Rule, code, worth
 from ipyvram.report import Report
-from ipyvram.report_rows import AFTER_TRACE, Finding, TensorRow
+from ipyvram.report_rows import AFTER_TRACE, OF_ERROR, OF_GRAPH, Finding, TensorRow
 from ipyvram.units import format_bytes, format_share
 
 #: A category is named as the lever when it is at least half of the peak.
@@ -40,6 +40,9 @@ def _no_gpu(report: Report) -> Iterator[Finding]:
         yield Finding("no_gpu", text)
 
 
+_MOVING = ("activations", "inputs", "outputs")
+
+
 def _lever(report: Report) -> Iterator[Finding]:
     """Which quantity the batch size moves; none of what earlier cells left, nor where the peak was before the first forward."""
     first_s = min((p.start_s for p in report.phases), default=0.0)
@@ -52,10 +55,13 @@ def _lever(report: Report) -> Iterator[Finding]:
     fixed = sum(report.peak[c] for c in ("parameters", "gradients", "optimizer_state"))
     if report.batch:  # a data set that lies on the device is among the inputs, and stays as it is
         moving -= sum(t.bytes for t in _inputs(report) if t.shape and t.shape[0] > report.batch)
+    moving -= sum(t.bytes for t in report.tensors_at_peak if t.category in _MOVING and t.name.startswith(OF_ERROR))
+    moving -= sum(bytes_ for _, bytes_ in _kept(report))
     if moving >= LEVER_SHARE * report.peak_bytes and report.batch:
+        each = f"{format_bytes(moving / report.batch)} for each of {report.batch} samples: batch size is the lever."
         text = (
             f"Activations, the batch and what comes with them are {format_share(moving, report.peak_bytes)} of the peak, "
-            f"{format_bytes(moving / report.batch)} for each of {report.batch} samples: batch size is the lever."
+            f"{each if report.batch > 1 else 'for a batch of one: smaller inputs are the lever.'}"
         )
         yield Finding("lever", text, moving)
     elif fixed >= LEVER_SHARE * report.peak_bytes:
@@ -70,6 +76,27 @@ def _earlier_results(report: Report) -> int:
     """Bytes of results and kept graphs that were there before: no smaller batch makes them smaller."""
     rows = (t for t in report.tensors_at_peak if t.phase == "before" and t.category in ("activations", "outputs"))
     return sum(t.bytes for t in rows)
+
+
+def _kept(report: Report) -> list[tuple[str, int]]:
+    """Variable → bytes at the peak that its graph of an earlier cell kept, and keeps still."""
+    found: dict[str, int] = {}
+    for row in report.tensors_at_peak:
+        if row.category == "activations" and row.name.startswith(OF_GRAPH):
+            name = row.name.removeprefix(OF_GRAPH)
+            found[name] = found.get(name, 0) + row.bytes
+    still = report.end.get("activations", 0)
+    return [(name, count) for name, count in found.items() if count <= still]
+
+
+def _kept_graph(report: Report) -> Iterator[Finding]:
+    for name, count in _kept(report):
+        if worth(count, report) and "[" not in name:  # of containers `findings.holding` speaks
+            text = (
+                f"{code(name)} keeps the graph of an earlier cell: {format_bytes(count)} of the peak are its activations. "
+                f"del {name}, or append .detach() where it is made."
+            )
+            yield Finding("kept_graph", text, count)
 
 
 def _inputs(report: Report) -> list[TensorRow]:
@@ -125,4 +152,4 @@ def optimizer_is_foreach(report: Report) -> bool:
     return report.environment.get("optimizer_implementation", default) == "foreach"
 
 
-RULES: tuple[Rule, ...] = (_idle_gpu, _no_gpu, _lever, _after_trace, _optimizer_temporaries)
+RULES: tuple[Rule, ...] = (_idle_gpu, _no_gpu, _lever, _kept_graph, _after_trace, _optimizer_temporaries)
