@@ -32,7 +32,7 @@ from ipyvram.measuring import Measurement, fault
 from ipyvram.option_help import complete, help_text
 from ipyvram.options import Options, parse, wants_help
 from ipyvram.report import Report
-from ipyvram.subcommands import SUBCOMMANDS, Display, run_subcommand
+from ipyvram.subcommands import SUBCOMMANDS, Display, run_subcommand, usages
 
 if TYPE_CHECKING:
     from ipyvram.render.live import LiveMeter
@@ -315,7 +315,7 @@ def _misplaced(line: str) -> None:
 
 
 def _help() -> str:
-    return help_text({s.usage: s.help for s in SUBCOMMANDS.values()})
+    return help_text(usages())
 
 
 def _or_usage_error(read: Callable[[str], T], text: str) -> T:

@@ -119,12 +119,12 @@ SUBCOMMANDS = {
     "export": Subcommand("%vram export PATH", "write the newest report to a .json or .html file", _export),
     "compare": Subcommand(
         "%vram compare A B [C]",
-        "what changed between reports, by label or number; A alone: its runs; A --steps 1 2: steps of one",
+        "what changed between reports, named by label or number; A alone: between its runs; A --steps 1 2: between steps of one",
         _compare,
     ),
-    "note": Subcommand("%vram note TEXT", "a remark on the newest report", _note),
+    "note": Subcommand("%vram note TEXT", "add a remark to the newest report", _note),
     "auto": Subcommand(
-        "%vram auto on|off", "measure every cell, one line each; on --min 10MiB: where that much changes", _auto
+        "%vram auto on|off", "measure every cell from now on, one line each; on --min 10MiB: only where that much changes", _auto
     ),
     "who": Subcommand("%vram who", "who holds memory now, and what releases it", _who, looks=True),
     "free": Subcommand(
@@ -134,6 +134,11 @@ SUBCOMMANDS = {
         looks=True,
     ),
 }
+
+
+def usages() -> dict[str, str]:
+    """Every line of this kind → its meaning."""
+    return {"%vram": "what is in memory now, by category and by holder"} | {s.usage: s.help for s in SUBCOMMANDS.values()}
 
 
 def run_subcommand(line: str, namespace: dict[str, Any] | None = None) -> Any:

@@ -7,6 +7,8 @@ import html
 import json
 import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from ipyvram.options import OPTIONS
 from ipyvram.recording import CATEGORIES
 from ipyvram.render.bundle import MIME_TYPE
 from ipyvram.report import Report
-from ipyvram.subcommands import SUBCOMMANDS
+from ipyvram.subcommands import usages
 from tests.conftest import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
@@ -101,8 +103,8 @@ def option_table() -> str:
 
 
 def subcommand_table() -> str:
-    """What ``%vram`` does on a line of its own, from `SUBCOMMANDS`."""
-    rows = [f"| `{cell(s.usage)}` | {cell(s.help)} |" for s in SUBCOMMANDS.values()]
+    """What ``%vram`` does on a line of its own, from `usages`."""
+    rows = [f"| `{cell(usage)}` | {cell(meaning)} |" for usage, meaning in usages().items()]
     return "\n".join(["| line | meaning |", "|---|---|", *rows])
 
 
@@ -168,6 +170,15 @@ def test_tables_are_those_of_the_code(page, name, table, request):
     if request.config.getoption("--overwrite"):
         path.write_text(wanted, encoding="utf-8")
     assert path.read_text(encoding="utf-8") == wanted
+
+
+def test_every_command_of_the_command_line_is_documented():
+    told = subprocess.run([sys.executable, "-m", "ipyvram", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    (names,) = re.findall(r"^  (\S+\|\S+)$", told.stdout, re.MULTILINE)
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    assert len(names.split("|")) >= 4
+    for name in names.split("|"):
+        assert f"`python -m ipyvram {name} NOTEBOOK" in page
 
 
 def test_the_python_api_is_documented():
