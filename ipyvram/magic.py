@@ -32,7 +32,7 @@ from ipyvram.measuring import Measurement, fault
 from ipyvram.option_help import complete, help_text
 from ipyvram.options import Options, parse, wants_help
 from ipyvram.report import Report
-from ipyvram.subcommands import SUBCOMMANDS, Display, run_subcommand, usages
+from ipyvram.subcommands import SUBCOMMANDS, Display, offers, run_subcommand, usages
 
 if TYPE_CHECKING:
     from ipyvram.render.live import LiveMeter
@@ -348,6 +348,7 @@ def _compile(ip: Shell, cell: str) -> tuple[CodeType, CodeType | None]:
 def _completer(shell: Shell, event: Any) -> list[str]:
     """Tab after ``%%vram`` or ``%vram``."""
     before = event.text_until_cursor[: len(event.text_until_cursor) - len(event.symbol)]
-    words = before.split()
-    found = complete(" ".join(words[1:]))
-    return [*SUBCOMMANDS, *found] if len(words) == 1 and not words[0].startswith("%%") else found
+    magic, *words = before.split()
+    if not magic.startswith("%%") and (not words or words[0] in SUBCOMMANDS):
+        return offers(words) + ([] if words else complete(""))
+    return complete(" ".join(words))

@@ -47,6 +47,13 @@ def free(rest: str, namespace: dict[str, Any]) -> None:
         print(f"{one.what}: freed {format_bytes(one.tensor_bytes)} of tensors{_of_cache(one.cache_bytes)}")
 
 
+def free_flags() -> list[str]:
+    """What ``%vram free`` may be told to release."""
+    from ipyvram.probes.freeing import RELEASES
+
+    return list(RELEASES)
+
+
 def _of_cache(freed_bytes: int) -> str:
     """What became of the allocator's cache: what tensors leave goes there first."""
     if freed_bytes < 0:

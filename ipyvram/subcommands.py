@@ -16,12 +16,13 @@ from ipyvram.units import format_bytes
 
 
 class Subcommand(NamedTuple):
-    """A word after ``%vram``; ``run`` takes the rest of the line, and the namespace where it ``looks``."""
+    """A word after ``%vram``; ``run`` takes the rest of the line, and the namespace where it ``looks``; ``offers`` is for Tab."""
 
     usage: str
     help: str
     run: Callable[..., Any]
     looks: bool = False
+    offers: Callable[[], list[str]] = list
 
 
 class Display(NamedTuple):
@@ -77,6 +78,11 @@ def _compare(rest: str) -> Display:
     return Display(bundle(compare_line(rest, [Numbered(*pair) for pair in journal.numbered()])))
 
 
+def _labels() -> list[str]:
+    labels = dict.fromkeys(str(report.label) for _, report in journal.numbered() if report.label)
+    return [f'"{label}"' if " " in label else label for label in labels]
+
+
 def _auto(rest: str) -> None:
     print(auto.switch(rest))
 
@@ -116,15 +122,24 @@ def _who(rest: str, namespace: dict[str, Any]) -> Display:
 SUBCOMMANDS = {
     "last": Subcommand("%vram last", "show the newest report again", _last),
     "history": Subcommand("%vram history", "this session's cells as a DataFrame, the highest peak first", _history),
-    "export": Subcommand("%vram export PATH", "write the newest report to a .json or .html file", _export),
+    "export": Subcommand(
+        "%vram export PATH",
+        "write the newest report to a .json or .html file",
+        _export,
+        offers=lambda: ["report.html", "report.json"],
+    ),
     "compare": Subcommand(
         "%vram compare A B [C]",
         "what changed between reports, named by label or number; A alone: between its runs; A --steps 1 2: between steps of one",
         _compare,
+        offers=lambda: [*_labels(), "--steps"],
     ),
     "note": Subcommand("%vram note TEXT", "add a remark to the newest report", _note),
     "auto": Subcommand(
-        "%vram auto on|off", "measure every cell from now on, one line each; on --min 10MiB: only where that much changes", _auto
+        "%vram auto on|off",
+        "measure every cell from now on, one line each; on --min 10MiB: only where that much changes",
+        _auto,
+        offers=lambda: ["on", "off", "--min"],
     ),
     "who": Subcommand("%vram who", "who holds memory now, and what releases it", _who, looks=True),
     "free": Subcommand(
@@ -132,13 +147,21 @@ SUBCOMMANDS = {
         "release --traceback, --out, --cycles, --cache: only what is named; prints what that freed",
         resident_commands.free,
         looks=True,
+        offers=resident_commands.free_flags,
     ),
 }
 
 
+def offers(words: list[str]) -> list[str]:
+    """What could come next after ``%vram`` and these words; subcommands where there are none."""
+    return [offer for offer in SUBCOMMANDS[words[0]].offers() if offer not in words] if words else list(SUBCOMMANDS)
+
+
 def usages() -> dict[str, str]:
     """Every line of this kind → its meaning."""
-    return {"%vram": "what is in memory now, by category and by holder"} | {s.usage: s.help for s in SUBCOMMANDS.values()}
+    return {"%vram": "what is in memory now, by category and by holder"} | {
+        s.usage: s.help for s in SUBCOMMANDS.values()
+    }
 
 
 def run_subcommand(line: str, namespace: dict[str, Any] | None = None) -> Any:

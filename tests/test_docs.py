@@ -173,7 +173,9 @@ def test_tables_are_those_of_the_code(page, name, table, request):
 
 
 def test_every_command_of_the_command_line_is_documented():
-    told = subprocess.run([sys.executable, "-m", "ipyvram", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-m", "ipyvram", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     (names,) = re.findall(r"^  (\S+\|\S+)$", told.stdout, re.MULTILINE)
     page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     assert len(names.split("|")) >= 4

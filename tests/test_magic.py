@@ -342,6 +342,8 @@ def test_lsmagic_lists_it(kernel):
         ("%%vram --device ", {"cpu", "cuda"}),
         ("%vram ", {"last", "history", "export", "--limit"}),
         ("%vram hi", {"history"}),
+        ("%vram free --", {"--traceback", "--out", "--cycles", "--cache"}),
+        ("%vram auto ", {"on", "off"}),
     ],
 )
 def test_tab_completion(kernel, text, expected):
@@ -349,6 +351,7 @@ def test_tab_completion(kernel, text, expected):
 
 
 def test_completion_leaves_out_what_is_there(kernel):
+    assert "--limit" not in kernel.complete("%vram free --")
     assert "--limit" not in kernel.complete("%%vram --limit 80% --")
 
 

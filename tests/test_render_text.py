@@ -194,3 +194,12 @@ def test_a_verdict_stands_right_below_the_peak_and_is_no_finding_again():
     peak = next(i for i, line in enumerate(lines) if line.startswith("Peak"))
     assert lines[peak + 1] == verdict.text
     assert sum(verdict.text in line for line in lines) == 1
+
+
+def test_without_an_allocator_there_is_no_cache():
+    """On the CPU, judged by a card: what is not there is not said to be 0."""
+    card = {"cache": 0, "context": 0, "other_processes": 0, "free": 24 * GIB - 100 * MIB}
+    judged = report({"parameters": 100 * MIB}, card=card, card_bytes=24 * GIB, peak_reserved_bytes=None)
+    assert summarise(judged).sums.startswith("tensors 100 MiB · Free 23.9 GiB")
+    reserved = replace(judged, peak_reserved_bytes=100 * MIB)
+    assert summarise(reserved).sums.startswith("tensors 100 MiB + cache 0 B = reserved 100 MiB · Free")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from ipyvram import journal
 from ipyvram.recording import CATEGORIES
 from ipyvram.report import Report
-from ipyvram.subcommands import SUBCOMMANDS, run_subcommand
+from ipyvram.subcommands import SUBCOMMANDS, offers, run_subcommand
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +22,17 @@ def one_report():
     journal.add(report)
     yield report
     journal.clear()
+
+
+def test_tab_offers_what_a_subcommand_takes(one_report):
+    """And none of the options of ``%%vram``, which it would refuse."""
+    journal.add(replace(one_report, label="two words"))
+    assert offers([]) == list(SUBCOMMANDS)
+    assert offers(["compare"]) == ["<b>bold</b>", '"two words"', "--steps"]
+    assert offers(["free", "--out"]) == ["--traceback", "--cycles", "--cache"]
+    assert offers(["who"]) == []
+    for word in offers(["export"]):
+        assert word.endswith((".html", ".json"))
 
 
 def test_last_is_the_newest(one_report):

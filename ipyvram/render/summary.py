@@ -228,9 +228,11 @@ def _sums(report: Report) -> Iterator[tuple[str, str]]:
         yield "", f"all categories together are the peak, {peak}" if report.peak_bytes else "no tensors were made"
         return
     tiny, cache = _tiny(report), report.card.get("cache", 0)
-    yield "", f"tensors {peak} + "
-    yield "" if tiny else "cache", f"cache {format_bytes(cache)}"
-    yield "", f" = reserved {format_bytes(report.peak_bytes + cache)}"
+    yield "", f"tensors {peak}"
+    if report.peak_reserved_bytes is not None:  # the CPU has no allocator that keeps a cache
+        yield "", " + "
+        yield "" if tiny else "cache", f"cache {format_bytes(cache)}"
+        yield "", f" = reserved {format_bytes(report.peak_bytes + cache)}"
     for name, count in report.card.items():
         if name != "cache" and (count > 0 or name == "free"):
             words = f"{LABELS[name]} {format_bytes(count)}" if count >= 0 else f"{format_bytes(-count)} missing"
