@@ -44,6 +44,9 @@ def _under_empty(cell: Cell) -> tuple[Cell, Callable[[], object]]:
     return cell, lambda: mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
+EMPTY = Tool(_under_empty, False)
+
+
 class Shares:
     """Exclusive seconds and calls of some methods while `timed` is on."""
 
@@ -110,7 +113,7 @@ def parts(name: str, steps: int, rounds: int) -> dict[str, Any]:
     """
     torch.set_num_threads(1)
     cell = make(name, steps)
-    tools = {"bare": NOTHING, "empty": Tool(_under_empty, False), "ipyvram": TOOLS["ipyvram"]}
+    tools = {"bare": NOTHING, "empty": EMPTY, "ipyvram": TOOLS["ipyvram"]}
     for tool in tools.values():
         once(cell, tool)
     found = [{key: once(cell, tool)["cell_cpu_s"] for key, tool in tools.items()} for _ in range(rounds)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import pair
+from benchmarks import pair, turns
 from benchmarks.alone import timed
 from benchmarks.cells import CELLS, make
 from benchmarks.parts import Shares, parts
@@ -77,3 +77,16 @@ def test_the_parts_of_a_short_cell_are_all_there() -> None:
     assert found["parts"]["events: operators"]["calls"] > 100
     assert found["parts"]["claims: what the graph saved"]["calls"] == 3  # model, criterion, backward
     assert set(found) == {"bare_s", "empty", "ipyvram", "parts"}
+
+
+def test_turns_run_the_cell_as_often_under_each_and_set_them_against_the_bare_one() -> None:
+    found = turns.seconds(make("SimpleCNN, batch 64", 1), 2)
+    assert {name: len(runs) for name, runs in found.items()} == {"bare": 2, "empty mode": 2, "ipyvram": 2}
+    assert min(map(min, found.values())) > 0
+    made = {"bare": [0.03, 0.02], "empty mode": [0.04, 0.03], "ipyvram": [0.06, 0.05]}
+    lines = [line.split()[-4:] for line in turns.table(made, 2, "ms")]
+    assert lines[1:] == [
+        ["10.000", "12.500", "1.000", "1.000"],
+        ["15.000", "17.500", "1.500", "1.417"],
+        ["25.000", "27.500", "2.500", "2.250"],
+    ]
