@@ -39,6 +39,19 @@ def test_what_no_trace_follows_is_passed_over():
     assert c.made == []
 
 
+def test_what_no_trace_follows_is_asked_for_once_unless_it_is_empty():
+    asked = []
+    c, x, sharded = claiming(followed=asked.append), torch.ones(2), torch.ones(2)
+    sharded.untyped_storage().resize_(0)
+    for _ in range(2):
+        c.claim_once(x, "optimizer_state", "weight.step")
+        c.claim_once(sharded, "parameters", "weight")
+    assert [storage.nbytes() for storage in asked] == [8, 0, 0]
+    c.forget()
+    c.claim_once(x, "optimizer_state", "weight.step")
+    assert len(asked) == 4
+
+
 def test_once_is_once_for_a_tensor_its_storage_and_a_category():
     c, x = claiming(), torch.ones(2)
     c.claim_once(x, "outputs", "y")

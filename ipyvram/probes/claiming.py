@@ -43,7 +43,7 @@ class Claiming:
         self._names: dict[int, tuple[Any, str, str]] = {}  # by id(parameter): reference, name, model
 
     def forget(self) -> None:
-        """A new trace begins: it gives storages new addresses, so everything is claimed anew."""
+        """Another trace begins: it gives storages addresses of its own, so everything is claimed anew."""
         self._claimed.clear()
 
     def claim(self, tensor: Tensor, category: str, name: str, module: str = "", before: bool = False) -> Where | None:
@@ -71,11 +71,13 @@ class Claiming:
         return where
 
     def claim_once(self, tensor: Tensor, category: str, name: str, module: str = "", before: bool = False) -> None:
-        """Claim it unless the same tensor with the same storage was claimed so."""
+        """Claim it unless the same tensor with the same storage was claimed so, or no trace follows that."""
         if self.is_claimed(tensor, category):
             return
         key = storage_key(tensor)
-        if key is not None and self.claim(tensor, category, name, module, before) is not None:
+        if key is not None and (
+            self.claim(tensor, category, name, module, before) is not None or _takes_memory(tensor)
+        ):
             self._claimed[category][id(tensor)] = (weakref.ref(tensor), key)
 
     def is_claimed(self, tensor: Tensor, category: str) -> bool:
@@ -102,3 +104,9 @@ class Claiming:
         if not known and name:
             self._names[id(parameter)] = (weakref.ref(parameter), name, model)
         return known or name
+
+
+def _takes_memory(tensor: Tensor) -> bool:
+    """False for a storage that is empty now: it may be filled later (sharded parameters)."""
+    storage = storage_of(tensor)
+    return storage is not None and storage.nbytes() > 0

@@ -56,7 +56,7 @@ class Owners:
         self._signatures: dict[type, tuple[str, ...]] = {}
 
     def forget(self) -> None:
-        """A new trace begins: it gives storages new addresses, so everything is claimed anew."""
+        """Another trace begins: it gives storages addresses of its own, so everything is claimed anew."""
         self._claiming.forget()
         self.graphs.new_trace()
         self._modules.clear()
