@@ -21,11 +21,14 @@ class Guard:
         One line for each kind of fault, and whatever else was noted.
     seconds : float
         Time spent in guarded actions.
+    after : callable
+        Called when the program goes on.
     """
 
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.seconds = 0.0
+        self.after: Callable[[], None] = lambda: None
         self._depth = 0
 
     def __call__(self, what: str, action: Callable[[], None]) -> None:
@@ -41,6 +44,7 @@ class Guard:
         finally:
             self._depth -= 1
             if not self._depth:  # what runs within another is in that one's time
+                self.after()
                 self.seconds += time.perf_counter() - begin
 
     def note(self, text: str) -> None:

@@ -69,6 +69,7 @@ class Run:
         self.guard = Guard()
         self._clock = Clock()
         self._tracing = Tracing(self._clock, self.guard, self._expired, budget)
+        self.guard.after = self._tracing.looked
         self._namespace = namespace
         self._owners = Owners(self._clock, self._tracing.identify, namespace if namespace is not None else {})
         self._oom = OomWatch(self._clock, StackReader(self._tracing.stacks))
@@ -151,13 +152,13 @@ class Run:
     def _on_forward(self, module: nn.Module | None, args: tuple[Any, ...]) -> None:
         """Notice a model on the CPU of a machine with a GPU; end the trace of a cell without steps at its bounds."""
         if module is not None:
-            self._tracing.notice(module)
+            if self._tracing.notice(module):
+                self._owners.forget()  # what no trace followed so far
             if threading.get_ident() != self._thread and not cuda_possible():
                 self.guard.note(
                     "a model ran on another thread than the cell's: what operators allocated there is not traced"
                 )
-        reason = self._tracing.ended_by or self._expired()
-        if reason:
+        if reason := self._tracing.ended_by or self._expired():
             self.stop_tracing(reason)
 
     def _expired(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ipyvram.recording import Action, Block, Events, Frame, Segment, Stack
 
 _DEPTH = 8  # user frames kept: enough to tell a helper from its caller
@@ -36,18 +38,20 @@ def events_of(trace: Iterable[Entry], stack: FrameIndex = _no_stack) -> Events:
     for e in trace:
         action = KNOWN_ACTIONS.get(e["action"])
         if action is not None:
-            time_ns = int(e.get("time_us", 0)) * 1000
-            address = int(e.get("addr", e.get("device_free", 0)))
-            frames = e.get("frames") if action in _WITH_STACK else None
+            get = e.get
+            address = e["addr"] if "addr" in e else get("device_free", 0)
+            frames = get("frames") if action in _WITH_STACK else None
             where = stack(frames) if frames else -1
-            rows.append((action, address, int(e["size"]), int(e.get("stream", 0)), time_ns, where, -1))
-    return Events.from_rows(rows)
+            rows.append((action, address, e["size"], get("stream", 0), get("time_us", 0), where, -1))
+    events = Events.from_rows(rows)
+    np.multiply(events.time_ns, 1000, out=events.time_ns)
+    return events
 
 
 def private_pools_of(trace: Iterable[Entry]) -> dict[int, tuple[int, int]]:
     """Pools of the events of segments that are not in the shared one: index as in `events_of` → pool (newer torch tells)."""
-    actions = ((e["action"], e) for e in trace if e["action"] in KNOWN_ACTIONS)
-    found = ((i, e.get("pool_id")) for i, (action, e) in enumerate(actions) if action.startswith("segment_"))
+    known = [e for e in trace if e["action"] in KNOWN_ACTIONS]
+    found = [(i, e.get("pool_id")) for i, e in enumerate(known) if e["action"].startswith("segment_")]
     return {i: (int(pool[0]), int(pool[1])) for i, pool in found if pool and tuple(pool) != (0, 0)}
 
 
@@ -91,8 +95,15 @@ class FrameReader:
     def __init__(self, intern: Callable[[Stack], int], is_user: Callable[[str], bool]) -> None:
         self._intern, self._is_user = intern, is_user
         # What is known is kept, so that its id stays taken.
-        self._known: dict[int, tuple[Entry, Frame | None]] = {}
+        self._known: dict[int, Frame | bool] = {}  # False: not the user's
+        self._kept: list[Entry] = []
         self._stacks: dict[int, tuple[Sequence[Entry], int]] = {}
+
+    def forget(self) -> None:
+        """Let go of torch's frames: another snapshot has others."""
+        self._known.clear()
+        self._kept.clear()
+        self._stacks.clear()
 
     def __call__(self, frames: Sequence[Entry]) -> int:
         seen = self._stacks.get(id(frames))
@@ -101,18 +112,22 @@ class FrameReader:
         return seen[1]
 
     def _read(self, frames: Sequence[Entry]) -> int:
-        found = []
-        for frame in frames[:_SEARCHED]:
-            known = self._known.get(id(frame))
-            if known is None:
-                known = self._known[id(frame)] = (frame, self._user_frame(frame))
-            if known[1] is not None:
-                found.append(known[1])
-                if len(found) == _DEPTH:
-                    break
-        return self._intern(tuple(found)) if found else -1
+        looked = frames[:_SEARCHED]
+        found = list(map(self._known.get, map(id, looked)))  # most are known: a lookup each, and no more
+        if None in found:
+            found = [
+                self._user_frame(frame) if known is None else known for frame, known in zip(looked, found, strict=True)
+            ]
+        users = tuple([frame for frame in found if isinstance(frame, Frame)][:_DEPTH])
+        return self._intern(users) if users else -1
 
-    def _user_frame(self, frame: Entry) -> Frame | None:
+    def _user_frame(self, frame: Entry) -> Frame | bool:
+        if id(frame) not in self._known:
+            self._kept.append(frame)
+            self._known[id(frame)] = self._read_frame(frame) or False
+        return self._known[id(frame)]
+
+    def _read_frame(self, frame: Entry) -> Frame | None:
         filename, line = str(frame.get("filename", "")), int(frame.get("line", 0))
         if not line or not filename or filename == "??" or not self._is_user(filename):
             return None

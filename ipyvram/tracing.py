@@ -48,7 +48,6 @@ class Tracing:
         self._reader: StackReader | None = None  # of the storage trace
         self._history: HistoryTrace | None = None
         self._probes: list[StorageTrace | HistoryTrace] = []  # of this stretch and of those before
-        self._read: list[Trace] = []
         self._device_names: dict[torch.device, str] = {}
 
     def start(self, cuda: bool) -> None:
@@ -79,15 +78,17 @@ class Tracing:
         if self._reader is not None:
             self._reader.anchor() if begin else self._reader.release()
 
-    def notice(self, module: nn.Module) -> None:
-        """A model runs: where the history does not follow its parameters, the storage trace has to."""
+    def notice(self, module: nn.Module) -> bool:
+        """A model runs: where the history does not follow its parameters, the storage trace has to; True: it begins now."""
         if self._history is None or self._storages is not None:
-            return
+            return False
         parameter = next(module.parameters(), None)
         parts = () if parameter is None else plain_tensors(parameter)
         storage = next((s for s in map(storage_of, parts) if s is not None), None)
-        if storage is not None and self._history.identify(storage) is None:
-            self._start_storages()
+        if storage is None or self._history.identify(storage) is not None:
+            return False
+        self._start_storages()
+        return True
 
     def identify(self, storage: torch.UntypedStorage, before: bool) -> tuple[str, int] | None:
         """Device and address of a storage in the trace that follows it, None where none does."""
@@ -105,6 +106,11 @@ class Tracing:
                 name = self._device_names[device] = str(device)
             return name, storages.identify(storage, before=before)
         return None
+
+    def looked(self) -> None:
+        """What was identified since the last call was there all the while: the program stood still, and goes on now."""
+        if self._history is not None:
+            self._history.looked()
 
     @property
     def event_count(self) -> int:
@@ -128,15 +134,14 @@ class Tracing:
         if storages is not None:
             self._guard("the storage trace did not stop cleanly", lambda: storages.stop(ended_by))
         if history is not None:
-            read = self._read
-            self._guard("the allocator's history could not be read", lambda: read.extend(history.stop(ended_by)))
+            self._guard("the allocator's history could not be read", lambda: history.stop(ended_by))
 
     def traces(self) -> tuple[Trace, ...]:
         """Everything that was traced, in order of time."""
-        found = list(self._read)
+        found: list[Trace] = []
         for probe in self._probes:
-            if isinstance(probe, StorageTrace):
-                self._guard("the storage trace could not be read", lambda p=probe: found.extend(p.traces()))  # type: ignore[misc]
+            what = "allocator's history" if isinstance(probe, HistoryTrace) else "storage trace"
+            self._guard(f"the {what} could not be read", lambda p=probe: found.extend(p.traces()))  # type: ignore[misc]
         return tuple(sorted(found, key=lambda trace: trace.start_ns))
 
     @property

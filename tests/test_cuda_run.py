@@ -250,6 +250,20 @@ def test_a_model_on_the_cpu_beside_an_idle_card_is_traced_there(monkeypatch):
     assert any(f.kind == "idle_gpu" for f in report.findings)
 
 
+def test_what_a_model_on_the_cpu_holds_is_claimed_where_its_trace_begins(monkeypatch):
+    """At the start of the cell no trace followed it; its buffers are saved by no graph."""
+    monkeypatch.setattr(SimulatedCuda, "_identify", lambda self, storage: None)
+    monkeypatch.setattr(SimulatedCuda, "drain", lambda self: None)
+    model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4))
+    with SimulatedCuda(workspace=False):
+        run = Run(Options(), namespace={"model": model})
+        run.start()
+        model(torch.randn(16, 8)).sum().backward()
+        recording = run.stop()
+    claimed = {(c.category, c.name) for c in recording.claims}
+    assert {("parameters", "0.weight"), ("buffers", "1.running_mean")} <= claimed
+
+
 def test_the_cell_finds_the_allocator_as_it_left_it():
     with SimulatedCuda() as cuda:
         measured(cuda, train)

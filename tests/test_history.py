@@ -30,13 +30,31 @@ def started():
     return probe
 
 
+def ended(probe):
+    probe.stop("end of cell")
+    return probe.traces()
+
+
+def test_a_long_history_is_read_at_once(cuda, monkeypatch):
+    """Its dictionaries would slow the cell's garbage collections for as long as the cell runs."""
+    for most, read in ((50_000, False), (1, True)):
+        monkeypatch.setattr(history_module, "_READ_LATER", most)
+        probe = started()
+        made = [torch.zeros(700) for _ in range(3)]
+        probe.stop("end of cell")
+        assert (probe._taken is None) is read
+        (trace,) = probe.traces()
+        assert (trace.events.action == Action.ALLOC).sum() == len(made)
+        assert probe.traces() == (trace,)
+
+
 def test_events_baseline_and_counters_agree(cuda):
     kept, freed_inside = torch.zeros(3 * MIB), torch.zeros(700)
     probe = started()
     first = torch.cuda.memory_allocated()
     del freed_inside
     made = torch.ones(5 * MIB // 4)
-    (trace,) = probe.stop("end of cell")
+    (trace,) = ended(probe)
     ledger = build(trace)
     assert trace.complete and not probe.notes  # noqa: PT018
     assert trace.allocated_start == first == ledger.allocated()[0]
@@ -55,7 +73,7 @@ def test_stacks_are_the_users_frames_innermost_first(cuda):
         return torch.zeros(10)
 
     made = helper()
-    (trace,) = probe.stop("end of cell")
+    (trace,) = ended(probe)
     row = int(np.flatnonzero(trace.events.action == Action.ALLOC)[-1])
     frames = stacks.values()[trace.events.stack[row]]
     assert [f.function for f in frames[:2]] == ["helper", "test_stacks_are_the_users_frames_innermost_first"]
@@ -90,7 +108,7 @@ def test_a_users_own_history_is_read_and_left_on(cuda):
     before = torch.zeros(1000)
     probe = started()
     during = torch.zeros(2000)
-    (trace,) = probe.stop("end of cell")
+    (trace,) = ended(probe)
     assert cuda.history is not None
     assert cuda.calls.count("_record_memory_history('all')") == 1
     assert [s for a, s in zip(trace.events.action, trace.events.size, strict=True) if a == Action.ALLOC] == [8000]
@@ -113,13 +131,26 @@ def test_pins_go_into_our_own_history_only(own):
     assert len(pins) == (0 if own else 1)
 
 
+def test_what_is_seen_in_one_look_lies_between_two_pins():
+    with SimulatedCuda(workspace=False, annotates=True) as cuda:
+        probe = started()
+        made = [torch.zeros(10) for _ in range(5)]
+        for look in (made, made[:2], []):
+            for tensor in look:
+                probe.identify(tensor.untyped_storage())
+            probe.looked()
+        pins = [e for e in cuda.cards[0].ring if e["action"] == "annotate"]
+        probe.stop("end of cell")
+    assert len(pins) == 4
+
+
 def test_a_history_that_the_cell_switches_on_itself_is_its_own(cuda):
     original = torch.cuda.memory._record_memory_history
     probe = started()
     before = torch.zeros(1000)
     torch.cuda.memory._record_memory_history(context="all", max_entries=50)
     during = torch.zeros(2000)
-    (trace,) = probe.stop("end of cell")
+    (trace,) = ended(probe)
     assert cuda.history is not None
     assert cuda.calls[-2:] == ["_record_memory_history('all')", "_snapshot"]
     assert any("switched the allocator's history on itself" in note for note in probe.notes)
@@ -143,7 +174,7 @@ def test_a_full_ring_buffer_is_said_and_the_rest_still_adds_up(cuda, monkeypatch
     for _ in range(30):
         torch.zeros(5000)
     last = torch.zeros(3 * MIB)
-    (trace,) = probe.stop("end of cell")
+    (trace,) = ended(probe)
     assert len(trace.events) == 20
     assert not trace.complete
     assert any("lost its first events" in note for note in probe.notes)
@@ -157,7 +188,7 @@ def test_a_users_full_buffer_is_noticed_by_what_was_live(cuda):
     kept = torch.zeros(1000)
     for _ in range(5):
         torch.zeros(7)
-    (trace,) = probe.stop("end of cell")
+    (trace,) = ended(probe)
     assert not trace.complete
     assert kept.numel() == 1000
 
@@ -166,7 +197,7 @@ def test_the_cell_switching_the_history_off_is_said(cuda):
     probe = started()
     made = torch.zeros(1000)
     torch.cuda.memory._record_memory_history(None)
-    traces = probe.stop("end of cell")
+    traces = ended(probe)
     assert any("switched the allocator's history off" in note for note in probe.notes)
     assert not traces[0].complete
     assert made.numel() == 1000
@@ -185,7 +216,7 @@ def test_where_there_is_no_history_it_says_why(cuda, monkeypatch, prepare, words
     probe = started()
     assert not probe.active
     assert words in probe.notes[0]
-    assert probe.stop("end of cell") == ()
+    assert ended(probe) == ()
     assert "_record_memory_history('all')" not in cuda.calls
 
 
@@ -193,7 +224,7 @@ def test_a_torch_that_does_not_tell_whether_it_records(cuda, monkeypatch):
     monkeypatch.delattr(torch._C, "_cuda_isHistoryEnabled")
     probe = started()
     made = torch.zeros(1000)
-    (trace,) = probe.stop("end of cell")
+    (trace,) = ended(probe)
     assert len(trace.events) == 2 + 0 * made.numel()
     assert cuda.history is None
 
@@ -208,7 +239,7 @@ def test_an_older_torch_without_the_newer_options(cuda, monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: cuda._memory_snapshot())
     probe = started()
     made = torch.zeros(1000)
-    (trace,) = probe.stop("end of cell")
+    (trace,) = ended(probe)
     assert seen[0] == ("alloc", "python", history_module.MAX_ENTRIES)
     assert len(trace.events) and made.numel()  # noqa: PT018
 
@@ -222,7 +253,7 @@ def test_the_history_clock_is_put_onto_ours():
         before = clock()
         made = torch.zeros(1000)
         after = clock()
-        (trace,) = probe.stop("end of cell")
+        (trace,) = ended(probe)
     row = int(np.flatnonzero(trace.events.action == Action.ALLOC)[-1])
     assert before - 100_000 < trace.events.time_ns[row] < after + 100_000
     assert made.numel() == 1000
@@ -236,7 +267,7 @@ def test_several_devices_and_streams():
             there = torch.zeros(3 * MIB)
         with cuda.on(card=1, stream=9):
             torch.zeros(5 * MIB)
-        traces = {t.device: t for t in probe.stop("end of cell")}
+        traces = {t.device: t for t in ended(probe)}
         assert set(traces) == {"cuda:0", "cuda:1"}
         assert set(traces["cuda:1"].events.stream.tolist()) == {7, 9}
         for index, name in enumerate(("cuda:0", "cuda:1")):
@@ -252,7 +283,7 @@ def test_private_pools_of_graphs_are_named(cuda):
     with cuda.on(private=(0, 1)):
         static = torch.zeros(3 * MIB)
     rest = torch.zeros(3 * MIB)
-    (trace,) = probe.stop("end of cell")
+    (trace,) = ended(probe)
     assert {s.private_pool for s in trace.segments_end} == {(0, 0), (0, 1)}
     assert any("private pools (CUDA graphs" in note for note in probe.notes)
     assert build(trace).mismatches == 0
@@ -268,7 +299,7 @@ def test_expandable_segments_add_up():
         kept.append(torch.zeros(9 * MIB))
         del kept[0]
         kept.append(torch.zeros(2 * MIB))
-        (trace,) = probe.stop("end of cell")
+        (trace,) = ended(probe)
         ledger = build(trace)
         assert ledger.mismatches == 0
         assert ledger.allocated()[-1] == torch.cuda.memory_allocated()

@@ -75,16 +75,18 @@ class Anchors:
             return time_ns
         return time_ns + np.interp(time_ns.astype(np.float64), self._at, self._shift).astype(np.int64)
 
-    def pin(self, pointer: int) -> None:
-        """Put an event of ours into the history, on the block at ``pointer``; nothing where torch cannot."""
+    def pin(self, pointer: int) -> bool:
+        """Put an event of ours into the history, on the block at ``pointer``; False where torch cannot."""
         if self._annotate is None or len(self._pinned) >= _MAX_PINS:
-            return
+            return False
         self._pinned.append(self._clock())
         try:
             self._annotate(pointer, f"{_PIN}{len(self._pinned) - 1}")
         except Exception as error:
             if "no live allocation" not in str(error):  # only this one is not the allocator's: a library's memory
                 self._annotate = None
+            return False
+        return True
 
     def settle(self, entries: Iterable[Mapping[str, Any]], time_ns: NDArray[np.int64]) -> NDArray[np.int64]:
         """Times of events, moved where pins among them tell that they were earlier or later.

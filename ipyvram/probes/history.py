@@ -13,7 +13,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,17 @@ from ipyvram.units import format_bytes
 
 #: Events kept by torch's ring buffer; a three-step trace of a large model has some hundred thousand.
 MAX_ENTRIES = 600_000
+
+#: So many events of a snapshot may wait for the end of the cell; more dictionaries would slow its garbage collections.
+_READ_LATER = 50_000
+
+
+class _Taken(NamedTuple):
+    """What is there when a history ends, not read yet."""
+
+    snapshot: dict[str, Any]
+    stop_ns: int
+    ended_by: str
 
 
 class HistoryTrace:
@@ -50,7 +61,11 @@ class HistoryTrace:
         self._baseline: dict[int, tuple[Block, ...]] = {}
         self._allocated: dict[int, int] = {}
         self._anchors = Anchors(clock)
+        self._names: dict[torch.device, str] = {}  # of cards; empty for what is none
+        self._pinned: int | None = None  # a block with a pin of this look
         self._ours = self._begun = False
+        self._taken: _Taken | None = None
+        self._traces: tuple[Trace, ...] = ()
         self._cancel: Callable[[], None] = lambda: None
         self._unlisten: Callable[[], None] = lambda: None
         self.active = False
@@ -110,49 +125,72 @@ class HistoryTrace:
             self._allocated[device] = int(torch.cuda.memory_allocated(device))
 
     def identify(self, storage: torch.UntypedStorage) -> tuple[str, int] | None:
-        """Device and address of a storage in the trace; None for one that is not on a card."""
+        """Device and address of a storage in the trace; None for one that is not on a card.
+
+        From the first one to `looked`, the program stands still: a pin before and one behind say when all of it was, and
+        each costs a stack.
+        """
         found = self._place(storage)
-        if found is not None and self.active and self._ours:  # a user's own buffer is not filled with our pins
-            self._anchors.pin(found[1])
+        # A user's own buffer is not filled with our pins.
+        if found is not None and self._pinned is None and self.active and self._ours and self._anchors.pin(found[1]):
+            self._pinned = found[1]
         return found
 
+    def looked(self) -> None:
+        """The program goes on."""
+        if self._pinned is not None:
+            if self.active and self._ours:
+                self._anchors.pin(self._pinned)
+            self._pinned = None
+
     def _place(self, storage: torch.UntypedStorage) -> tuple[str, int] | None:
-        if storage.device.type != "cuda":
-            return None
+        device = storage.device
+        name = self._names.get(device)
+        if name is None:
+            name = self._names[device] = str(device) if device.type == "cuda" else ""
         try:
-            return str(storage.device), storage.data_ptr()
+            return (name, storage.data_ptr()) if name else None
         except RuntimeError:  # a tensor of zeros that is never made: the tangent of what a transform holds fixed
             return None
 
-    def stop(self, ended_by: str) -> tuple[Trace, ...]:
-        """Read the events and switch the history off, if it was ours."""
+    def stop(self, ended_by: str) -> None:
+        """Take the events and switch the history off, if it was ours; `traces` reads them, when the cell no longer waits."""
         with _without_collection():
-            return self._stop(ended_by)
+            self._stop(ended_by)
 
-    def _stop(self, ended_by: str) -> tuple[Trace, ...]:
+    def _stop(self, ended_by: str) -> None:
         if not self.active:
-            return ()
+            return
         self.active = False
         self._cancel()
         self._unlisten()
         if not self._begun:
-            return ()
+            return
         on = _is_on(unknown=True)
         if not on:
             self.notes.append("the cell switched the allocator's history off, which cleared it: events are missing")
         try:
             self._anchors.drop()
             stop_ns = self._clock()
-            snapshot = snapshots.whole()
+            self._taken = _Taken(snapshots.whole(), stop_ns, ended_by)
         finally:
             if self._ours and on:
                 torch.cuda.memory._record_memory_history(None)
-        self._anchors.read(snapshot.get("external_annotations") or ())
-        found = [
-            self._trace(index, entries, snapshot, stop_ns, ended_by)
-            for index, entries in enumerate(snapshot["device_traces"])
-        ]
-        return tuple(trace for trace in found if len(trace.events) or trace.segments_end)
+        if sum(map(len, self._taken.snapshot["device_traces"])) > _READ_LATER:
+            self.traces()
+
+    def traces(self) -> tuple[Trace, ...]:
+        """One trace per device of which there is something to tell; call it after `stop`."""
+        if self._taken is not None:
+            taken, self._taken = self._taken, None
+            with _without_collection():
+                self._anchors.read(taken.snapshot.get("external_annotations") or ())
+                found = [
+                    self._trace(index, entries, *taken) for index, entries in enumerate(taken.snapshot["device_traces"])
+                ]
+                self._traces = tuple(trace for trace in found if len(trace.events) or trace.segments_end)
+                self._frames.forget()
+        return self._traces
 
     def _trace(
         self, index: int, entries: Sequence[Mapping[str, Any]], snapshot: Mapping[str, Any], stop_ns: int, ended_by: str
