@@ -34,7 +34,8 @@ from ipyvram.watch import Watch
 
 __all__ = ["Run", "check_device"]
 
-#: Bounds on the trace of a cell that finishes no optimizer step (building a model, inference, raw loops).
+#: Bounds on the trace of a cell that finishes no optimizer step (inference, raw loops). What a cell loads, builds and imports
+#: before its first forward is not counted.
 MAX_UNSTEPPED_S = 20.0
 MAX_UNSTEPPED_EVENTS = 300_000
 
@@ -84,7 +85,7 @@ class Run:
         self._recording: Recording | None = None
         self._watch = Watch()
         self._why = ""  # the reason of a trace after the first
-        self._armed = False  # whether a stretch is being traced
+        self._armed = self._ran = False  # whether a stretch is being traced; whether a model or a backward has run
         self._first_traced = self._traced_steps = self._trace_ns = self._seen_ns = 0
         self._counters_start: dict[str, dict[str, int]] = {}
         self._started = ExitStack()  # what takes everything away again, also when `stop` itself fails
@@ -151,6 +152,8 @@ class Run:
 
     def _on_forward(self, module: nn.Module | None, args: tuple[Any, ...]) -> None:
         """Notice a model on the CPU of a machine with a GPU; end the trace of a cell without steps at its bounds."""
+        if not self._ran:
+            self._ran, self._trace_ns = True, self._clock()
         if module is not None:
             if self._tracing.notice(module):
                 self._owners.forget()  # what no trace followed so far

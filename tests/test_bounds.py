@@ -48,6 +48,24 @@ def test_time_is_bounded(program, monkeypatch):
     assert report.measurement.events < 50
 
 
+def test_what_a_cell_loads_before_its_first_forward_is_not_counted(monkeypatch):
+    monkeypatch.setattr(run, "MAX_UNSTEPPED_S", 5.0)
+    clock = run.Clock()
+    skipped_ns = [0]
+    monkeypatch.setattr(run, "Clock", lambda: lambda: clock() + skipped_ns[0])
+    model = nn.Linear(10, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def cell():
+        skipped_ns[0] = 60 * 10**9  # a download
+        for _ in range(2):
+            model(torch.ones(2, 10)).sum().backward()
+            optimizer.step()
+
+    report = measured(cell)
+    assert (report.measurement.ended_by, report.traced_steps) == ("end of cell", 2)
+
+
 def test_a_cell_within_the_bounds_is_traced_to_its_end():
     report = measured(lambda: nn.Linear(10, 10)(torch.ones(2, 10)))
     assert (report.measurement.ended_by, report.provenance["end"]) == ("end of cell", "exact")
