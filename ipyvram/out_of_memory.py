@@ -96,6 +96,7 @@ def with_remedies(
         implementation=recording.environment.get("optimizer_implementation", _default(event.device)),
         trains=any(p.name in ("backward", "optimizer") for p in before),
         evaluating=recording.environment.get("evaluating", ""),
+        evaluating_since=event.evaluating if event.pinned.get("activations") else "",  # a graph was recorded
         earlier=tuple(one.row for one in earlier),
         unused=unused(earlier, recording.cell.source, ran),
         backward_since_step=any(p.name == "backward" and p.begin_ns > last_step for p in before),

@@ -309,6 +309,7 @@ class OomEvent:
     pinned: dict[str, int] = field(default_factory=dict)
     phase: str = ""
     making_state: bool = False
+    evaluating: str = ""  #: the class of the root module whose forward it was, where that was in eval mode
 
 
 @dataclass(frozen=True, slots=True, eq=False)

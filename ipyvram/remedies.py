@@ -48,6 +48,8 @@ class Situation:
         Whether the cell has run a backward or a step at all; whether a backward has run since the last step.
     evaluating : str
         The root module, when it was in eval mode though autograd recorded.
+    evaluating_since : str
+        The same of the forward that ended in this error, where nothing was traced any more.
     making_state : bool
         The optimizer was making its state, which is no temporary.
     earlier : tuple of TensorRow
@@ -66,6 +68,7 @@ class Situation:
     trains: bool
     backward_since_step: bool
     evaluating: str = ""
+    evaluating_since: str = ""
     making_state: bool = False
     earlier: tuple[TensorRow, ...] = ()
     unused: tuple[Unused, ...] = ()
@@ -150,6 +153,11 @@ def _unused(s: Situation) -> Iterator[Remedy]:
 def _no_grad(s: Situation) -> Iterator[Remedy]:
     """An evaluation keeps what only a backward would need: all but the input and the output of the layer that runs."""
     saved = [t.bytes for t in s.own if t.category == "activations"]
+    if (
+        s.evaluating_since and s.oom.phase == "forward" and not saved
+    ):  # of what the traceback holds nothing is known but the sum
+        text = f"with torch.no_grad(): {s.evaluating_since} is in eval mode, its activations need not be kept"
+        yield _remedy(s, "no_grad", text, s.oom.account["activations"] - 2 * s.oom.requested_bytes)
     unused = not s.trains and any(o.kind == "unused_graph" for o in s.observations)
     if s.oom.phase == "forward" and saved and (s.evaluating or unused):
         why = f"{s.evaluating} is in eval mode" if s.evaluating else "no backward follows these forwards"

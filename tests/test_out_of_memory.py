@@ -10,6 +10,7 @@ import torch
 
 from ipyvram.options import Options
 from ipyvram.out_of_memory import explain
+from ipyvram.probes import ending
 from ipyvram.probes import oom as probe
 from ipyvram.probes.clock import Clock
 from ipyvram.recording import Cell, OomEvent
@@ -384,3 +385,24 @@ def test_without_cuda_there_is_nothing_to_attach():
     watch.stop()
     assert watch.event is None
     gc.collect()
+
+
+def test_an_evaluation_after_the_traced_steps_is_told_by_its_frames():
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def said(net: torch.nn.Module) -> str:
+        with pytest.raises(torch.OutOfMemoryError) as caught:
+            torch.nn.Sequential(net)(torch.zeros(1)) if net.training else torch.nn.Sequential(net).eval()(
+                torch.zeros(1)
+            )
+        event = ending.out_of_memory(caught.value, OomEvent(1, "cuda:0", 40), None)
+        assert event is not None
+        return event.evaluating
+
+    assert (said(Net()), said(Net().eval())) == ("", "Sequential")
+    oom = replace(FULL, phase="forward", account=account(activations=416 * MIB), requested_bytes=8 * MIB, free_bytes=0)
+    ways = remedies(situation(oom, evaluating_since="Net"))
+    assert [(r.kind, r.saves_bytes) for r in ways if r.kind == "no_grad"] == [("no_grad", 400 * MIB)]
+    assert "no_grad" not in [r.kind for r in remedies(situation(oom))]

@@ -54,7 +54,7 @@ def out_of_memory(
         return None
     if error is None:
         return event
-    event = replace(event, phase=_phase(error), making_state=_makes_state(error))
+    event = replace(event, phase=_phase(error), making_state=_makes_state(error), evaluating=_evaluating(error))
     if namespace is None:
         return event
     pinned = keeping.pinned_by(error, namespace, event.device)
@@ -82,6 +82,18 @@ def _phase(error: BaseException) -> str:
 def _makes_state(error: BaseException) -> bool:
     """Whether an optimizer was making the state of its parameters, which its first step does."""
     return any("torch/optim/" in path and function == "_init_group" for path, function in _frames(error))
+
+
+def _evaluating(error: BaseException) -> str:
+    """The class of the outermost module in the traceback, if it was in eval mode: also after the traced steps."""
+    step = error.__traceback__
+    while step is not None:
+        code = step.tb_frame.f_code
+        if code.co_name == "_call_impl" and "torch/nn/modules/" in code.co_filename.replace("\\", "/"):
+            module = step.tb_frame.f_locals.get("self")
+            return type(module).__name__ if isinstance(module, torch.nn.Module) and not module.training else ""
+        step = step.tb_next
+    return ""
 
 
 def _frames(error: BaseException) -> Iterator[tuple[str, str]]:
