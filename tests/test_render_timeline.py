@@ -17,7 +17,7 @@ from ipyvram.render import scene as scenes
 from ipyvram.render.axes import Piece, TimeAxis, byte_ticks, round_bytes, second_ticks, spread
 from ipyvram.render.scene import LEFT, MAX_POINTS, PLOT_H, PLOT_W, TOP, columns, make_scene
 from ipyvram.render.timeline import sentence, timeline
-from ipyvram.report_rows import LABELS, OutOfMemory
+from ipyvram.report_rows import LABELS, OutOfMemory, Phase
 from ipyvram.units import GIB, format_bytes
 from tests import reports
 
@@ -238,3 +238,15 @@ def test_as_an_image_it_has_paper_and_ink_of_its_own_for_old_browsers_too():
     assert "background:#fff;" in plain
     assert "color:#444;" in plain
     assert "background:light-dark(#fff,#111)" in root
+
+
+def test_what_was_only_sampled_is_not_written_over_the_step_that_begins_there():
+    """In a slow cell the trace ends with a step, and the next begins where its samples do."""
+    base = reports.cpu()
+    end = base.timeline_data.end_s
+    phases = (*base.phases, Phase(end + 0.05, end + 0.1, "forward", 9))
+    root = ET.fromstring(timeline(replace(base, phases=phases))[0])
+    told = {text.text: (float(text.get("x")), float(text.get("y"))) for text in root.iter(f"{SVG}text") if text.text}
+    rows = [y for name, (_, y) in told.items() if name and name.startswith("step ")]
+    assert "step 9" in told
+    assert told["sampled only"][1] not in rows

@@ -223,7 +223,9 @@ def _steps(report: Report, scene: Scene) -> Iterable[str]:
         yield from _phase_label(phase, scene)
     for panel in scene.panels:
         if not panel.traced and panel.right - panel.left > 60:
-            yield _text(LEFT + panel.left + 4, 11, "sampled only", "", ' font-weight="600" class="t"')
+            yield _text(
+                LEFT + panel.left + 4, 26, "sampled only", "", ' class="t"'
+            )  # steps may begin there, phases do not
 
 
 def _phase_label(phase: Phase, scene: Scene) -> Iterable[str]:
