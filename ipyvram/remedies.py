@@ -103,7 +103,26 @@ def remedies(s: Situation) -> tuple[Remedy, ...]:
 
 
 def _remedy(s: Situation, kind: str, text: str, saves: float) -> Remedy:
-    return Remedy(kind, text, round(saves), saves >= s.missing_bytes)
+    """It is enough where all that is still to come fits too."""
+    enough: bool | None = saves >= s.missing_bytes
+    if enough:
+        more = _to_come(s)
+        enough = True if more is not None and saves >= s.missing_bytes + more else None
+    return Remedy(kind, text, round(saves), enough)
+
+
+def _to_come(s: Situation) -> int | None:
+    """What steps like this one hold at most beyond this instant, in bytes; None where nobody knows.
+
+    Before a step has finished nobody knows how much of a forward is left; after it, gradients and at most two states of each
+    parameter (Adam's) are still to be made.
+    """
+    if s.steps:
+        return max(0, sum(_moving_and_fixed(s)) - s.oom.allocated_bytes - s.oom.requested_bytes)
+    account = s.oom.account
+    if s.oom.phase == "backward":
+        return max(0, 3 * account["parameters"] - account["gradients"] - account["optimizer_state"])
+    return None if s.oom.phase == "forward" or s.making_state else 0
 
 
 # -- costs nothing -------------------------------------------------------------------------------------------------------
@@ -162,7 +181,9 @@ def _no_grad(s: Situation) -> Iterator[Remedy]:
     if s.oom.phase == "forward" and saved and (s.evaluating or unused):
         why = f"{s.evaluating} is in eval mode" if s.evaluating else "no backward follows these forwards"
         text = f"with torch.no_grad(): {why}, its activations need not be kept"
-        yield _remedy(s, "no_grad", text, sum(saved) - 2 * max(saved))
+        found = _remedy(s, "no_grad", text, sum(saved) - 2 * max(saved))
+        # No further forward holds more: nothing is kept.
+        yield found if found.enough is False else replace(found, enough=True)
 
 
 def _stale_gradients(s: Situation) -> Iterator[Remedy]:
@@ -194,20 +215,24 @@ def _expandable(s: Situation) -> Iterator[Remedy]:
         f"PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: {format_bytes(cached)} are cached in pieces of at most "
         f"{format_bytes(oom.largest_free_bytes)}"
     )
-    found = _remedy(s, "expandable_segments", text, cached)
-    # For this allocation; before a step has finished nobody knows how much more would follow.
-    known = s.steps or not oom.phase or not found.enough
-    yield found if known else replace(found, enough=None)
+    yield _remedy(s, "expandable_segments", text, cached)
 
 
 def _autocast(s: Situation) -> Iterator[Remedy]:
-    """Half-precision activations, less the half-precision copies of the parameters that autocast keeps meanwhile."""
-    full = sum(t.bytes for t in s.own if t.category == "activations" and t.dtype == "float32")
+    """Half-precision activations, less the half-precision copies of the parameters that autocast keeps meanwhile.
+
+    Losses stay in full precision, and so do some layers (normalisation, softmax): whether it is enough shows when it runs.
+    """
+    kept = [t for t in s.own if t.category == "activations"]
+    if any(t.dtype in ("float16", "bfloat16") for t in kept):  # it is in use
+        return
+    full = sum(t.bytes for t in kept if t.dtype == "float32" and t.module)
     copies = sum(t.bytes for t in s.live if t.category == "parameters" and t.dtype == "float32")
     saves = (full - copies) / 2
     if saves > 0 and s.oom.phase in ("forward", "backward"):
         text = "torch.autocast(..., dtype=torch.bfloat16): activations in half the bytes"
-        yield _remedy(s, "autocast", text, saves)
+        found = _remedy(s, "autocast", text, saves)
+        yield replace(found, enough=None) if found.enough else found
 
 
 def _smaller_batch(s: Situation) -> Iterator[Remedy]:
@@ -224,8 +249,8 @@ def _smaller_batch(s: Situation) -> Iterator[Remedy]:
     most = "" if s.steps else "at most "
     why = "" if s.steps else " (no step has finished, so its peak is not known)"
     text = f"batch {most}{fits} instead of {s.batch}{why}; gradient accumulation keeps the effective batch"
-    found = _remedy(s, "smaller_batch", text, moving * (1 - fits / s.batch))
-    yield found if s.steps else replace(found, enough=None)
+    saves = moving * (1 - fits / s.batch)  # such that all that is known to come fits
+    yield Remedy("smaller_batch", text, round(saves), saves >= s.missing_bytes if s.steps else None)
 
 
 def _moving_and_fixed(s: Situation) -> tuple[int, int]:
@@ -246,7 +271,8 @@ def _moving_and_fixed(s: Situation) -> tuple[int, int]:
         own = batch * samples // (s.batch or samples)
         moving = max(moving, round((in_step + own) * (s.batch or samples) / samples))
         if step.peak_phase in ("forward", "backward"):
-            fixed = max(fixed, step.peak_bytes - in_step - own)
+            later = account["optimizer_state"] - step.peak.get("optimizer_state", 0)  # made after that peak
+            fixed = max(fixed, step.peak_bytes - in_step - own + max(0, later))
     return moving, fixed
 
 
@@ -282,15 +308,23 @@ def _checkpointing(s: Situation) -> Iterator[Remedy]:
     rows = [t for t in s.own if t.category == "activations" and t.module]
     best, names = 0, list[str]()
     for depth in (1, 2, 3):
+        # A module without parts keeps what a checkpoint around it would keep too.
+        whole = {_cut(row.module, depth) for row in rows if row.module.count(".") >= depth}
         blocks: dict[str, list[TensorRow]] = {}
         for row in rows:
-            blocks.setdefault(".".join(row.module.split(".")[:depth]), []).append(row)
+            if (name := _cut(row.module, depth)) in whole:
+                blocks.setdefault(name, []).append(row)
         if 2 <= len(blocks) <= MAX_BLOCKS and (saves := _saved_by_checkpoints(blocks)) > best:
             best, names = saves, list(blocks)
     if names:
         shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         text = f"torch.utils.checkpoint around {len(names)} blocks ({shown}): about a third more computing"
         yield _remedy(s, "checkpointing", text, best)
+
+
+def _cut(path: str, depth: int) -> str:
+    """The first parts of a module's path."""
+    return ".".join(path.split(".")[:depth])
 
 
 def _saved_by_checkpoints(blocks: dict[str, list[TensorRow]]) -> int:

@@ -164,7 +164,7 @@ class Remedy:
     kind: str
     text: str
     saves_bytes: int
-    enough: bool | None  #: whether it alone would have made this allocation fit; None where that is not known
+    enough: bool | None  #: whether it alone makes the program fit; None: this allocation, and what follows is not known
 
 
 @dataclass(frozen=True, slots=True)
