@@ -43,6 +43,13 @@ PROGRAMS = {
     "flash attention": "q, k, v = (X(2, 4, 60, 64, dtype=torch.float16) for _ in range(3)); B(F.scaled_dot_product_attention(q, k, v))",
     "wide heads": "q, k, v = (X(2, 4, 60, 200, dtype=torch.bfloat16) for _ in range(3)); B(F.scaled_dot_product_attention(q, k, v))",
     "shared keys": "q = X(1, 4, 2048, 64, dtype=torch.float16); F.scaled_dot_product_attention(q, q, q)",
+    "attention by products, causal": "q, k, v = (X(2, 4, 60, 64, dtype=torch.float64) for _ in range(3))\n"
+    "B(F.scaled_dot_product_attention(q, k, v, is_causal=True))",
+    "attention by products, half precision, a mask": "q, k, v = (X(2, 4, 64, 33, dtype=torch.float16) for _ in range(3))\n"
+    "mask = torch.zeros(64, 64, dtype=torch.bool, device='cuda')\n"
+    "B(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=0.1))",
+    "rolled over two dimensions": "B(torch.roll(X(2, 8, 8, 16), (1, 2), (1, 2)))",
+    "rolled, transposed": "B(torch.roll(X(2, 8, 8, 16).transpose(1, 2), (1, 2), (0, 1))); B(torch.roll(X(2, 8, 8, 16).transpose(1, 2), 3))",
     "inference mode": "layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).cuda()\n"
     "with torch.inference_mode(): layer(torch.randn(8, 32, 64, device='cuda'))",
     "autocast": "with torch.autocast('cuda', dtype=torch.float16): B(F.linear(X(64, 64), X(64, 64), X(64)))",

@@ -6,6 +6,7 @@ Which way CUDA takes is decided inside PyTorch by `is_cuda()`, which a tensor on
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -78,12 +79,9 @@ class CudaKernels:
         """`scaled_dot_product_attention` (attention.cpp): the first backend of `_fused_sdp_choice` that takes it."""
         with torch._C.DisableTorchFunction():
             chosen = attention.choose(self._card, query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+            attn_mask = _additive(attn_mask, query)
             if chosen == "math":
-                extra = {"enable_gqa": True} if enable_gqa else {}
-                result: Tensor = aten._scaled_dot_product_attention_math(
-                    query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, **extra
-                )[0]
-                return result
+                return _by_products(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
             if query.dim() == 3:
                 q, k, v = (t.unsqueeze(0) for t in (query, key, value))
                 mask = attn_mask if attn_mask is None or attn_mask.dim() < 3 else attn_mask.unsqueeze(0)
@@ -104,9 +102,6 @@ class CudaKernels:
         if chosen == "flash":
             return _flash(query, key, value, dropout_p, is_causal, scale)
         wants = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
-        if mask is not None and mask.dtype is torch.bool:
-            zero = torch.zeros((), dtype=query.dtype, device=query.device)
-            mask = torch.where(mask, zero, float("-inf")).to(query.dtype)
         if mask is not None:
             mask = attention.padded_mask(mask, query, key)
         efficient: Tensor = aten._scaled_dot_product_efficient_attention(
@@ -132,6 +127,46 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causa
         0
     ]
     return out[..., :width] if width % 8 else out
+
+
+def _additive(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """`convert_boolean_attn_mask` (attention.cpp)."""
+    if mask is None or mask.dtype is not torch.bool:
+        return mask
+    return torch.where(mask, 0.0, torch.scalar_tensor(-math.inf, dtype=query.dtype, device=mask.device))
+
+
+def _by_products(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    grouped: bool,
+) -> Tensor:
+    """`_scaled_dot_product_attention_math` (attention.cpp): half precision in float32; the mask is added in place, which under a
+    dispatch mode it would not be."""
+    dtype, factor = query.dtype, math.sqrt(query.shape[-1] ** -0.5 if scale is None else abs(scale))
+    if dtype in (torch.float16, torch.bfloat16) and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed():
+        query, key, value = query.float(), key.float(), value.float()
+    scaled = query * (-factor if scale is not None and scale < 0 else factor)
+    if is_causal:
+        square = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device)
+        mask = _additive(square.tril(), query)
+    if grouped:
+        key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+    weights = torch.matmul(scaled, key.transpose(-2, -1) * factor)
+    if mask is not None:
+        weights.add_(mask)
+    weights = aten._safe_softmax(weights, -1)
+    if dropout_p > 0:
+        weights = torch.dropout(weights, dropout_p, True)
+    kept = weights.to(dtype)  # the second result, which nobody takes
+    result: Tensor = torch.matmul(weights, value).to(dtype)
+    del kept
+    return result
 
 
 def _dropout(source: Tensor, p: float, train: bool) -> Tensor:

@@ -125,6 +125,19 @@ def _batch_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: 
     ways.give(held)
 
 
+@rule("roll")
+def _roll(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """TensorTransformations.cu `roll_cuda`: the input in order, then one dimension after the other, all kept until the last."""
+    source, dims = args[0], args[2] if len(args) > 2 else kwargs.get("dims", ())
+    copy, held = ways.take(copied(source), op="roll copy"), list[tuple[int, int]]()
+    for _ in dims[1:]:
+        held += ways.take(size(source), op="roll")
+        ways.give(copy)
+        copy = []
+    made(result)
+    ways.give(held + copy)
+
+
 @rule("_softmax_backward_data")
 def _softmax_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """SoftMax.cu `softmax_backward_cuda_out`: the product of gradient and output."""
