@@ -9,6 +9,7 @@ import pytest
 from benchmarks.estimate_accuracy import estimated
 from benchmarks.on_stub import Runner
 from ipyvram import cards
+from ipyvram.simulated import sorting
 from tests import cuda_stub
 
 CARD = dataclasses.replace(cards.find("RTX 3090"), total_bytes=64 << 30)
@@ -50,12 +51,33 @@ PROGRAMS = {
     "B(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=0.1))",
     "rolled over two dimensions": "B(torch.roll(X(2, 8, 8, 16), (1, 2), (1, 2)))",
     "rolled, transposed": "B(torch.roll(X(2, 8, 8, 16).transpose(1, 2), (1, 2), (0, 1))); B(torch.roll(X(2, 8, 8, 16).transpose(1, 2), 3))",
+    "embeddings that are sorted": "w = X(1000, 16); B(F.embedding(I(1000, 20000), w)); B(F.embedding(I(255, 5000).int(), X(255, 16)))",
+    "gradients that are summed by index": "t = X(169, 8); t[I(100, 2401)].backward(torch.zeros(8, 2401, device='cuda').T)\n"
+    "t = X(50, 60, 8); i = I(50, 2000); B(t[i, I(50, 2000)]); B(t[:, I(50, 4000)])",
+    "sorts": "torch.zeros(3, 10000, device='cuda').sort(-1); torch.zeros(10000, 3, device='cuda').sort(0)\n"
+    "torch.zeros(10000, device='cuda').argsort(); torch.zeros(150, 5000, device='cuda').sort(); torch.zeros(9, 3000, device='cuda').sort(0)\n"
+    "torch.randperm(20000, device='cuda'); torch.randperm(100, device='cuda')",
     "inference mode": "layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).cuda()\n"
     "with torch.inference_mode(): layer(torch.randn(8, 32, 64, device='cuda'))",
     "autocast": "with torch.autocast('cuda', dtype=torch.float16): B(F.linear(X(64, 64), X(64, 64), X(64)))",
     "averages of weights": "model = nn.Linear(512, 512).cuda(); average = torch.optim.swa_utils.AveragedModel(model)\n"
     "for _ in range(2): average.update_parameters(model)",
 }
+
+
+#: What `cub::DeviceRadixSort` asked for on the stub: generation, pairs, bytes of key and value, bits, bytes.
+RADIX = [
+    (75, 2305, 8, 8, 7, 3583), (75, 100000, 8, 8, 13, 1641471), (75, 20000, 4, 4, 10, 166911), (75, 100000, 4, 8, 32, 1245695),
+    (86, 2304, 8, 8, 13, 1), (86, 20000, 8, 8, 13, 330751), (86, 100000, 4, 4, 10, 821247), (86, 30000, 4, 8, 32, 379135),
+    (90, 100000, 8, 8, 10, 1627135), (90, 20000, 4, 4, 10, 168959), (90, 30000, 4, 8, 32, 375039), (90, 100000, 8, 4, 36, 1229311),
+    (90, 30000, 2, 8, 16, 311039), (75, 10000, 2, 8, 16, 964863), (86, 4097, 2, 8, 16, 2605823),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("generation", "count", "key", "value", "bits", "asked"), RADIX)
+def test_what_a_radix_sort_works_in(generation, count, key, value, bits, asked):
+    card = cards.find({75: "T4", 86: "RTX 3090", 90: "H100"}[generation])
+    assert sorting.radix_sort_bytes(card, count, key, value, bits) == asked
 
 
 @pytest.fixture(scope="module")

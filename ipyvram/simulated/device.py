@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ipyvram.simulated import folding, placeholders, within
+from ipyvram.simulated import folding, placeholders, sorting, within  # noqa: F401 - `sorting` adds rules to `within`
 from ipyvram.simulated.host import HostTensors
 from ipyvram.simulated.memory import DeviceMemory
 from ipyvram.simulated.pieces import composition
@@ -110,8 +110,7 @@ class OnCard(TorchDispatchMode):
             inside = self._folding.in_place(func, args)
             if inside is not None:
                 inside(*args, **kwargs)
-                self._ways.after(inside, args, kwargs, args[0])
-                return args[0]
+                return self._account(inside, args, kwargs, args[0])
         composed = composition(func)
         try:
             if composed is not None:

@@ -155,58 +155,6 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def _radix_sort_bytes(count: int, key: int, value: int) -> int:
-    """`cub::DeviceRadixSort`'s temporary storage: one byte where one tile does, else about a second pair of buffers."""
-    return 1 if count <= 16384 // key else count * (key + value) + 4096
-
-
-@_rule("embedding_dense_backward")
-def _embedding_backward(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
-    """Embedding.cu: up to 3072 indices one kernel without memory; more are sorted first (EmbeddingBackwardKernel.cu)."""
-    indices, item = args[1], args[1].element_size()
-    n = indices.numel()
-    if n <= 3072:
-        return
-    pair = [n * item, n * item]
-    ways.use(*pair, _radix_sort_bytes(n, item, item), op="embedding sort")
-    segments = min(n, args[2] if isinstance(args[2], int) else n)
-    partial = math.ceil(n / 10) + segments  # at most NROWS_PER_THREAD = 10 rows in each partial segment
-    width = args[0].shape[-1]
-    ways.use(*pair, n * item, n * item, partial * item, partial * width * 4, op="embedding partial sums")
-
-
-@_rule("index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
-def _index_put(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
-    """`index_put_with_sort_kernel` (Indexing.cu): with accumulation the linear index is sorted."""
-    accumulate = args[3] if len(args) > 3 else kwargs.get("accumulate", False)
-    made = [i for i in args[1] if isinstance(i, Tensor)]
-    if not accumulate or not made:
-        return
-    n = math.prod(torch.broadcast_shapes(*(i.shape for i in made))) * 8
-    # the linear index twice, sorted, the original positions, their range, and cub's own
-    ways.use(n, n, n, n, n, _radix_sort_bytes(n // 8, 8, 8), op="index_put sort")
-
-
-@_rule("sort", "argsort")
-def _sort(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
-    """Sort.cpp: a segmented sort of more than 4096 along the dimension copies keys and positions."""
-    source = args[0]
-    if source.dim() and source.numel() and source.shape[-1] > 4096:
-        n = source.numel()
-        ways.use(n * 8, n * source.element_size(), _radix_sort_bytes(n, source.element_size(), 8), op="sort")
-
-
-@_rule("randperm")
-def _randperm(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
-    """Randperm.cu: random keys, as wide as duplicates are unlikely, are sorted together with the positions."""
-    n, item = result.numel(), result.element_size()
-    if n < 2:
-        return
-    bits = math.ceil(math.log2(n - (6 * n * n + 1) / (math.log(0.9) * 12)))
-    key = 4 if bits <= 32 else 8
-    ways.use(n * item, n * key, n * key, _radix_sort_bytes(n, key, item), op="randperm sort")
-
-
 @_rule("multinomial")
 def _multinomial(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
     """`multinomial_out` (Distributions.cpp): without replacement, or for one sample, weights are divided by random numbers."""
