@@ -54,6 +54,16 @@ def test_depth_and_limit_hold():
     assert len(names({"many": [torch.ones(1) for _ in range(50)]}, limit=20)) <= 20
 
 
+def test_what_was_left_out_is_said():
+    def cut(items, limit):
+        said = []
+        found = list(holdings({"many": [torch.ones(1) for _ in range(items)]}, 6, limit, lambda: said.append(True)))
+        return len(found), said
+
+    assert cut(50, 51) == (50, [])
+    assert cut(50, 50) == (49, [True])
+
+
 def test_a_loop_of_references_ends():
     a: list = [torch.ones(1)]
     a.append(a)

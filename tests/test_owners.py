@@ -192,3 +192,23 @@ def test_gradients_of_a_model_that_only_its_optimizer_knows():
     del layer
     owners.namespace(before=True)
     assert said(owners) == [("parameters", "parameter 0"), ("gradients", "parameter 0.grad")]
+
+
+def test_sixty_thousand_tensors_all_have_their_name():
+    many = [torch.empty(1) for _ in range(60_000)]
+    owners = Owners(Clock(), lambda storage, before: ("cpu", storage._cdata), {"many": many})
+    owners.namespace(before=True)
+    assert [claim.name for claim in owners.claims] == [f"many[{i}]" for i in range(60_000)]
+    assert owners.notes == []
+
+
+def test_more_objects_than_are_looked_at_are_a_note(monkeypatch):
+    monkeypatch.setattr("ipyvram.probes.owners.DEEP", (6, 10))
+    owners = Owners(
+        Clock(), lambda storage, before: ("cpu", storage._cdata), {"many": [torch.empty(1) for _ in range(60)]}
+    )
+    owners.namespace(before=True)
+    assert len(owners.claims) == 9
+    assert owners.notes == [
+        "the variables hold more than 10 objects: tensors that were not looked at are counted as other"
+    ]

@@ -6,12 +6,10 @@ are private to torch: each is looked up when it is needed, and a missing one is 
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -22,6 +20,7 @@ from ipyvram.probes import snapshots
 from ipyvram.probes.anchors import Anchors
 from ipyvram.probes.beginning import in_use, when_in_use
 from ipyvram.probes.clock import Clock
+from ipyvram.probes.collection import without_collection
 from ipyvram.probes.stacks import Interner, is_user_file
 from ipyvram.recording import Action, Block, Events, Stack, Trace
 from ipyvram.snapshot_parts import FrameReader, events_of, private_pools_of, segments_of
@@ -155,7 +154,7 @@ class HistoryTrace:
 
     def stop(self, ended_by: str) -> None:
         """Take the events and switch the history off, if it was ours; `traces` reads them, when the cell no longer waits."""
-        with _without_collection():
+        with without_collection():
             self._stop(ended_by)
 
     def _stop(self, ended_by: str) -> None:
@@ -183,7 +182,7 @@ class HistoryTrace:
         """One trace per device of which there is something to tell; call it after `stop`."""
         if self._taken is not None:
             taken, self._taken = self._taken, None
-            with _without_collection():
+            with without_collection():
                 self._anchors.read(taken.snapshot.get("external_annotations") or ())
                 found = [
                     self._trace(index, entries, *taken) for index, entries in enumerate(taken.snapshot["device_traces"])
@@ -235,18 +234,6 @@ class HistoryTrace:
                 f"{trace.device}: {format_bytes(private)} lie in private pools (CUDA graphs, MemPool); allocations in them are "
                 "seen, what a graph uses of them when it is replayed is not"
             )
-
-
-@contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """A snapshot is some hundred thousand dictionaries: looking for cycles among them takes longer than making them."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _explains(trace: Trace) -> bool:

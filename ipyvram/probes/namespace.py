@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,14 +19,16 @@ _CLOSED = frozenset({
     "IPython", "ipykernel", "ipyvram", "ipywidgets", "logging", "matplotlib", "numpy", "pandas", "PIL", "pathlib",
     "asyncio", "threading", "multiprocessing", "traitlets", "zmq", "re", "inspect", "datetime", "argparse", "tqdm",
 })  # fmt: skip
-_MAX_ITEMS = 20_000
-DEEP = 6, 20_000  #: depth into objects and containers, and how many of them: at the start and the end of a cell
+#: Depth into objects and containers, and how many of them: at the start and the end of a cell, some 20 µs each.
+DEEP = 6, 200_000
 SHALLOW = 1, 2_000  #: at each backward
 _LEAVES = (type, types.ModuleType, types.CodeType, str, bytes, int, float, complex, type(None))
 _YIELDED = (Tensor, nn.Module, torch.optim.Optimizer)
 
 
-def holdings(namespace: Mapping[str, Any], depth: int, limit: int) -> Iterator[tuple[str, Any]]:
+def holdings(
+    namespace: Mapping[str, Any], depth: int, limit: int, cut: Callable[[], object] = bool
+) -> Iterator[tuple[str, Any]]:
     """Tensors, modules, optimizers (the user's own too) and gradient scalers, each once, with the shortest path that leads there.
 
     Parameters
@@ -36,6 +39,8 @@ def holdings(namespace: Mapping[str, Any], depth: int, limit: int) -> Iterator[t
         How far to go into containers and objects: 0 gives the variables themselves.
     limit : int
         Objects looked at before the search ends.
+    cut : callable
+        Called when it ends so, with something left.
 
     Yields
     ------
@@ -45,20 +50,43 @@ def holdings(namespace: Mapping[str, Any], depth: int, limit: int) -> Iterator[t
     """
     queue = deque((n, v, 0) for n, v in list(namespace.items()) if not n.startswith("_"))
     seen: set[int] = set()
+    roles = _Roles()
+    whole = True
     while queue and limit > 0:
         limit -= 1
         name, value, level = queue.popleft()
         kind = type(value)  # not isinstance: that asks the object for its class, which lazy proxies answer by loading
-        if issubclass(kind, _LEAVES) or id(value) in seen:
+        role = roles[kind]
+        if role is _LEAF or id(value) in seen:
             continue
         seen.add(id(value))
-        if issubclass(kind, _YIELDED) or kind.__name__ == "GradScaler" or _optimizes(value, kind):
+        if role is _FOUND or _optimizes(value, kind):
             yield name, value
             if level < depth and issubclass(kind, torch.optim.Optimizer):  # one around another: SAM, Lookahead
                 inner = [(key, part) for key, part in vars(value).items() if isinstance(part, torch.optim.Optimizer)]
                 queue.extend((f"{name}.{key}", part, level + 1) for key, part in inner)
-        elif level < depth and len(queue) < limit:
-            queue.extend((child, part, level + 1) for child, part in _parts(name, value, kind))
+        elif level < depth:
+            room, before = limit - len(queue), len(queue)
+            queue.extend(
+                (child, part, level + 1) for child, part in islice(_parts(name, value, kind), max(0, room) + 1)
+            )
+            if len(queue) - before > room:  # one more than there is room for tells that there are more
+                queue.pop()
+                whole = False
+    if queue or not whole:
+        cut()
+
+
+_LEAF, _OPEN, _FOUND = range(3)
+
+
+class _Roles(dict[type, int]):
+    """By its type, whether a value is wanted, leads on or neither: asked for each of many, and slow through metaclasses."""
+
+    def __missing__(self, kind: type) -> int:
+        found = _FOUND if issubclass(kind, _YIELDED) or kind.__name__ == "GradScaler" else _OPEN
+        self[kind] = role = _LEAF if issubclass(kind, _LEAVES) else found
+        return role
 
 
 def _optimizes(value: Any, kind: type) -> bool:
@@ -76,7 +104,7 @@ def _parts(name: str, value: Any, kind: type) -> Iterator[tuple[str, Any]]:
             yield f"{name}[{key!r}]" if type(key) in (str, int) else f"{name}[…]", item
     elif issubclass(kind, (list, tuple)):
         if len(value) and not plain_data(value):
-            yield from ((f"{name}[{i}]", item) for i, item in enumerate(value[:_MAX_ITEMS]))
+            yield from ((f"{name}[{i}]", item) for i, item in enumerate(value[: DEEP[1]]))
     elif issubclass(kind, types.FunctionType):
         for variable, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
             try:

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from ipyvram.probes.claiming import LASTING, Claiming, Identify
 from ipyvram.probes.clock import Clock
+from ipyvram.probes.collection import without_collection
 from ipyvram.probes.graph_claims import DATA, GraphClaims
 from ipyvram.probes.leftovers import Left, left_by, leftovers
 from ipyvram.probes.namespace import DEEP, SHALLOW, holdings
@@ -49,6 +50,7 @@ class Owners:
     def __init__(self, clock: Clock, identify: Identify, namespace: Mapping[str, Any]) -> None:
         self._claiming, self._namespace = Claiming(clock, identify), namespace
         self.claims: list[Claim] = self._claiming.made
+        self.notes: list[str] = []
         self.graphs = GraphClaims(self._claiming, namespace, self.variable_of)
         self._paths: dict[str, tuple[int, ...]] = {}  # path of a parameter or buffer → its shape
         self._modules: weakref.WeakKeyDictionary[nn.Module, tuple[str, int | None]] = weakref.WeakKeyDictionary()
@@ -170,7 +172,12 @@ class Owners:
         left : bool
             Look for what earlier cells left beside the variables also though a trace begins in the middle of the cell.
         """
-        found = list(holdings(self._namespace, *(DEEP if deep else SHALLOW)))
+        with without_collection():
+            self._claim_all(before, deep)
+
+    def _claim_all(self, before: bool, deep: bool) -> None:
+        cut = self._not_all_seen if deep else bool
+        found = list(holdings(self._namespace, *(DEEP if deep else SHALLOW), cut))
         modules = [
             (name, value)
             for name, value in found
@@ -184,6 +191,10 @@ class Owners:
                 _tolerate(self._variable, value, name, before, deep)
         if before or left:
             self._left_behind(found)
+
+    def _not_all_seen(self) -> None:
+        note = f"the variables hold more than {DEEP[1]:,} objects: tensors that were not looked at are counted as other"
+        self.notes = [note]
 
     def _left_behind(self, found: list[tuple[str, Any]]) -> None:
         """What earlier cells left in graphs, in ``Out`` and in the last error."""
@@ -215,9 +226,10 @@ class Owners:
             self._leaf(value, name, before)
         else:
             path = name.partition("['")[2].removesuffix("']")
+            result = value.grad_fn is not None
             # What autograd computed from the parameters (fast weights of an inner loop) is a result of the program.
-            copied = bool(path) and value.grad_fn is None and self._paths.get(path) == tuple(shape_of(value))
-            if value.grad_fn is not None:
+            copied = bool(path) and not result and self._paths.get(path) == tuple(shape_of(value))
+            if result:
                 self._claiming.claim_once(value, "outputs", name, "", before)
             self._claiming.claim_once(value, COPY if copied else "", name, "", before)
 
