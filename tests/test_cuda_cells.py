@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.kernels import Kernel
+from tests.networks import needs_saved_tensors
 
 HEAD = """
 import sys, torch
@@ -28,6 +29,7 @@ def said(name, report):
 """
 
 
+@needs_saved_tensors
 def test_models_that_move_and_what_earlier_cells_left(run_on_stub):
     found = run_on_stub(
         HEAD
@@ -162,6 +164,7 @@ said("after", m.report)
     assert found["after"]["start"]["other"] == 0
 
 
+@needs_saved_tensors
 def test_one_out_of_memory_after_the_other(run_on_stub):
     """What IPython frees of an error that another one followed waits for the garbage collector: it is named, and given back."""
     found = run_on_stub(
@@ -260,6 +263,7 @@ said("around", m.report)
     assert around["notes"] == []
 
 
+@needs_saved_tensors
 def test_a_model_whose_parameters_are_of_a_transform_runs(run_on_stub):
     found = run_on_stub(
         HEAD

@@ -173,9 +173,9 @@ class Owners:
             Look for what earlier cells left beside the variables also though a trace begins in the middle of the cell.
         """
         with without_collection():
-            self._claim_all(before, deep)
+            self._claim_all(before, deep, left)
 
-    def _claim_all(self, before: bool, deep: bool) -> None:
+    def _claim_all(self, before: bool, deep: bool, left: bool) -> None:
         cut = self._not_all_seen if deep else bool
         found = list(holdings(self._namespace, *(DEEP if deep else SHALLOW), cut))
         modules = [
