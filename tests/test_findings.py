@@ -106,7 +106,8 @@ CASES = {
     ),
     "earlier_cache": (
         cuda(card={"cache": GIB}, allocator={"reserved_before": 2 * GIB - GIB // 5 + 1}),
-        cuda(card={"cache": GIB}, allocator={"reserved_before": 2 * GIB - GIB // 5 - 1}),  # more had to be reserved
+        # More had to be reserved, and what was reserved before was in use.
+        cuda(card={"cache": GIB}, allocator={"reserved_before": GIB}, start=account(parameters=GIB // 2 + 1)),
         ("1.00 GiB of the 2.00 GiB reserved (50 %)", "was there before", "empty_cache()"),
     ),
     "retries": (
@@ -215,7 +216,8 @@ def test_fragmentation_of_a_small_cell_on_a_large_card_is_not_worth_a_word():
 
 def test_what_an_earlier_cell_left_in_the_cache_is_not_called_fragmentation():
     assert "fragmentation" not in kinds(cuda(card={"cache": GIB}, allocator={"reserved_before": 2 * GIB}))
-    assert "fragmentation" in kinds(cuda(card={"cache": GIB}, allocator={"reserved_before": GIB}))
+    in_use = account(parameters=GIB // 2 + 1)  # of what was reserved: most that lies unused is this cell's
+    assert "fragmentation" in kinds(cuda(card={"cache": GIB}, allocator={"reserved_before": GIB}, start=in_use))
 
 
 def test_the_batch_is_told_from_the_data_set_it_was_taken_from():
@@ -317,3 +319,10 @@ def test_a_smaller_batch_is_no_advice_where_memory_grows():
 def test_names_are_set_as_code_and_cut():
     assert code("Out[1], _") == "`Out[1]`, `_`"
     assert len(code("x" * 500)) == 62
+
+
+def test_cache_that_an_earlier_cell_left_in_other_sizes_is_no_fragmentation_of_this_one():
+    """Half of what lies unused was cache before, though this cell had to reserve more."""
+    made = cuda(card={"cache": GIB}, allocator={"reserved_before": GIB}, start=account(parameters=GIB // 2))
+    assert "512 MiB of the 2.00 GiB reserved (25 %) are cache that was there before" in text(made, "earlier_cache")
+    assert "fragmentation" not in kinds(made)

@@ -40,13 +40,13 @@ def _fragmentation(report: Report) -> Iterator[Finding]:
     reserved = report.peak_bytes + unused
     if unused < max(SEGMENT_BYTES, FRAGMENTED * reserved, FRAGMENTED_CARD * (report.card_bytes or 0)):
         return
-    before = report.allocator.get("reserved_before", 0)
-    if reserved - before < FRAGMENTED * unused:  # hardly more was reserved than before the cell: it had room enough
+    earlier = _cached_before(report, reserved, unused)
+    if 2 * earlier >= unused:
         text = (
-            f"{format_bytes(unused)} of the {format_bytes(reserved)} reserved ({format_share(unused, reserved)}) are cache "
-            "that was there before this cell: later tensors will use it. torch.cuda.empty_cache() gives it to others."
+            f"{format_bytes(earlier)} of the {format_bytes(reserved)} reserved ({format_share(earlier, reserved)}) are cache "
+            "that was there before this cell: later tensors will use it where they fit. torch.cuda.empty_cache() gives it back."
         )
-        yield Finding("earlier_cache", text, unused)
+        yield Finding("earlier_cache", text, earlier)
         return
     text = (
         f"{format_bytes(unused)} of the {format_bytes(reserved)} reserved ({format_share(unused, reserved)}) lie unused "
@@ -54,6 +54,14 @@ def _fragmentation(report: Report) -> Iterator[Finding]:
         "starts, usually gives most of it back."
     )
     yield Finding("fragmentation", text, unused)
+
+
+def _cached_before(report: Report, reserved: int, unused: int) -> int:
+    """Of what lies unused at the peak, how much at most was unused before the cell, too."""
+    before = report.allocator.get("reserved_before", 0)
+    if reserved - before < FRAGMENTED * unused:  # hardly more was reserved: there was room enough
+        return unused
+    return max(0, min(unused, before - sum(report.start.values())))
 
 
 def _retries(report: Report) -> Iterator[Finding]:
