@@ -183,15 +183,11 @@ def _largest(good: Callable[[int], bool], guess: int) -> int:
     return low
 
 
-def _options(card: int, more: str) -> Any:
-    return parse(f"--max-batch batch_size --limit 100% {more}")
-
-
-def _compared(program: Program, more: str, card: int) -> Any:
+def _compared(program: Program, more: str) -> Any:
     namespace: dict[str, Any] = {"__name__": "__main__", "torch": torch}
     cell = Cell(program.at(program.batch, 40), "<cell>")
     comparison, error = comparing.compare_cell(
-        _options(card, more), cell, namespace, lambda tree: compile(tree, "<cell>", "exec"), lambda text: None,
+        parse(f"--max-batch batch_size --limit 100% {more}"), cell, namespace, lambda tree: compile(tree, "<cell>", "exec"), lambda text: None,
         contextlib.nullcontext,
     )  # fmt: skip
     if error is not None:
@@ -202,7 +198,7 @@ def _compared(program: Program, more: str, card: int) -> Any:
 def _searched(program: Program, card: int) -> Row:
     _set(program)
     torch.cuda.init()
-    return _answer(_compared(program, "", card))
+    return _answer(_compared(program, ""))
 
 
 def _answer(c: Any) -> Row:
@@ -219,7 +215,7 @@ def _answer(c: Any) -> Row:
 
 
 def _estimated(program: Program, card: int) -> Row:
-    return _answer(_compared(program, f"--estimate --card {card}GiB", card))
+    return _answer(_compared(program, f"--estimate --card {card}GiB"))
 
 
 def _said_by_a_report(program: Program, card: int) -> Row:
