@@ -6,6 +6,7 @@ import os
 import queue
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -96,7 +97,10 @@ class Kernel:
     """A running kernel and a client of it."""
 
     def __init__(self, python: str, directory: Path, environment: Mapping[str, str] | None = None) -> None:
-        self.manager = KernelManager()
+        # Sockets in a folder instead of ports: two kernels that start at once may be given the same port.
+        self._sockets = tempfile.TemporaryDirectory(prefix="k")
+        where = {"transport": "ipc", "ip": os.path.join(self._sockets.name, "k")} if os.name == "posix" else {}
+        self.manager = KernelManager(**where)
         argv = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         self.manager._kernel_spec = KernelSpec(argv=argv, display_name="test", language="python")
         root = str(Path(__file__).resolve().parents[1])
@@ -177,6 +181,7 @@ class Kernel:
     def close(self) -> None:
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
+        self._sockets.cleanup()
 
 
 def start(name: str, directory: Path) -> Kernel:

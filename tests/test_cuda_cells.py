@@ -8,25 +8,7 @@ import pytest
 
 from tests.kernels import Kernel
 from tests.networks import needs_saved_tensors
-
-HEAD = """
-import sys, torch
-from torch import nn
-import ipyvram
-
-result = {}
-
-def on_card(tensors):
-    torch.cuda.synchronize()
-    return sum((t.untyped_storage().nbytes() + 511) // 512 * 512 for t in tensors)
-
-def said(name, report):
-    result[name] = {
-        "start": report.start, "peak": report.peak, "end": report.end, "bytes": report.peak_bytes, "when": report.peak_when,
-        "names": [t.name for t in report.tensors_at_peak], "notes": report.measurement.notes, "steps": report.traced_steps,
-        "events": report.measurement.events, "oom": report.oom and report.oom.account,
-    }
-"""
+from tests.on_card import HEAD
 
 
 @needs_saved_tensors

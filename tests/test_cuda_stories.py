@@ -2,26 +2,7 @@
 
 from __future__ import annotations
 
-HEAD = """
-import sys, torch, warnings
-from torch import nn
-from torch.nn import functional as F
-import ipyvram
-
-result = {}
-
-def on_card(tensors):
-    torch.cuda.synchronize()
-    return sum((t.untyped_storage().nbytes() + 511) // 512 * 512 for t in tensors)
-
-def said(name, report):
-    result[name] = {
-        "start": report.start, "peak": report.peak, "end": report.end, "bytes": report.peak_bytes,
-        "names": [t.name for t in report.tensors_at_peak], "modules": [t.module for t in report.tensors_at_peak],
-        "notes": report.measurement.notes, "findings": {f.kind: f.text for f in report.findings},
-        "steps": report.traced_steps,
-    }
-"""
+from tests.on_card import HEAD
 
 
 def test_what_transforms_leave_is_read(run_on_stub):
