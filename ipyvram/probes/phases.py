@@ -6,18 +6,18 @@ through the place where torch itself can attach logging to a whole graph, so no 
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.autograd.graph as autograd_graph
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 from torch.optim import optimizer as optimizer_hooks
 
+from ipyvram.patches import Patches
+from ipyvram.probes.backward import watch_engine
 from ipyvram.probes.buckets import bucket_bytes
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.orphans import Orphans
@@ -76,7 +76,7 @@ class Phases:
         self._handles: list[Any] = []
         self._first_step: Any = None  # hook that waits for an optimizer to count the steps of
         self._optimizers: dict[int, tuple[weakref.ref[torch.optim.Optimizer], Any]] = {}  # with their own hooks
-        self._undo: list[Callable[[], None]] = []
+        self._patches = Patches()
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -92,13 +92,13 @@ class Phases:
         ]
         if self._first_step is None:
             self._first_step = optimizer_hooks.register_optimizer_step_pre_hook(self._before_step)
-        self._watch_engine()
+        watch_engine(self._patches, self._begin_backward)
 
     def _hide_from_compiler(self) -> None:
         """A compiled module warns its user about global hooks; ours are not the user's, and do nothing in compiled code."""
         any_hook = getattr(global_hooks, "_has_any_global_hook", None)
         if any_hook is not None and not any_hook():
-            self._patch(global_hooks, "_has_any_global_hook", lambda: False)
+            self._patches.set(global_hooks, "_has_any_global_hook", lambda: False)
 
     def stop_tracing(self) -> None:
         """Take every hook away but one: the counter of steps, on the optimizer that counts them."""
@@ -106,9 +106,8 @@ class Phases:
             handle.remove()
             # torch forgets this table of its own when a global hook is removed
             getattr(global_hooks, "_global_forward_hooks_with_kwargs", {}).pop(handle.id, None)
-        for undo in reversed(self._undo):
-            undo()
-        self._handles, self._undo = [], []
+        self._handles = []
+        self._patches.undo()
         self._drop_optimizers(but_leader=True)
         if self._leads_somebody():
             self._drop_first_step()
@@ -236,47 +235,6 @@ class Phases:
 
         return end
 
-    def _watch_engine(self) -> None:
-        """`_engine_run_backward` calls `_register_logging_hooks_on_whole_graph` when its log level is DEBUG, and what that
-        returns when the engine is done. Both names are private: where they are missing, wrap the function instead."""
-        log = getattr(autograd_graph, "log", None)
-        attach = getattr(autograd_graph, "_register_logging_hooks_on_whole_graph", None)
-        if log is None or attach is None:
-            self._wrap_engine()
-            return
-
-        def register(roots: Any) -> Callable[[], None]:
-            theirs = attach(roots) if log.getEffectiveLevel() <= logging.DEBUG else None
-            ours = self._begin_backward(roots)
-
-            def unregister() -> None:
-                ours()
-                if theirs is not None:
-                    theirs()
-
-            return unregister
-
-        self._patch(autograd_graph, "log", _AlwaysDebug(log))
-        self._patch(autograd_graph, "_register_logging_hooks_on_whole_graph", register)
-
-    def _wrap_engine(self) -> None:
-        original = autograd_graph._engine_run_backward
-
-        def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
-            end = self._begin_backward(t_outputs)
-            try:
-                return original(t_outputs, *args, **kwargs)
-            finally:
-                end()
-
-        self._patch(autograd_graph, "_engine_run_backward", _engine_run_backward)
-        self._patch(torch.autograd, "_engine_run_backward", _engine_run_backward)
-
-    def _patch(self, owner: Any, name: str, value: Any) -> None:
-        before = getattr(owner, name)
-        setattr(owner, name, value)
-        self._undo.append(lambda: setattr(owner, name, before))
-
     # -- optimizer ---------------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -366,16 +324,3 @@ def _raiser(error: Exception) -> Callable[[], None]:
         raise error
 
     return again
-
-
-class _AlwaysDebug:
-    """A logger that claims the DEBUG level and is otherwise the one it stands for."""
-
-    def __init__(self, log: logging.Logger) -> None:
-        self._log = log
-
-    def getEffectiveLevel(self) -> int:
-        return logging.DEBUG
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._log, name)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ipyvram.simulated.patches import Patches
+from ipyvram.patches import Patches
 
 _KEY = "AutocastCUDA"
 _SET = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ipyvram.cards import Card
+from ipyvram.patches import Patches
 from ipyvram.simulated.front import CARD, META, place
 from ipyvram.simulated.memory import DeviceMemory
-from ipyvram.simulated.patches import Patches
 
 
 class _Stream:

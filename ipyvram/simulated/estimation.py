@@ -20,6 +20,7 @@ import torch
 import ipyvram
 from ipyvram.cards import Card
 from ipyvram.options import Options
+from ipyvram.patches import Patches
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.owners import Owners
 from ipyvram.probes.phases import Phases
@@ -32,7 +33,6 @@ from ipyvram.simulated.front import Front, keep_on_in_the_engine
 from ipyvram.simulated.host import HostTensors
 from ipyvram.simulated.kernels import CudaKernels
 from ipyvram.simulated.memory import DEVICE, DeviceMemory
-from ipyvram.simulated.patches import Patches
 from ipyvram.simulated.recorded import predicted
 from ipyvram.simulated.refusal import CannotEstimate
 from ipyvram.simulated.state import State, names_used, refuse_begun_generators

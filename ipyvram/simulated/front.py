@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import graph as autograd_graph
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-from ipyvram.simulated.patches import Patches
+from ipyvram.patches import Patches
 from ipyvram.simulated.placeholders import host_copy
 
 CARD = torch.device("cuda", 0)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ipyvram.cards import Card
+from ipyvram.patches import Patches
 from ipyvram.simulated import attention, recurrent
-from ipyvram.simulated.patches import Patches
 
 aten = torch.ops.aten
 

@@ -14,9 +14,9 @@ from torch.utils import checkpoint as checkpoints
 from torch.utils.data import DataLoader
 from torch.utils.data import dataloader as dataloaders
 
+from ipyvram.patches import Patches
 from ipyvram.simulated import recurrent
 from ipyvram.simulated.front import META, place, seen
-from ipyvram.simulated.patches import Patches
 
 _FILLS = ("uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_",
           "kaiming_normal_", "orthogonal_", "sparse_")  # fmt: skip
