@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,19 @@ def traces() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder of real CUDA traces is not here (IPYVRAM_TRACES names it)")
     return folder
+
+
+@pytest.fixture
+def read_graphs() -> Iterator[None]:
+    """Graphs that the test makes can be read, as those of a traced cell, also where torch shows what they saved only unpacked."""
+    from ipyvram.patches import Patches
+    from ipyvram.probes import graph
+
+    patches = Patches()
+    if not graph.SHOWN:
+        graph.UNPACKED.watch(patches)
+    yield
+    patches.undo()
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-#: Old versions of torch do not show what a graph saved: there, lifetimes tell.
+#: Older torch shows what a graph saved only unpacked. So what a hook packed cannot be read there, nor what was made by another
+#: thread or before the cell, when nobody watched the hooks: lifetimes tell.
 needs_saved_tensors = pytest.mark.skipif(
-    not hasattr(torch._C._autograd.SavedTensor, "data"), reason="this torch does not show what a graph saved"
+    not hasattr(torch._C._autograd.SavedTensor, "data"), reason="this torch shows what a graph saved only unpacked"
 )
 
 

@@ -51,8 +51,9 @@ class Plan:
 class Device:
     """One card: torch's allocator, and the model that is to do the same."""
 
-    def __init__(self, index: int, plan: Plan, streams: list[Any]) -> None:
+    def __init__(self, index: int, plan: Plan, streams: list[Any], ends_in_pools: bool) -> None:
         self.index, self.streams, self.pools_vary = index, streams, plan.pools
+        self.ends_in_pools = ends_in_pools
         total = torch.cuda.get_device_properties(index).total_memory
         allowed = None if plan.fraction is None else int(plan.fraction * total)
         self.model = CachingAllocator(total - plan.outside, Settings.from_conf(plan.conf), allowed, self._record, total)
@@ -72,9 +73,10 @@ class Device:
     # -- operations --------------------------------------------------------------------------------------------------
 
     def alloc(self, size: int, stream: Any, pool: Any = None) -> str | None:
-        for address in self.waiting:
-            self.model.complete_free(address)
-        self.waiting.clear()
+        if pool is None or self.ends_in_pools:
+            for address in self.waiting:
+                self.model.complete_free(address)
+            self.waiting.clear()
         tensor = address = None
         pooled = nullcontext() if pool is None else torch.cuda.use_mem_pool(pool, self.index)
         try:
@@ -168,6 +170,7 @@ def run(plan: Plan) -> list[str]:
     random_ = random.Random(plan.seed)
     count = torch.cuda.device_count()
     torch.cuda.init()
+    ends_in_pools = not plan.pools or _frees_end_in_pools()
     devices = []
     for index in range(count):
         with torch.cuda.device(index):
@@ -175,7 +178,7 @@ def run(plan: Plan) -> list[str]:
             torch.cuda.synchronize()
         if plan.fraction is not None:
             torch.cuda.set_per_process_memory_fraction(plan.fraction, index)
-        devices.append(Device(index, plan, streams))
+        devices.append(Device(index, plan, streams, ends_in_pools))
     _clear()
     growing = True
     for step in range(plan.operations):
@@ -234,6 +237,26 @@ def _operate(
         lend_to = None
     device.free(at, lend_to)
     return f"free, lent {lend_to is not None}", []
+
+
+def _frees_end_in_pools() -> bool:
+    """Whether torch looks for blocks that other streams are done with also before it serves a private pool.
+
+    Torch 2.6 takes every private pool for a graph that is being captured, and puts it off.
+    """
+    _clear()
+    lent = torch.empty(512, dtype=torch.uint8, device="cuda")
+    lent.record_stream(torch.cuda.Stream())
+    del lent
+    pool = torch.cuda.MemPool()
+    with torch.cuda.use_mem_pool(pool):
+        torch.empty(512, dtype=torch.uint8, device="cuda")
+    actions = [entry["action"] for entry in torch.cuda.memory._snapshot()["device_traces"][torch.cuda.current_device()]]
+    done = "free_completed" in actions[: len(actions) - 1 - actions[::-1].index("alloc")]
+    del pool
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return done
 
 
 def _bare(block: Block) -> Block:

@@ -60,7 +60,6 @@ def closes(report: Report) -> Report:
 # -- the tutorial's network: known answers -----------------------------------------------------------------------------
 
 
-@needs_saved_tensors
 def test_the_tutorials_network_to_the_byte():
     model = TutorialNet()
     assert sum(p.numel() for p in model.parameters()) == 62_006
@@ -83,7 +82,6 @@ def activations(report: Report) -> list[int]:
     return report.timeline()["activations"].dropna().astype(int).tolist()
 
 
-@needs_saved_tensors
 def test_tensors_carry_name_module_line_shape_and_dtype():
     model = TutorialNet()
     namespace = {"model": model, "optimizer": torch.optim.Adam(model.parameters())}
@@ -457,7 +455,6 @@ def test_several_losses_on_a_kept_graph():
     assert [p.name for p in report.phases if p.step == 1] == ["forward", "backward", "backward", "optimizer"]
 
 
-@needs_saved_tensors
 def test_what_a_custom_function_keeps_is_an_activation():
     class Cube(torch.autograd.Function):
         @staticmethod
@@ -521,7 +518,6 @@ def test_autograd_grad_gives_gradients():
     assert one <= report.timeline()["gradients"].max() <= 2 * one  # until the next step's replace them
 
 
-@needs_saved_tensors
 def test_an_input_that_wants_a_gradient_is_an_input():
     model = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 1))
     optimizer = torch.optim.Adam(model.parameters())
@@ -565,7 +561,6 @@ def test_recurrent_layers_and_sparse_gradients():
     )
 
 
-@needs_saved_tensors
 def test_lazy_modules_have_parameters_once_they_are_made():
     namespace: dict[str, Any] = {}
 
@@ -639,7 +634,6 @@ def test_keyword_arguments_of_a_model_are_inputs():
     assert {"features", "labels"} == set(named(report, "inputs"))
 
 
-@needs_saved_tensors
 @pytest.mark.parametrize("where", ["variable", "list", "function"])
 def test_a_loss_that_no_backward_follows_keeps_activations(where):
     """Outside of any module the loss function's graph is only reachable through the loss that is kept."""

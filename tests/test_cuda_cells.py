@@ -11,7 +11,6 @@ from tests.networks import needs_saved_tensors
 from tests.on_card import HEAD
 
 
-@needs_saved_tensors
 def test_models_that_move_and_what_earlier_cells_left(run_on_stub):
     found = run_on_stub(
         HEAD
@@ -36,6 +35,36 @@ for name in ("first", "again"):
     result[name]["true"] = torch.cuda.max_memory_allocated()
 del out
 
+result["compiler"] = "torch._inductor" in sys.modules
+optimizer = torch.optim.SGD(net.parameters(), 0.1)
+net(torch.randn(8, 512, device="cuda")).sum().backward()
+result["gradients"] = on_card(p.grad for p in net.parameters())
+del net
+with ipyvram.measure() as m:
+    net = None
+said("model_gone", m.report)
+
+"""
+    )
+    moved, halved, again = (found[name] for name in ("moved", "halved", "again"))
+    assert [moved["end"]["parameters"], moved["end"]["buffers"]] == found["whole"]
+    assert [halved["end"]["parameters"], halved["end"]["buffers"]] == found["half"]
+    assert again["bytes"] == again["true"] == sum(again["peak"].values())
+    assert again["start"]["activations"] == found["first"]["end"]["activations"] > 1 << 20
+    assert found["model_gone"]["start"]["gradients"] == found["gradients"]
+    for name in ("moved", "halved", "first", "again", "model_gone"):
+        assert found[name]["start"]["other"] == found[name]["peak"]["other"] == found[name]["end"]["other"] == 0
+        assert found[name]["notes"] == []
+    assert found["compiler"] is False  # a snapshot would have loaded it
+
+
+@needs_saved_tensors
+def test_what_an_error_of_an_earlier_cell_holds(run_on_stub):
+    found = run_on_stub(
+        HEAD
+        + """
+net = nn.Sequential(nn.Linear(512, 1024), nn.BatchNorm1d(1024), nn.ReLU(), nn.Linear(1024, 10)).cuda()
+
 def step(x):
     hidden = net(x).exp()
     raise ValueError("not ready")
@@ -48,29 +77,13 @@ with ipyvram.measure() as m:
     y = torch.empty(1000, device="cuda")
 said("after_error", m.report)
 
-result["compiler"] = "torch._inductor" in sys.modules
-optimizer = torch.optim.SGD(net.parameters(), 0.1)
-net(torch.randn(8, 512, device="cuda")).sum().backward()
-result["gradients"] = on_card(p.grad for p in net.parameters())
-del sys.last_value, sys.last_traceback, net
-with ipyvram.measure() as m:
-    net = None
-said("model_gone", m.report)
-
 """
     )
-    moved, halved, again, failed = (found[name] for name in ("moved", "halved", "again", "after_error"))
-    assert [moved["end"]["parameters"], moved["end"]["buffers"]] == found["whole"]
-    assert [halved["end"]["parameters"], halved["end"]["buffers"]] == found["half"]
-    assert again["bytes"] == again["true"] == sum(again["peak"].values())
-    assert again["start"]["activations"] == found["first"]["end"]["activations"] > 1 << 20
+    failed = found["after_error"]
     assert failed["start"]["activations"] >= 2 * 4096 * 1024 * 4  # what normalisation and ReLU saved
     assert {"traceback: graph of hidden in step()", "traceback: x in step()"} <= set(failed["names"])
-    assert found["model_gone"]["start"]["gradients"] == found["gradients"]
-    for name in ("moved", "halved", "first", "again", "after_error", "model_gone"):
-        assert found[name]["start"]["other"] == found[name]["peak"]["other"] == found[name]["end"]["other"] == 0
-        assert found[name]["notes"] == []
-    assert found["compiler"] is False  # a snapshot would have loaded it
+    assert failed["start"]["other"] == failed["peak"]["other"] == failed["end"]["other"] == 0
+    assert failed["notes"] == []
 
 
 def test_a_batch_that_doubles_until_the_card_is_full(run_on_stub):
@@ -146,7 +159,6 @@ said("after", m.report)
     assert found["after"]["start"]["other"] == 0
 
 
-@needs_saved_tensors
 def test_one_out_of_memory_after_the_other(run_on_stub):
     """What IPython frees of an error that another one followed waits for the garbage collector: it is named, and given back."""
     found = run_on_stub(
@@ -245,7 +257,6 @@ said("around", m.report)
     assert around["notes"] == []
 
 
-@needs_saved_tensors
 def test_a_model_whose_parameters_are_of_a_transform_runs(run_on_stub):
     found = run_on_stub(
         HEAD

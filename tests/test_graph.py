@@ -13,12 +13,13 @@ from torch.utils.checkpoint import checkpoint
 from ipyvram.probes.graph import kept_by_context, leaf_of, nodes_below, saved_by
 from tests.networks import needs_saved_tensors
 
+pytestmark = pytest.mark.usefixtures("read_graphs")
+
 
 def saved(*roots) -> dict[str, torch.Tensor]:
     return {f"{s.node.name()}.{s.field}": s.tensor for node in nodes_below(roots) for s in saved_by(node)}
 
 
-@needs_saved_tensors
 def test_saved_operands_and_results_are_the_very_storages():
     w, x = torch.ones(3, requires_grad=True), torch.full((3,), 2.0)
     y = (w * x).exp()
@@ -27,7 +28,6 @@ def test_saved_operands_and_results_are_the_very_storages():
     assert found["ExpBackward0.result"].data_ptr() == y.data_ptr()
 
 
-@needs_saved_tensors
 def test_only_what_was_handed_in_is_data():
     w, x = torch.ones(3, requires_grad=True), torch.full((3,), 2.0)
     h = w * x
@@ -60,7 +60,6 @@ def test_a_freed_graph_keeps_nothing():
     assert saved(y) == {}
 
 
-@needs_saved_tensors
 def test_a_kept_graph_keeps_all():
     w = torch.ones(3, requires_grad=True)
     y = w.exp().sum()
@@ -101,7 +100,6 @@ def test_nothing_is_kept_alive():
     assert alive() is None
 
 
-@needs_saved_tensors
 def test_what_a_function_keeps_on_its_context():
     class Keeps(torch.autograd.Function):
         @staticmethod

@@ -14,13 +14,14 @@ from ipyvram.probes.graph_claims import DATA, RELEASED
 from tests.networks import needs_saved_tensors
 from tests.test_owners import new_owners, said
 
+pytestmark = pytest.mark.usefixtures("read_graphs")
+
 
 @pytest.fixture
 def owners():
     return new_owners({})
 
 
-@needs_saved_tensors
 def test_a_graph_says_what_it_saved_and_when_it_let_go(owners):
     w, x = torch.ones(3, requires_grad=True), torch.ones(3)
     y = (w * x).exp().sum()
@@ -67,7 +68,6 @@ def test_no_version_is_touched_and_no_operator_runs(owners):
     assert [t._version for t in itertools.chain(model.parameters(), [x, y])] == versions
 
 
-@needs_saved_tensors
 def test_of_a_kept_graph_only_the_part_that_was_not_read_is_claimed():
     layer = nn.Linear(2, 2)
     number = torch._C._autograd._get_sequence_nr
@@ -86,7 +86,6 @@ def test_of_a_kept_graph_only_the_part_that_was_not_read_is_claimed():
     ]  # fmt: skip
 
 
-@needs_saved_tensors
 def test_what_a_forward_saved_is_used_and_released_by_the_backward(owners):
     layer = nn.Linear(2, 2)
     begin = torch._C._autograd._get_sequence_nr()
@@ -105,7 +104,6 @@ def test_what_a_forward_saved_is_used_and_released_by_the_backward(owners):
     assert {address for _, address in read} < released
 
 
-@needs_saved_tensors
 def test_a_backward_of_a_part_releases_only_that_part(owners):
     x, layer = torch.ones(3, 2), nn.Linear(2, 2)
     begin = torch._C._autograd._get_sequence_nr()
@@ -121,7 +119,6 @@ def test_a_backward_of_a_part_releases_only_that_part(owners):
     assert where["SigmoidBackward0.result"] not in released
 
 
-@needs_saved_tensors
 def test_a_graph_that_a_backward_keeps_is_released_by_the_next(owners):
     layer = nn.Linear(2, 2)
     begin = torch._C._autograd._get_sequence_nr()
@@ -167,7 +164,6 @@ def step(owners, layer, x, keep=False):
     owners.graphs.released()
 
 
-@needs_saved_tensors
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_each_node_is_read_once(device, owners, read_nodes):
     step(owners, nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).to(device), torch.ones(3, 2, device=device))
@@ -176,7 +172,6 @@ def test_each_node_is_read_once(device, owners, read_nodes):
     assert sample in in_order
 
 
-@needs_saved_tensors
 @pytest.mark.parametrize(("device", "again"), [("cpu", False), ("meta", True)])
 def test_where_the_engine_may_have_made_nodes_numbers_are_not_trusted(device, again, owners, read_nodes):
     layer, x = nn.Linear(2, 2).to(device), torch.ones(3, 2, device=device)

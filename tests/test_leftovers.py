@@ -13,14 +13,14 @@ from ipyvram.probes.clock import Clock
 from ipyvram.probes.graph_claims import DATA
 from ipyvram.probes.leftovers import left_by, leftovers
 from ipyvram.probes.owners import KEPT, Owners
-from tests.networks import needs_saved_tensors
+
+pytestmark = pytest.mark.usefixtures("read_graphs")
 
 
 def found(namespace):
     return list(leftovers(namespace, list(namespace.items())))
 
 
-@needs_saved_tensors
 def test_a_graph_that_a_variable_keeps():
     layer, x = nn.Linear(4, 4), torch.zeros(2, 4)
     out = layer(x).exp()
@@ -87,7 +87,6 @@ def test_what_the_last_error_keeps(monkeypatch):
     assert ("traceback: batch in step()", (5,)) in [(left.name, tuple(left.tensor.shape)) for left in found({})]
 
 
-@needs_saved_tensors
 def test_a_walk_over_graphs_ends(monkeypatch):
     monkeypatch.setattr(module, "MAX_NODES", 3)
     out = torch.zeros(2, requires_grad=True)
@@ -96,7 +95,6 @@ def test_a_walk_over_graphs_ends(monkeypatch):
     assert len(found({"out": out})) == 3
 
 
-@needs_saved_tensors
 def test_they_are_claimed_as_there_before_and_never_as_a_batch():
     layer, x = nn.Linear(4, 4), torch.zeros(2, 4)
     namespace = {"out": layer(x).exp()}

@@ -1,7 +1,7 @@
 """The autograd graph below some tensors comes in; what it saved for backward, and its leaves, goes out.
 
 The graph is read through `node._raw_saved_*`, which neither unpacks a tensor nor checks its version. Reading
-`node._saved_*` instead would re-run checkpointed forwards.
+`node._saved_*` instead would re-run checkpointed forwards; older torch has nothing else, and is asked only where none is.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ipyvram.probes.tensors import tensors_in
+from ipyvram.probes.unpacked import UNPACKED
 
 #: Nodes visited at most in one `GraphWalk`: a thousand losses of a deep model.
 MAX_NODES = 300_000
 
+#: Whether torch shows what a node saved as it lies there.
+SHOWN = hasattr(getattr(torch._C._autograd, "SavedTensor", None), "data")
 _RAW = "_raw_saved_"
 #: Types of nodes → what their saved tensors are called; None: they accumulate into a leaf.
 _FIELDS: dict[type, tuple[str, ...] | None] = {}
@@ -35,6 +39,12 @@ class Saved(NamedTuple):
 def node_of(root: Any) -> Any:
     """The node that made a tensor, or that a `GradientEdge` names; None for what has no history."""
     return getattr(root, "grad_fn", None) or getattr(root, "node", None)
+
+
+def sequence_number() -> int:
+    """Nodes that this thread makes from now on have this number or a higher one; 0 where torch does not tell."""
+    current = getattr(torch._C._autograd, "_get_sequence_nr", None)
+    return int(current()) if current is not None else 0
 
 
 def nodes_below(
@@ -87,16 +97,25 @@ def _fields(kind: type) -> tuple[str, ...] | None:
 
 def packed_by(node: Any) -> Iterator[tuple[str, Any]]:
     """Field and content of every saved tensor of a node, as it lies there; nothing once the graph was freed."""
-    for name in _fields(type(node)) or ():
-        try:
-            raws = getattr(node, name)
-        except RuntimeError:
-            continue  # the graph was freed
+    fields = _fields(type(node)) or ()
+    if fields and not SHOWN and node._sequence_nr() not in UNPACKED:
+        return
+    for name in fields:
         field = name[len(_RAW) :]
-        for raw in raws if isinstance(raws, (tuple, list)) else (raws,):
-            content = getattr(raw, "data", None)
+        try:
+            saved = getattr(node, name) if SHOWN else _unpacked(node, field)
+        except RuntimeError:
+            continue  # the graph was freed; or, unpacked, the tensor was written to since
+        for one in saved if isinstance(saved, (tuple, list)) else (saved,):
+            content = getattr(one, "data", None) if SHOWN else one
             if content is not None:
                 yield field, content
+
+
+def _unpacked(node: Any, field: str) -> Any:
+    """What a node saved, where no hook packed it; a result is detached from its node for that, which is no operator's work."""
+    with torch._C._DisableTorchDispatch():  # type: ignore[no-untyped-call, attr-defined, unused-ignore]
+        return getattr(node, f"_saved_{field}" if hasattr(type(node), f"_saved_{field}") else f"saved_{field}")
 
 
 def saved_by(node: Any) -> Iterator[Saved]:

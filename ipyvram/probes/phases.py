@@ -20,9 +20,11 @@ from ipyvram.patches import Patches
 from ipyvram.probes.backward import watch_engine
 from ipyvram.probes.buckets import bucket_bytes
 from ipyvram.probes.clock import Clock
+from ipyvram.probes.graph import SHOWN, sequence_number
 from ipyvram.probes.orphans import Orphans
 from ipyvram.probes.owners import Owners
 from ipyvram.probes.tensors import tensors_in
+from ipyvram.probes.unpacked import UNPACKED
 from ipyvram.recording import Mark
 
 MAX_MARKS = 200_000
@@ -84,7 +86,7 @@ class Phases:
         """Begin a traced stretch; after `stop_tracing` it may be followed by another."""
         self._paths.clear()
         self._depth = threading.local()
-        self._read, self._settled = [(0, _sequence_number())], False  # what was there before is not this stretch's
+        self._read, self._settled = [(0, sequence_number())], False  # what was there before is not this stretch's
         self._hide_from_compiler()
         self._handles = [
             global_hooks.register_module_forward_pre_hook(self._before_forward),
@@ -93,6 +95,8 @@ class Phases:
         if self._first_step is None:
             self._first_step = optimizer_hooks.register_optimizer_step_pre_hook(self._before_step)
         watch_engine(self._patches, self._begin_backward)
+        if not SHOWN:
+            UNPACKED.watch(self._patches)
 
     def _hide_from_compiler(self) -> None:
         """A compiled module warns its user about global hooks; ours are not the user's, and do nothing in compiled code."""
@@ -175,7 +179,7 @@ class Phases:
             self._owners.module(module, label)
             self._owners.inputs(module, args, {})
             self.evaluating = label if torch.is_grad_enabled() and not module.training else ""
-            self._since = _sequence_number()
+            self._since = sequence_number()
             self._on_phase(True)
         self._mark("forward", True, label)
 
@@ -202,7 +206,7 @@ class Phases:
         self._owners.outputs(output, f"output of {label}")
         if torch.is_grad_enabled():
             self._owners.graphs.read((t for t in tensors_in(output) if t.grad_fn is not None), since=self._since)
-            self._read.append((self._since, _sequence_number()))
+            self._read.append((self._since, sequence_number()))
 
     # -- backward ----------------------------------------------------------------------------------------------------
 
@@ -311,12 +315,6 @@ def _implementation(optimizer: torch.optim.Optimizer) -> str:
     if group.get("foreach") is not None or "foreach" not in group:
         return "foreach" if group.get("foreach") else "for-loop"
     return "foreach" if all(p.device.type == "cuda" for p in group["params"]) else "for-loop"
-
-
-def _sequence_number() -> int:
-    """Nodes of the autograd graph made from now on have this number or a higher one; 0 where torch does not tell."""
-    current = getattr(torch._C._autograd, "_get_sequence_nr", None)
-    return int(current()) if current is not None else 0
 
 
 def _raiser(error: Exception) -> Callable[[], None]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ipyvram.probes.graph import nodes_below, packed_by
 from ipyvram.sweep.watch import synchronize
 from ipyvram.units import format_bytes
 
@@ -99,7 +100,7 @@ def _storages_of(tensors: list[Tensor]) -> dict[int, int]:
     found: dict[int, int] = {}
     for tensor in tensors:
         _add(found, tensor)
-    for tensor in _saved([t.grad_fn for t in tensors if t.grad_fn is not None]):
+    for tensor in _saved(tensors):
         _add(found, tensor)
     return found
 
@@ -112,25 +113,10 @@ def _add(found: dict[int, int], tensor: Tensor) -> None:
         pass  # no storage: sparse, or not materialised
 
 
-def _saved(nodes: list[Any]) -> Iterator[Tensor]:
-    """Tensors that graphs hold; raw fields only, since the others would run checkpointed forwards again."""
-    seen: set[Any] = set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes.extend(parent for parent, _ in node.next_functions)
-        for name in dir(type(node)):
-            if name.startswith("_raw_saved_"):
-                try:
-                    raw = getattr(node, name)
-                except RuntimeError:
-                    continue  # freed
-                for one in raw if isinstance(raw, (tuple, list)) else (raw,):
-                    tensor = getattr(one, "data", None)
-                    if isinstance(tensor, Tensor):
-                        yield tensor
+def _saved(tensors: list[Tensor]) -> Iterator[Tensor]:
+    """Tensors that graphs hold."""
+    for node in nodes_below(tensors):
+        yield from (content for _, content in packed_by(node) if isinstance(content, Tensor))
 
 
 def _weight(tensor: Tensor) -> int:
