@@ -12,6 +12,7 @@ import torch
 
 import ipyvram
 from ipyvram.probes.beginning import in_use
+from ipyvram.probes.graph import SHOWN
 from ipyvram.recording import Device, Samples, Trace
 
 #: How devices were counted when there were none: a machine gets none later, and torch would look for its driver each time.
@@ -107,10 +108,8 @@ def environment() -> dict[str, str]:
     }
     if "IPython" in sys.modules:
         found["ipython"] = str(sys.modules["IPython"].__version__)
-    if not hasattr(getattr(torch._C._autograd, "SavedTensor", None), "data"):
-        found["saved_tensors"] = (
-            "unreadable"  # before torch 2.7 or so: what is an activation shows from lifetimes alone
-        )
+    if not SHOWN:  # what hooks packed, and what earlier cells left in graphs, shows from lifetimes alone
+        found["saved_tensors"] = "unpacked"
     if torch.backends.cudnn.benchmark:
         found["cudnn_benchmark"] = "True"
     if torch.version.cuda and cuda_possible():
