@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from ipyvram.caching_allocator import Settings, replay
-from ipyvram.probes import history, snapshots
+from ipyvram.probes import graph, history, snapshots
 from ipyvram.probes.beginning import when_in_use
+from tests.conftest import ROOT
 from tests.simulated_cuda import SimulatedCuda
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="this torch is not built for CUDA")
@@ -95,3 +96,30 @@ def test_a_pin_on_memory_that_is_not_the_allocators_is_refused_by_an_error_we_kn
         pytest.skip("this torch has no annotations")
     with pytest.raises(RuntimeError, match="no live allocation"):
         annotate(12345, "ipyvram pin 0")
+
+
+#: Rows of the table in docs/troubleshooting.md → how torch is asked.
+ASKED = {
+    "what a graph saved, as it lies there": lambda: graph.SHOWN,
+    "the allocator's segments without its history": snapshots.segments_alone,
+    "the size of a cuBLAS workspace": lambda: hasattr(torch._C, "_cuda_getCublasWorkspaceSize"),
+    "own marks in the allocator's history": lambda: hasattr(torch._C, "_cuda_annotateMemory"),
+    "pinned host memory": lambda: hasattr(torch.cuda, "host_memory_stats"),
+}
+
+
+def test_what_the_documentation_says_of_older_torch_is_so_here():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- since:")[2].partition("<!-- /since -->")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")
+    ][2:]
+    assert [row[0] for row in rows] == list(ASKED)
+    here = version(torch.__version__)
+    for what, without, oldest, _ in rows:
+        if here <= version(without) or here >= version(oldest):  # between them nobody looked
+            assert ASKED[what]() is (here >= version(oldest)), what
+
+
+def version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
