@@ -25,8 +25,12 @@ from ipyvram.several_devices import together
 from ipyvram.step_accounts import step_accounts, unused_graphs
 from ipyvram.stretches import curves, highest, stretches
 from ipyvram.thinning import pick
+from ipyvram.units import format_bytes
 
 TIMELINE_POINTS = 1600  # instants kept in a report: about two for each pixel column of the picture
+LATER_SHARE = (
+    0.01  # by so little a later peak is that of the traced steps again, beside what has grown (a list of losses)
+)
 MAX_TENSORS = 4000  # rows kept in a report; the smallest beyond are merged by category
 
 _SOURCES = {"history": "allocator trace", "storages": "storage trace"}
@@ -267,12 +271,14 @@ class _Account:
 
     def _when(self, peak: Peak) -> tuple[str, str, int]:
         """The peak's instant in words, its phase and its step."""
-        if peak.after_trace:
+        if peak.later > LATER_SHARE * peak.bytes:
             return "after the traced part", "", 0
         steps = self.recording.steps
         last = steps if self.recording.error is None else 0  # an error may have cut a step short
         times = self.ledger.time_ns
-        return instant(self.phases, int(times[peak.instant]), steps=steps > 0, last=last, events_ns=times)
+        found = instant(self.phases, int(times[peak.instant]), steps=steps > 0, last=last, events_ns=times)
+        more = f" ({format_bytes(peak.later)} more later)" if peak.later else ""
+        return found[0] + more, *found[1:]
 
     def _phase(self, p: PhaseSpan) -> Phase:
         return Phase(self._seconds(p.begin_ns), self._seconds(p.end_ns), p.name, p.step)

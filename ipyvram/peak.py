@@ -25,9 +25,9 @@ class Peak:
     unseen: tuple[TensorRow, ...] = ()
 
     @property
-    def after_trace(self) -> bool:
-        """Whether it was higher later than the trace can tell."""
-        return any(row.name == AFTER_TRACE for row in self.unseen)
+    def later(self) -> int:
+        """Bytes by which it was higher after the traced part."""
+        return sum(row.bytes for row in self.unseen if row.name == AFTER_TRACE)
 
 
 def peak_of(stretch: Stretch, device: str, samples: Samples | None, traced: bool) -> Peak:

@@ -88,6 +88,29 @@ def test_a_higher_sample_is_shown_as_sampled_and_as_other():
     assert report.peak_when == "after the traced part"
 
 
+def test_a_peak_that_is_hardly_higher_later_is_the_traced_one():
+    """A loop that keeps its losses: the same step again, and some bytes more."""
+    found = recording(
+        traces=(trace("cuda:0", 1_000_000, ended_by="3 steps"),), samples=(samples(allocated=[50, 1_008_192, 80]),)
+    )
+    marks = (
+        Mark(5, "forward", True, 1),
+        Mark(25, "forward", False, 1),
+        Mark(26, "optimizer", True, 1),
+        Mark(27, "optimizer", False, 1),
+    )
+    report = closes(analyse(replace(found, marks=marks, steps=40)))
+    assert (report.peak_bytes, report.peak["other"], report.peak_phase, report.peak_step) == (
+        1_008_192,
+        8192,
+        "forward",
+        1,
+    )
+    assert report.peak_when == "step 1, forward (8.00 KiB more later)"
+    much = replace(found, samples=(samples(allocated=[50, 1_020_000, 80]),))
+    assert analyse(replace(much, marks=marks, steps=40)).peak_when == "after the traced part"
+
+
 def test_a_counter_that_rose_is_exact():
     found = recording(
         traces=(trace("cuda:0", 100, ended_by="3 steps"),),
