@@ -38,14 +38,21 @@ class Baseline:
     """What was live before the first trial."""
 
     def __init__(self) -> None:
-        settle()
+        self._workspaces = settle()
         tensors = _live_tensors()
         self._tensors = {id(t): weakref.ref(t) for t in tensors}
         self._storages = _storages_of(tensors)
         self._cuda = _cuda_allocated()
+        _make_workspaces(self._workspaces)
 
     def leftover(self) -> Leftover | None:
         """What the last trial left, if that is more than `TOLERANCE_BYTES`; call it when all has been restored."""
+        try:
+            return self._leftover()
+        finally:
+            _make_workspaces(self._workspaces)
+
+    def _leftover(self) -> Leftover | None:
         settle()
         tensors = _live_tensors()
         new = [t for t in tensors if (known := self._tensors.get(id(t))) is None or known() is not t]
@@ -64,17 +71,47 @@ class Baseline:
 _UNKNOWN = "something that Python does not show (a library's own memory)"
 
 
-def settle() -> None:
-    """Collect garbage, wait for the device and give its cache back."""
+def settle() -> int:
+    """Collect garbage, wait for the device and give its cache back, and cuBLAS's workspaces, whose bytes are returned."""
     gc.collect()
     synchronize()
+    workspaces = 0
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+        clear, before = getattr(torch._C, "_cuda_clearCublasWorkspaces", None), _cuda_allocated()
         if clear is not None:
             clear()  # they stay until the process ends, and belong to no trial
+        workspaces = before - _cuda_allocated()
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():
         torch.mps.empty_cache()
+    return workspaces
+
+
+def _make_workspaces(wanted: int) -> None:
+    """cuBLAS's workspaces of this thread, and where these are less than ``wanted`` bytes those of the engine's: as they were.
+
+    A thread has its own, which the first product in it makes, and asking for cuBLAS's handle is enough.
+    """
+    if wanted <= 0:
+        return
+    before = _cuda_allocated()
+    torch.cuda.current_blas_handle()
+    if _cuda_allocated() - before < wanted:
+        with torch.enable_grad():
+            _Handle.apply(torch.empty(0, device="cuda", requires_grad=True)).backward(torch.empty(0, device="cuda"))
+
+
+class _Handle(torch.autograd.Function):
+    """Asks for cuBLAS's handle where its backward runs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        torch.cuda.current_blas_handle()
+        return gradient
 
 
 def _cuda_allocated() -> int:
