@@ -9,14 +9,14 @@ import numpy as np
 
 from ipyvram import grouping
 from ipyvram.batches import Batches
-from ipyvram.earlier import in_order, there_before
+from ipyvram.earlier import gradients_of, in_order, there_before
 from ipyvram.findings import find
 from ipyvram.grouping import by_line, by_module, group, holders
 from ipyvram.instants import instant
 from ipyvram.lifetimes import largest_spans
 from ipyvram.marks import PhaseSpan, module_at
 from ipyvram.naming import Names
-from ipyvram.out_of_memory import explain, with_remedies
+from ipyvram.out_of_memory import explain, used, with_remedies
 from ipyvram.peak import Peak, peak_of
 from ipyvram.recording import Action, Device, Observation, OomEvent, Origin, Recording, Samples
 from ipyvram.report import Report
@@ -157,7 +157,8 @@ class _Account:
         oom = explain(event, self._at(at), live, self._asked(event), when)
         earlier = there_before(self.ledger, self.attribution, at, live) if first else ()
         known = self._observations(), live, self._step_accounts(), self.phases, earlier
-        return with_remedies(oom, self.recording, event, *known)
+        gradients = gradients_of(self.ledger, self.attribution, at, used(self.recording))
+        return with_remedies(oom, self.recording, event, *known, gradients)
 
     def _asked(self, event: OomEvent) -> TensorRow:
         """Who asked for what did not fit, in the form of a tensor's row."""

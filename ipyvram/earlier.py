@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipyvram.attribution import Attribution
 from ipyvram.ledger import Ledger
 from ipyvram.recording import Claim
-from ipyvram.report_rows import OF_ERROR, OF_GRAPH, TensorRow
+from ipyvram.report_rows import TensorRow
 
 _OF_MODELS = ("parameters", "buffers", "gradients", "optimizer_state")
 #: Who claims so has used it in this cell; at its start nothing is claimed so.
@@ -48,35 +48,46 @@ def there_before(
     return tuple(Earlier(live[i], attribution.claims.get(row, ())) for i, row in enumerate(rows))
 
 
-def unused(earlier: Iterable[Earlier], source: str, ran: Iterable[str]) -> tuple[Unused, ...]:
-    """Variables that neither the cell's text names nor its models were given, largest first.
+def gradients_of(ledger: Ledger, attribution: Attribution, instant: int, used: set[str]) -> dict[str, int]:
+    """Model → bytes of its gradients at an instant; of those that were there before, only of models that the cell uses."""
+    found: dict[str, int] = {}
+    for row, category in in_order(ledger, attribution, instant):
+        if category == "gradients":
+            model = next((c.module for c in attribution.claims.get(row, ()) if c.category == "gradients"), "")
+            if ledger.born[row] or model in used:
+                found[model] = found.get(model, 0) + int(ledger.bytes[row])
+    return found
 
-    Parameters
-    ----------
-    source : str
-        Text of the measured cell.
-    ran : iterable of str
-        Root modules whose forward ran in it.
-    """
-    named = {*_NAME.findall(source), *ran}
+
+def used_in(source: str, ran: Iterable[str]) -> set[str]:
+    """Names in the text of the measured cell, and root modules whose forward ran in it."""
+    return {*_NAME.findall(source), *ran}
+
+
+def unused(earlier: Iterable[Earlier], used: set[str]) -> tuple[Unused, ...]:
+    """Variables that are not among the ``used`` and that its models were not given, largest first."""
     found: dict[tuple[str, str], int] = {}
     for one in earlier:
         holder, what = _holder(one)
-        if holder and holder not in named and not any(c.category in _USES for c in one.claims):
+        if holder and holder not in used and not any(c.category in _USES for c in one.claims):
             found[holder, what] = found.get((holder, what), 0) + one.row.bytes
     rows = (Unused(holder, what, count) for (holder, what), count in found.items())
     return tuple(sorted(rows, key=lambda u: (-u.bytes, u.holder)))
 
 
+def trains_in(source: str) -> bool:
+    """Whether a cell's text goes on to train: it names a backward or an optimizer."""
+    return bool({"backward", "optim", "optimizer", "zero_grad"} & {*_NAME.findall(source)})
+
+
 def _holder(one: Earlier) -> tuple[str, str]:
     """The variable that leads to it; empty where none does."""
-    name = one.row.name
     if one.row.category in _OF_MODELS:
         label = next((c.module for c in one.claims if c.category in _OF_MODELS and c.module), "")
         return _variable(label), "model"
-    if name.startswith(OF_GRAPH):
-        return _variable(name.removeprefix(OF_GRAPH)), "graph"
-    return "" if name.startswith(OF_ERROR) else _variable(name), "data"
+    if one.row.graph_of:
+        return _variable(one.row.graph_of), "graph"
+    return "" if one.row.in_error else _variable(one.row.name), "data"
 
 
 def _variable(path: str) -> str:

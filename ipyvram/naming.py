@@ -38,10 +38,11 @@ class Names:
         frame, source, file = self._place_of(int(ledger.stack[row]))
         size = int(ledger.bytes[row])
         shape, dtype = _form(claim, origin, size)
+        name, namer = self._name(claim, claims, origin.op.removeprefix("aten."), category)
         return TensorRow(
             bytes=size,
             category=category,
-            name=self._name(claim, claims, origin.op.removeprefix("aten."), category),
+            name=name,
             module=attribution.modules[row] or (self._module(claim) if claim else ""),
             line=frame.line if frame else None,
             source=source,
@@ -49,6 +50,8 @@ class Names:
             shape=shape,
             dtype=dtype,
             phase=attribution.phases[row],
+            graph_of=namer.graph_of if namer else "",
+            in_error=namer is not None and namer.in_error,
         )
 
     def _place_of(self, stack: int) -> tuple[Frame | None, str, str]:
@@ -75,22 +78,26 @@ class Names:
             return stack[0], "", "another cell"
         return stack[0], "", file.replace("\\", "/").rsplit("/", 1)[-1]
 
-    def _name(self, claim: Claim | None, claims: tuple[Claim, ...], made_by: str, category: str) -> str:
+    def _name(
+        self, claim: Claim | None, claims: tuple[Claim, ...], made_by: str, category: str
+    ) -> tuple[str, Claim | None]:
+        """The name, and the claim that it is of."""
         if category == "activations":
-            variable = next((c.name for c in claims if not c.category and c.name), "")
+            variable = next((c for c in claims if not c.category and c.name), None)
             saved = next((c.name for c in claims if c.category in ("activations", DATA)), "")
-            kept = next(
-                (c.name for c in claims if c.category == KEPT), ""
-            )  # of an earlier cell: what keeps it says more
-            return variable or kept or (f"{made_by} output" if made_by else kept_for(saved) if saved else "")
+            kept = next((c for c in claims if c.category == KEPT), None)  # of an earlier cell: what keeps it says more
+            holder = variable or kept
+            if holder is not None:
+                return holder.name, holder
+            return f"{made_by} output" if made_by else kept_for(saved) if saved else "", None
         if category == "workspaces":  # which operator asked for it first says nothing: every other uses it, too
-            return "cuBLAS workspace"
+            return "cuBLAS workspace", None
         if claim is None:
-            return made_by
-        if claim.category == DATA:
-            field = claim.name if " " in claim.name else claim.name.rpartition(".")[2]  # ``graph of loss``
-            return made_by if field in _OPERANDS and made_by else field
-        return self._model_of(claim) + claim.name
+            return made_by, None
+        if claim.category == DATA and not (claim.graph_of or claim.in_error):
+            field = claim.name.rpartition(".")[2]
+            return made_by if field in _OPERANDS and made_by else field, claim
+        return self._model_of(claim) + claim.name, claim
 
     def _module(self, claim: Claim) -> str:
         """Where a parameter, or what belongs to one, lives in its model."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ipyvram.batches import Batches
-from ipyvram.earlier import Earlier, unused
+from ipyvram.earlier import Earlier, trains_in, unused, used_in
 from ipyvram.marks import PhaseSpan
 from ipyvram.recording import Observation, OomEvent, Recording
 from ipyvram.remedies import Situation, remedies
@@ -80,9 +80,9 @@ def with_remedies(
     steps: tuple[StepAccount, ...],
     phases: tuple[PhaseSpan, ...],
     earlier: tuple[Earlier, ...],
+    gradients: dict[str, int],
 ) -> OutOfMemory:
     """The same with the ways out of it."""
-    ran = {mark.name for mark in recording.marks if mark.kind == "forward"}
     before = [p for p in phases if p.begin_ns <= event.time_ns]
     last_step = max((p.end_ns for p in before if p.name == "optimizer"), default=0)
     situation = Situation(
@@ -98,10 +98,17 @@ def with_remedies(
         evaluating=recording.environment.get("evaluating", ""),
         evaluating_since=event.evaluating if event.pinned.get("activations") else "",  # a graph was recorded
         earlier=tuple(one.row for one in earlier),
-        unused=unused(earlier, recording.cell.source, ran),
+        unused=unused(earlier, used(recording)),
+        gradients=gradients,
+        trains_later=trains_in(recording.cell.source),
         backward_since_step=any(p.name == "backward" and p.begin_ns > last_step for p in before),
     )
     return replace(oom, remedies=remedies(situation))
+
+
+def used(recording: Recording) -> set[str]:
+    """What the cell names or ran."""
+    return used_in(recording.cell.source, (mark.name for mark in recording.marks if mark.kind == "forward"))
 
 
 def _default(device: str) -> str:

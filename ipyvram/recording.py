@@ -169,7 +169,8 @@ class Claim(NamedTuple):
     """Somebody holds this storage now: made while it was certainly live.
 
     ``category`` is one of `CATEGORIES`, or ``""`` for a claim that only gives a name. ``address`` is what the trace of
-    ``device`` calls the storage; ``nbytes`` is the storage's size in bytes (0 where unknown).
+    ``device`` calls the storage; ``nbytes`` is the storage's size in bytes (0 where unknown). Of what earlier cells left,
+    ``graph_of`` is what leads to the graph that keeps it, and ``in_error`` says that the frames of an error do.
     """
 
     time_ns: int
@@ -181,6 +182,8 @@ class Claim(NamedTuple):
     module: str = ""
     shape: tuple[int, ...] | None = None
     dtype: str = ""
+    graph_of: str = ""
+    in_error: bool = False
 
 
 class Mark(NamedTuple):

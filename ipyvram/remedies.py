@@ -7,13 +7,13 @@ the user: first what costs nothing, then a changed setting, then a changed progr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ipyvram.earlier import Unused
 from ipyvram.findings.batch import fewer_temporaries
 from ipyvram.findings.worth import release
 from ipyvram.recording import Observation
-from ipyvram.report_rows import OF_ERROR, OutOfMemory, Remedy, StepAccount, TensorRow
+from ipyvram.report_rows import OutOfMemory, Remedy, StepAccount, TensorRow
 from ipyvram.units import format_bytes
 
 #: Smallest saving worth a line: this share of what may be held in all.
@@ -56,6 +56,10 @@ class Situation:
         What of `live` was there before the cell: the first of them.
     unused : tuple of Unused
         Variables of earlier cells that this one does not use.
+    gradients : dict of str to int
+        Model → its gradients, of models that this cell trains or runs.
+    trains_later : bool
+        The cell's text goes on to train, as far as it tells.
     """
 
     oom: OutOfMemory
@@ -72,6 +76,8 @@ class Situation:
     making_state: bool = False
     earlier: tuple[TensorRow, ...] = ()
     unused: tuple[Unused, ...] = ()
+    gradients: dict[str, int] = field(default_factory=dict)
+    trains_later: bool = False
 
     @property
     def own(self) -> tuple[TensorRow, ...]:
@@ -134,7 +140,6 @@ _RELEASE = {
     "graphs": "`{name}` keeps {graphs}: append .detach(), or .item() of a loss, instead",
 }
 
-
 _UNUSED = {
     "data": "del {}: data of an earlier cell, which this one does not use",
     "graph": "del {}, or .detach() it: its graph keeps the activations of an earlier cell",
@@ -144,12 +149,12 @@ _UNUSED = {
 
 def _earlier_error(s: Situation) -> Iterator[Remedy]:
     """What the frames of errors before this one held at that instant; this one has taken their place since."""
-    held = sum(t.bytes for t in s.earlier if t.name.startswith(OF_ERROR))
+    held = sum(t.bytes for t in s.earlier if t.in_error)
     yield _remedy(s, "traceback", "%vram free --traceback: an earlier error still held tensors", held)
 
 
 def _release(s: Situation) -> Iterator[Remedy]:
-    told = ("traceback",) if any(t.name.startswith(OF_ERROR) for t in s.earlier) else ()
+    told = ("traceback",) if any(t.in_error for t in s.earlier) else ()
     for o in s.observations:
         if o.kind in told:
             continue
@@ -187,10 +192,11 @@ def _no_grad(s: Situation) -> Iterator[Remedy]:
 
 
 def _stale_gradients(s: Situation) -> Iterator[Remedy]:
-    held = s.oom.account["gradients"]
-    if s.oom.phase in ("forward", "") and held and not s.backward_since_step:
-        text = "optimizer.zero_grad(set_to_none=True) right after the step: gradients of the last step are still held"
-        yield _remedy(s, "set_to_none", text, held)
+    if s.oom.phase in ("forward", "") and s.gradients and not s.backward_since_step:
+        of = " of " + " and ".join(f"`{model}`" for model in sorted(s.gradients)) if len(s.gradients) > 1 else ""
+        when, whose = (f"right after the step{of}", "the last step") if s.trains else ("before it", "an earlier cell")
+        text = f"optimizer.zero_grad(set_to_none=True) {when}: gradients of {whose} are still held"
+        yield _remedy(s, "set_to_none", text, sum(s.gradients.values()))
 
 
 # -- a setting -----------------------------------------------------------------------------------------------------------
@@ -246,9 +252,12 @@ def _smaller_batch(s: Situation) -> Iterator[Remedy]:
     if fits < 1:
         return
     fits = next((fits // m * m for m in (32, 8, 4, 2) if fits >= 2 * m), fits)
-    most = "" if s.steps else "at most "
-    why = "" if s.steps else " (no step has finished, so its peak is not known)"
-    text = f"batch {most}{fits} instead of {s.batch}{why}; gradient accumulation keeps the effective batch"
+    text = f"batch {fits} instead of {s.batch}; gradient accumulation keeps the effective batch"
+    if not s.steps:
+        text = (
+            f"a smaller batch: at most {fits} instead of {s.batch} by what was there so far, and perhaps far fewer, as no step has "
+            "finished (--max-batch finds out); gradient accumulation keeps the effective batch"
+        )
     saves = moving * (1 - fits / s.batch)  # such that all that is known to come fits
     yield Remedy("smaller_batch", text, round(saves), saves >= s.missing_bytes if s.steps else None)
 
@@ -295,8 +304,9 @@ def _in_parts(s: Situation) -> Iterator[Remedy]:
 def _half_weights(s: Situation) -> Iterator[Remedy]:
     """A model that does not even fit by itself."""
     full = sum(t.bytes for t in s.own if t.category == "parameters" and t.dtype == "float32")
-    if full and not s.oom.phase and not s.trains and full >= MODEL_SHARE * sum(t.bytes for t in s.own):
-        text = "model.to(torch.bfloat16) before it moves: weights in half the bytes, enough for inference"
+    trains = s.trains or s.trains_later
+    if full and not s.oom.phase and not trains and full >= MODEL_SHARE * sum(t.bytes for t in s.own):
+        text = "if it is only run, not trained: model.to(torch.bfloat16) before it moves, weights in half the bytes"
         yield _remedy(s, "half_weights", text, (full + s.oom.requested_bytes) / 2)
 
 

@@ -49,7 +49,7 @@ def timeline(report: Report) -> pd.DataFrame:
 
 
 def tensors(report: Report) -> pd.DataFrame:
-    """What is live at the peak, largest first: bytes, category, name, module, line, source, file, shape, dtype, phase, count."""
+    """What is live at the peak, largest first: bytes, category, name, module, line, source, file, shape, dtype, phase, count, graph_of, in_error."""
     names = list(TensorRow.__slots__)
     return pd.DataFrame([[getattr(row, n) for n in names] for row in report.tensors_at_peak], columns=names).astype(
         {"line": "Int64"}

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 #: `TensorRow.name` of bytes that came after the traced part.
 AFTER_TRACE = "allocated after the traced part"
-#: How names begin of what the frames of an earlier error hold, and of what a graph does.
-OF_ERROR, OF_GRAPH = "traceback: ", "graph of "
 
 #: Category → what a person reads.
 LABELS = {
@@ -98,6 +96,8 @@ class TensorRow:
     dtype: str = ""
     phase: str = ""  #: when it was allocated; ``before``: it was there when the trace began
     count: int = 1
+    graph_of: str = ""  #: the variable, or what else leads to it, whose graph of an earlier cell keeps this
+    in_error: bool = False  #: the frames of an earlier error hold it
 
     @property
     def called(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ipyvram.findings import find
-from ipyvram.findings.batch import fewer_temporaries
+from ipyvram.findings.batch import batch_bounds, fewer_temporaries
 from ipyvram.findings.worth import code
 from ipyvram.grouping import batch_size
 from ipyvram.recording import Observation
@@ -48,8 +48,8 @@ def cuda(**fields):
     return report(peak, **defaults | fields)
 
 
-def row(bytes_: int, category: str, name: str = "", shape: tuple[int, ...] | None = None) -> TensorRow:
-    return TensorRow(bytes_, category, name, shape=shape)
+def row(bytes_: int, category: str, name: str = "", shape: tuple[int, ...] | None = None, **more) -> TensorRow:
+    return TensorRow(bytes_, category, name, shape=shape, **more)
 
 
 #: kind → (a report that triggers it, a near miss, what the sentence must contain)
@@ -166,8 +166,8 @@ CASES = {
         ("50 % of the peak, 1 B for each of 4 samples",),
     ),
     "kept_graph": (
-        report({"activations": 9 * MIB}, end=account(activations=8 * MIB), tensors_at_peak=(row(8 * MIB, "activations", "graph of t"),)),
-        report({"activations": 9 * MIB}, tensors_at_peak=(row(8 * MIB, "activations", "graph of out"),)),  # its backward ran
+        report({"activations": 9 * MIB}, end=account(activations=8 * MIB), tensors_at_peak=(row(8 * MIB, "activations", "graph of t", graph_of="t"),)),
+        report({"activations": 9 * MIB}, tensors_at_peak=(row(8 * MIB, "activations", "graph of out", graph_of="out"),)),  # its backward ran
         ("`t` keeps the graph of an earlier cell: 8.00 MiB", "del t"),
     ),
     "after_trace": (
@@ -236,13 +236,57 @@ def test_the_batch_is_told_from_the_data_set_it_was_taken_from():
 
 
 def test_what_earlier_cells_left_moves_with_no_batch():
-    rows = (row(50, "activations", "graph of t"), row(20, "inputs", "traceback: x in step()"))
+    rows = (row(50, "activations", "graph of t", graph_of="t"), row(20, "inputs", "traceback: x", in_error=True))
     made = report(
         {"activations": 60, "inputs": 40}, steps=1, batch=4, tensors_at_peak=rows, end=account(activations=50)
     )
     assert "lever" not in kinds(made)  # 30 of 100 bytes are this cell's
     alone = report({"activations": 60, "inputs": 40}, steps=1, batch=1)
     assert "for a batch of one: smaller inputs are the lever" in text(alone, "lever")
+
+
+def test_a_variable_may_be_called_like_what_an_earlier_cell_left():
+    rows = (row(50, "activations", "graph of t"), row(20, "inputs", "traceback: x in step()"))  # keys of a dict, say
+    made = report(
+        {"activations": 60, "inputs": 40}, steps=1, batch=4, tensors_at_peak=rows, end=account(activations=50)
+    )
+    assert "100 % of the peak" in text(made, "lever")
+
+
+def held(**fields):
+    """16 samples take 1 GiB beside 1 GiB of model; 2.5 GiB were reserved; of a card of 8 GiB 7 may be used."""
+    peak = {"parameters": GIB // 2, "optimizer_state": GIB // 2, "activations": GIB}
+    usual = {"peak": peak, "peak_reserved_bytes": 5 * GIB // 2, "limit_bytes": 7 * GIB, "steps": 3, "batch": 16}
+    return cuda(**usual | fields)
+
+
+def test_one_size_bounds_the_largest_batch_from_below_and_above():
+    """At most 16 samples a GiB of tensors, at least 16 for each 1.5 GiB that was reserved for them, less 25 %."""
+    assert "largest within 7.00 GiB lies between 48 and 96: --max-batch" in text(held(), "lever")
+    beside = held(card={"cache": GIB // 2, "context": GIB // 4, "other_processes": GIB // 4})
+    assert batch_bounds(beside) == (44, 88)
+    ran = held(batch=91, limit_bytes=5 * GIB // 2)
+    assert batch_bounds(ran) == (91, 136)  # by the rule 68, but so many have fitted
+    tight = held(peak_reserved_bytes=2 * GIB)
+    assert batch_bounds(tight) == (72, 96)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"steps": 1},  # the optimizer's state comes with the second step
+        {"batch": 0},
+        {"limit_bytes": None},
+        {"peak_reserved_bytes": None},
+        {"error": "OutOfMemoryError"},
+        {"allocator": {"retries": 1}},  # it would have held more
+        {"allocator": {"reserved_before": GIB}},  # an earlier cell may have needed it
+        {"limit_bytes": GIB},
+    ],
+)
+def test_without_a_bound_none_is_said(fields):
+    assert batch_bounds(held(**fields)) is None
+    assert "--max-batch" not in " ".join(f.text for f in find(held(**fields)))
 
 
 def test_the_other_lever():

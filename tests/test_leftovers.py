@@ -25,7 +25,7 @@ def test_a_graph_that_a_variable_keeps():
     layer, x = nn.Linear(4, 4), torch.zeros(2, 4)
     out = layer(x).exp()
     (result,) = [left for left in found({"out": out, "x": x}) if left.category == "activations"]
-    assert (result.name, result.tensor.data_ptr()) == ("graph of out", out.data_ptr())
+    assert (result.name, result.graph_of, result.tensor.data_ptr()) == ("graph of out", "out", out.data_ptr())
     (given,) = [left for left in found({"out": out, "x": x}) if left.category == "data"]
     assert given.tensor.data_ptr() == x.data_ptr()
 
@@ -84,7 +84,8 @@ def test_what_the_last_error_keeps(monkeypatch):
         step()
     monkeypatch.setattr(sys, "last_value", caught.value, raising=False)
     monkeypatch.setattr(sys, "last_traceback", caught.tb, raising=False)
-    assert ("traceback: batch in step()", (5,)) in [(left.name, tuple(left.tensor.shape)) for left in found({})]
+    told = [(left.name, left.graph_of, left.in_error, tuple(left.tensor.shape)) for left in found({})]
+    assert ("traceback: batch in step()", "", True, (5,)) in told
 
 
 def test_a_walk_over_graphs_ends(monkeypatch):

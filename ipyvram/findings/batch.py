@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 from ipyvram.findings.worth import Rule, code, worth
 from ipyvram.report import Report
-from ipyvram.report_rows import AFTER_TRACE, OF_ERROR, OF_GRAPH, Finding, TensorRow
+from ipyvram.report_rows import AFTER_TRACE, Finding, TensorRow
 from ipyvram.units import format_bytes, format_share
 
 #: A category is named as the lever when it is at least half of the peak.
 LEVER_SHARE = 0.5
+#: What is reserved grows with the batch in steps, up to 21 % above the straight line in `benchmarks/batch_answers.py`.
+STEPWISE = 0.25
 #: Optimizer temporaries are worth removing from a tenth of the peak.
 TEMPORARIES_SHARE = 0.1
 #: Optimizers of torch that have a fused form.
@@ -41,6 +43,7 @@ def _no_gpu(report: Report) -> Iterator[Finding]:
 
 
 _MOVING = ("activations", "inputs", "outputs")
+_FIXED = ("parameters", "gradients", "optimizer_state")
 
 
 def _lever(report: Report) -> Iterator[Finding]:
@@ -48,20 +51,12 @@ def _lever(report: Report) -> Iterator[Finding]:
     first_s = min((p.start_s for p in report.phases), default=0.0)
     if not report.peak_bytes or not report.steps or (not report.peak_phase and report.peak_time_s < first_s):
         return
-    moving = report.peak["activations"] + report.peak["inputs"] + report.peak["outputs"]
-    moving -= _earlier_results(report)
-    if report.peak_phase in ("forward", "backward"):
-        moving += report.peak["temporaries"]  # gradients of activations
-    fixed = sum(report.peak[c] for c in ("parameters", "gradients", "optimizer_state"))
-    if report.batch:  # a data set that lies on the device is among the inputs, and stays as it is
-        moving -= sum(t.bytes for t in _inputs(report) if t.shape and t.shape[0] > report.batch)
-    moving -= sum(t.bytes for t in report.tensors_at_peak if t.category in _MOVING and t.name.startswith(OF_ERROR))
-    moving -= sum(bytes_ for _, bytes_ in _kept(report))
+    moving, fixed = moving_bytes(report), sum(report.peak[c] for c in _FIXED)
     if moving >= LEVER_SHARE * report.peak_bytes and report.batch:
         each = f"{format_bytes(moving / report.batch)} for each of {report.batch} samples: batch size is the lever."
         text = (
             f"Activations, the batch and what comes with them are {format_share(moving, report.peak_bytes)} of the peak, "
-            f"{each if report.batch > 1 else 'for a batch of one: smaller inputs are the lever.'}"
+            f"{each if report.batch > 1 else 'for a batch of one: smaller inputs are the lever.'}{_room(report)}"
         )
         yield Finding("lever", text, moving)
     elif fixed >= LEVER_SHARE * report.peak_bytes:
@@ -70,6 +65,53 @@ def _lever(report: Report) -> Iterator[Finding]:
             "a smaller batch lowers only the rest."
         )
         yield Finding("lever", text, fixed)
+
+
+def moving_bytes(report: Report) -> int:
+    """Bytes of the peak that grow with the batch: of this cell, and no data set."""
+    moving = sum(report.peak[c] for c in _MOVING) - _earlier_results(report)
+    if report.peak_phase in ("forward", "backward"):
+        moving += report.peak["temporaries"]  # gradients of activations
+    if report.batch:  # a data set that lies on the device is among the inputs, and stays as it is
+        moving -= sum(t.bytes for t in _inputs(report) if t.shape and t.shape[0] > report.batch)
+    moving -= sum(t.bytes for t in report.tensors_at_peak if t.category in _MOVING and t.in_error)
+    return moving - sum(bytes_ for _, bytes_ in _kept(report))
+
+
+def _room(report: Report) -> str:
+    """Between which sizes the largest that fits lies, as far as one size tells; empty where it does not."""
+    found = batch_bounds(report)
+    if found is None:
+        return ""
+    limit = format_bytes(report.limit_bytes or 0)
+    return f" By this one size the largest within {limit} lies between {found[0]} and {found[1]}: --max-batch finds it."
+
+
+def batch_bounds(report: Report) -> tuple[int, int] | None:
+    """Two bounds of the largest batch within the report's limit, from a run with one size; None where nothing bounds it.
+
+    Tensors grow with the batch by `moving_bytes`; what the allocator *reserves* beyond them nobody knows from one size. So at most
+    as many samples fit as if it reserved nothing beyond them, and at least as many as if all that it reserved grew with the
+    batch, but for parameters, gradients and optimizer state; less `STEPWISE`.
+    """
+    moving, fixed = moving_bytes(report), sum(report.peak[c] for c in _FIXED)
+    reserved, allocator = report.peak_reserved_bytes, report.allocator
+    if (
+        report.batch < 2
+        or report.steps < 2
+        or not report.limit_bytes
+        or reserved is None
+        or not report.card
+        or moving <= 0
+    ):
+        return None
+    if allocator.get("retries", 0) or allocator.get("reserved_before", 0) or report.error:
+        return None  # it would have held more, or holds what an earlier cell needed
+    room = report.limit_bytes - report.card["context"] - report.card["other_processes"]
+    high = (room - (report.peak_bytes - moving)) * report.batch // moving
+    least = int((1 - STEPWISE) * (room - fixed) * report.batch / max(reserved - fixed, moving))
+    low = max(report.batch, least)  # which has fitted
+    return (low, high) if low <= high else None
 
 
 def _earlier_results(report: Report) -> int:
@@ -82,9 +124,8 @@ def _kept(report: Report) -> list[tuple[str, int]]:
     """Variable → bytes at the peak that its graph of an earlier cell kept, and keeps still."""
     found: dict[str, int] = {}
     for row in report.tensors_at_peak:
-        if row.category == "activations" and row.name.startswith(OF_GRAPH):
-            name = row.name.removeprefix(OF_GRAPH)
-            found[name] = found.get(name, 0) + row.bytes
+        if row.category == "activations" and row.graph_of:
+            found[row.graph_of] = found.get(row.graph_of, 0) + row.bytes
     still = report.end.get("activations", 0)
     return [(name, count) for name, count in found.items() if count <= still]
 

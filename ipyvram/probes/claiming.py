@@ -20,6 +20,7 @@ from ipyvram.recording import Claim
 #: storage → (device id, address in the trace of that device), None for a storage that no trace follows
 Identify = Callable[[torch.UntypedStorage, bool], tuple[str, int] | None]
 Where = tuple[str, int]
+LeftIn = tuple[str, bool]
 
 _PLAIN = frozenset({Tensor, nn.Parameter})
 #: Whoever holds these does so for long: not seen so far, they were there before the cell.
@@ -46,27 +47,42 @@ class Claiming:
         """Another trace begins: it gives storages addresses of its own, so everything is claimed anew."""
         self._claimed.clear()
 
-    def claim(self, tensor: Tensor, category: str, name: str, module: str = "", before: bool = False) -> Where | None:
-        """Claim the storages below ``tensor``; those that no trace follows are passed over."""
+    def claim(
+        self,
+        tensor: Tensor,
+        category: str,
+        name: str,
+        module: str = "",
+        before: bool = False,
+        left: LeftIn = ("", False),
+    ) -> Where | None:
+        """Claim the storages below ``tensor``; those that no trace follows are passed over. ``left`` is ``graph_of, in_error``."""
         before = before or category in LASTING
         # Nearly all are plain: one with a storage is, unless its class says that it is made of others.
         if type(tensor) in _PLAIN and (storage := storage_of(tensor)) is not None:
-            return self._claim_storage(tensor, storage, category, name, module, before)
+            return self._claim_storage(tensor, storage, category, name, module, before, left)
         found = None
         for part in plain_tensors(tensor):
             if (storage := storage_of(part)) is not None:
-                found = self._claim_storage(part, storage, category, name, module, before) or found
+                found = self._claim_storage(part, storage, category, name, module, before, left) or found
         return found
 
     def _claim_storage(
-        self, tensor: Tensor, storage: torch.UntypedStorage, category: str, name: str, module: str, before: bool
+        self,
+        tensor: Tensor,
+        storage: torch.UntypedStorage,
+        category: str,
+        name: str,
+        module: str,
+        before: bool,
+        left: LeftIn,
     ) -> Where | None:
         where = self._identify(storage, before)
         if where is not None:
             device, address = where
             shape, dtype = tuple(shape_of(tensor)), dtype_name(tensor.dtype)
             self.made.append(
-                Claim(self.clock(), device, address, storage.nbytes(), category, name, module, shape, dtype)
+                Claim(self.clock(), device, address, storage.nbytes(), category, name, module, shape, dtype, *left)
             )
         return where
 

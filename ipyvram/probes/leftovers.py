@@ -15,7 +15,6 @@ from ipyvram.probes import roots
 from ipyvram.probes.graph import leaf_of, nodes_below, saved_by
 from ipyvram.probes.reach import Storage, Walk
 from ipyvram.probes.tensors import is_parameter
-from ipyvram.report_rows import OF_ERROR, OF_GRAPH
 
 #: Nodes read at most: a hundred losses of a deep model, some tens of milliseconds.
 MAX_NODES = 20_000
@@ -25,11 +24,14 @@ class Left(NamedTuple):
     """A tensor, what holds it, and what it is as far as that tells.
 
     ``activations`` and ``data`` are what a graph saved for backward, see `graph.Saved`; an empty category is unknown.
+    ``graph_of`` and ``in_error`` are as in `recording.Claim`.
     """
 
     tensor: Tensor
     name: str
     category: str = ""
+    graph_of: str = ""
+    in_error: bool = False
 
 
 def leftovers(namespace: Mapping[str, Any], variables: Iterable[tuple[str, Any]]) -> Iterator[Left]:
@@ -45,31 +47,35 @@ def leftovers(namespace: Mapping[str, Any], variables: Iterable[tuple[str, Any]]
     seen: set[Any] = set()
     yield from _graphs(((name, value) for name, value in variables if isinstance(value, Tensor)), seen)
     walk = _Collecting((namespace,))
-    for prefix, held in (("", roots.outputs(namespace)), (OF_ERROR, roots.all_errors(namespace))):
-        for name, value in held:
-            walk.root(value, name)
-        yield from walk.collected(seen, prefix)
+    for name, value in roots.outputs(namespace):
+        walk.root(value, name)
+    yield from walk.collected(seen)
+    for name, value in roots.all_errors(namespace):
+        walk.root(value, name)
+    for left in walk.collected(seen):
+        yield left._replace(name=f"traceback: {left.name}", graph_of="", in_error=True)
 
 
 def left_by(error: BaseException, namespace: Mapping[str, Any]) -> Iterator[Left]:
     """What the frames of one error hold; ``namespace`` is not entered."""
     walk = _Collecting((namespace,))
     walk.root(error, type(error).__name__)
-    yield from walk.collected(set(), "")
+    yield from walk.collected(set())
 
 
-def _graphs(named: Iterable[tuple[str, Tensor]], seen: set[Any], prefix: str = "") -> Iterator[Left]:
+def _graphs(named: Iterable[tuple[str, Tensor]], seen: set[Any]) -> Iterator[Left]:
     for name, tensor in named:
         below = nodes_below([tensor], seen=seen) if tensor.grad_fn is not None else iter(())
-        where = f"{prefix}{OF_GRAPH}{name}"
+        where = f"graph of {name}"
         for node in islice(below, max(0, MAX_NODES - len(seen))):
             leaf = leaf_of(node)
             if leaf is None:
-                yield from (Left(kept.tensor, where, "data" if kept.data else "activations") for kept in saved_by(node))
+                for kept in saved_by(node):
+                    yield Left(kept.tensor, where, "data" if kept.data else "activations", name)
                 continue  # the rest are leaves: of a model that is gone, say
-            yield Left(leaf, where, "parameters" if is_parameter(leaf) else "")
+            yield Left(leaf, where, "parameters" if is_parameter(leaf) else "", name)
             if leaf.grad is not None:
-                yield Left(leaf.grad, where + ".grad", "gradients")
+                yield Left(leaf.grad, where + ".grad", "gradients", name)
 
 
 class _Collecting(Walk):
@@ -86,8 +92,8 @@ class _Collecting(Walk):
             self._tensors.append((path, tensor, "" if category == "other" else category))
         return found
 
-    def collected(self, seen: set[Any], prefix: str) -> Iterator[Left]:
+    def collected(self, seen: set[Any]) -> Iterator[Left]:
         """What was reached since the last call, and what graphs below it keep; ``seen``: nodes that were read before."""
         tensors, self._tensors = self._tensors, []
-        yield from (Left(tensor, prefix + path, category) for path, tensor, category in tensors)
-        yield from _graphs(((path, tensor) for path, tensor, _ in tensors), seen, prefix)
+        yield from (Left(tensor, path, category) for path, tensor, category in tensors)
+        yield from _graphs(((path, tensor) for path, tensor, _ in tensors), seen)

@@ -211,7 +211,7 @@ class Owners:
             self._claiming.claim_once(left.tensor, left.category, left.name, "", before)
         elif before or not left.category:  # more is known of this cell's graphs and of what has a history
             category = _OF_GRAPHS.get(left.category, left.category)
-            self._claiming.claim(left.tensor, category, left.name, "", before)
+            self._claiming.claim(left.tensor, category, left.name, "", before, (left.graph_of, left.in_error))
 
     def _variable(self, value: Any, name: str, before: bool, deep: bool) -> None:
         if isinstance(value, torch.optim.Optimizer):
