@@ -4,7 +4,8 @@
 
 The truth of a program (`batch_programs`) on a card of so many GiB is found by bisection: every size in a fork of a process that has
 not begun CUDA, `STEPS` steps, until one size runs without the allocator's having to give back its cache and the next does not.
-Against it: ``%%vram --max-batch`` with ``--limit 100%``, what a report of one run with a small batch says, and the estimate's answer.
+Against it: ``%%vram --max-batch`` with ``--limit 100%``, the bounds that a report of one run with a small batch says, and the answer of
+an estimate for a card of which only the size is given, with as much room beside context and driver.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import io
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -32,6 +34,8 @@ import ipyvram.measuring
 import ipyvram.run
 import ipyvram.simulated.estimation
 from benchmarks.batch_programs import PROGRAMS, STEPS, Program
+from ipyvram.cards import TYPICAL_CONTEXT
+from ipyvram.findings.batch import batch_bounds
 from ipyvram.options import parse
 from ipyvram.recording import Cell
 from ipyvram.sweep import comparing
@@ -59,7 +63,15 @@ def main() -> None:
         row = answers(name, card, tuple(filter(None, options.only.split(","))), known)
         print(_line(row), flush=True)
         rows = sorted([*(r for r in stored if r is not known), row], key=lambda r: (r["program"], r["card_gib"]))
-        table = {"torch": str(torch.__version__), "steps": STEPS, "rows": rows}
+        table = {
+            "command": "python -m benchmarks.batch_answers",
+            "what": "torch's own CUDA allocator over a stub of the CUDA runtime: not a GPU",
+            "torch": str(torch.__version__),
+            "ipyvram": ipyvram.__version__,
+            "python": platform.python_version(),
+            "steps": STEPS,
+            "rows": rows,
+        }
         options.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
@@ -183,11 +195,11 @@ def _largest(good: Callable[[int], bool], guess: int) -> int:
     return low
 
 
-def _compared(program: Program, more: str) -> Any:
+def _compared(program: Program, more: str, limit: int | str = "100%") -> Any:
     namespace: dict[str, Any] = {"__name__": "__main__", "torch": torch}
     cell = Cell(program.at(program.batch, 40), "<cell>")
     comparison, error = comparing.compare_cell(
-        parse(f"--max-batch batch_size --limit 100% {more}"), cell, namespace, lambda tree: compile(tree, "<cell>", "exec"), lambda text: None,
+        parse(f"--max-batch batch_size --limit {limit} {more}"), cell, namespace, lambda tree: compile(tree, "<cell>", "exec"), lambda text: None,
         contextlib.nullcontext,
     )  # fmt: skip
     if error is not None:
@@ -215,28 +227,35 @@ def _answer(c: Any) -> Row:
 
 
 def _estimated(program: Program, card: int) -> Row:
-    return _answer(_compared(program, f"--estimate --card {card}GiB"))
+    """With as much room for tensors as there is: what an estimate takes for the context is a typical value, and not the stub's."""
+    room = card * GIB - forked(_outside)["bytes"]
+    return _answer(_compared(program, f"--estimate --card {card}GiB", room + TYPICAL_CONTEXT))
+
+
+def _outside() -> Row:
+    """What is on the card beside the allocator, in a process that uses it."""
+    torch.empty(1, device="cuda")
+    free, total = torch.cuda.mem_get_info()
+    return {"bytes": total - free - torch.cuda.memory_reserved()}
 
 
 def _said_by_a_report(program: Program, card: int) -> Row:
     _set(program)
     torch.cuda.init()
-    with ipyvram.measuring.measure() as m:
+    with ipyvram.measuring.measure(limit="100%") as m:
         exec(compile(program.at(program.batch), "<cell>", "exec"), {"__name__": "__main__"})
     report = m.report
     lever = next((f for f in report.findings if f.kind == "lever"), None)
-    said = {"lever": lever.text if lever else "", "peak_when": report.peak_when}
-    if lever is None or "for each of" not in lever.text:
-        return said
-    rest = report.peak_bytes - lever.bytes
-    return said | {"batch": int((report.card_bytes - report.card["context"] - rest) * report.batch // lever.bytes)}
+    said = {"lever": lever.text if lever else "", "peak_when": report.peak_when, "at": report.batch}
+    bounds = batch_bounds(report) if "--max-batch" in said["lever"] else None
+    return said if bounds is None else said | {"low": bounds[0], "high": bounds[1]}
 
 
 # -- in short ----------------------------------------------------------------------------------------------------------------
 
 
 def summary(rows: list[Row]) -> None:
-    for way in ("search", "report", "estimate"):
+    for way in ("search", "estimate"):
         pairs = [(r[f"{way}_batch"], r["true"], r) for r in rows if r.get(f"{way}_batch") and r.get("true")]
         if not pairs:
             continue
@@ -249,6 +268,16 @@ def summary(rows: list[Row]) -> None:
         trials = [r[f"{way}_trials"] for r in rows if f"{way}_trials" in r]
         if trials:
             print(f"   trials: median {statistics.median(trials)}, most {max(trials)}")
+    bounded = [r for r in rows if r.get("report_low") and r.get("true")]
+    if bounded:
+        inside = sum(r["report_low"] <= r["true"] <= r["report_high"] for r in bounded)
+        below, above = (
+            min(r["report_low"] / r["true"] for r in bounded),
+            max(r["report_high"] / r["true"] for r in bounded),
+        )
+        print(
+            f"report: {len(bounded)} pairs of bounds, {inside} with the truth inside, from {below - 1:+.0%} to {above - 1:+.0%}"
+        )
     failed = [(r["program"], r["card_gib"], k, v) for r in rows for k, v in r.items() if k.endswith("_failed")]
     for failure in failed:
         print(*failure)
