@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="print the reports of notebooks")
     _add_notebooks(show)
     show.add_argument("--full", action="store_true", help="each report whole, and not one line of a table")
-    show.set_defaults(command=_show)
+    show.set_defaults(command=_told, tell=_show)
 
     compare = commands.add_parser("compare", help="what changed between reports, by category")
     _add_notebooks(compare)
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format", choices=("text", "csv", "json", "html"), default="text", help="of what is written (text)"
     )
     _add_output(compare)
-    compare.set_defaults(command=_compare)
+    compare.set_defaults(command=_told, tell=_compare)
 
     export = commands.add_parser("export", help="the reports of notebooks as CSV, JSON, Parquet or one HTML page")
     _add_notebooks(export)
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "--table", choices=tuple(TABLES), default="reports", help="which table, for CSV and Parquet (reports)"
     )
     _add_output(export)
-    export.set_defaults(command=_export)
+    export.set_defaults(command=_told, tell=_export)
     return parser
 
 
@@ -97,13 +97,13 @@ def _run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _found(parsed: argparse.Namespace) -> tuple[Found, ...]:
-    """The reports of all notebooks; what was skipped is named on stderr.
+def _told(parsed: argparse.Namespace) -> int:
+    """Tell of the reports of all notebooks; what was skipped is named on stderr, and a notebook that is not there counts.
 
     Raises
     ------
     ValueError
-        There is none.
+        There is no report.
     """
     from ipyvram.notebooks import scan_all
 
@@ -112,11 +112,11 @@ def _found(parsed: argparse.Namespace) -> tuple[Found, ...]:
         print(f"ipyvram {parsed.name}: {line}", file=sys.stderr)
     if not everything.found:
         raise ValueError("no report found")
-    return everything.found
+    parsed.tell(parsed, everything.found)
+    return int(everything.unread > 0)
 
 
-def _show(parsed: argparse.Namespace) -> int:
-    found = _found(parsed)
+def _show(parsed: argparse.Namespace, found: tuple[Found, ...]) -> None:
     if parsed.full:
         from ipyvram.render.terminal import looks
         from ipyvram.render.text import text
@@ -125,16 +125,15 @@ def _show(parsed: argparse.Namespace) -> int:
             print(f"{one.notebook}, report {one.number}, cell {one.cell}\n{text(one.report, **looks())}\n")
     else:
         print(_table(found))
-    return 0
 
 
-def _compare(parsed: argparse.Namespace) -> int:
+def _compare(parsed: argparse.Namespace, found: tuple[Found, ...]) -> None:
     from ipyvram.render.difference import html, text
     from ipyvram.render.html import page_of
     from ipyvram.render.terminal import looks
     from ipyvram.render.text import Pen
 
-    made = differences(_found(parsed), parsed.reports)
+    made = differences(found, parsed.reports)
     if parsed.format == "html":
         told = page_of("Comparison", [("", html(d)) for d in made])
     elif parsed.format == "json":
@@ -144,24 +143,21 @@ def _compare(parsed: argparse.Namespace) -> int:
     else:
         told = "\n\n".join(text(d, Pen(**looks())) for d in made)
     _deliver(told, parsed.output)
-    return 0
 
 
-def _export(parsed: argparse.Namespace) -> int:
-    found = _found(parsed)
+def _export(parsed: argparse.Namespace, found: tuple[Found, ...]) -> None:
     if parsed.format == "parquet":
         if parsed.output is None:
             raise ValueError("--format parquet needs --output FILE")
         write_parquet(found, parsed.table, parsed.output)
         print(f"wrote {parsed.output}")
-        return 0
+        return
     makers = {
         "csv": lambda: as_csv(found, parsed.table),
         "json": lambda: as_json(found),
         "html": lambda: as_page(found),
     }
     _deliver(makers[parsed.format]().rstrip("\n"), parsed.output)
-    return 0
 
 
 def _deliver(text: str, path: Path | None) -> None:

@@ -38,6 +38,7 @@ class Scan(NamedTuple):
 
     found: tuple[Found, ...]
     skipped: tuple[str, ...]
+    unread: int = 0  #: files of which nothing could be read
 
 
 def scan(path: str | os.PathLike[str]) -> Scan:
@@ -71,17 +72,20 @@ def scan_all(paths: tuple[str | os.PathLike[str], ...]) -> Scan:
     """All reports of several notebooks; one that cannot be read is skipped and named like a damaged report."""
     found: list[Found] = []
     skipped: list[str] = []
+    unread = 0
     for path in paths:
         try:
             one = scan(path)
         except OSError as error:
             skipped.append(f"{Path(path).name}: skipped: {error.strerror or error}")
+            unread += 1
         except ValueError as error:
             skipped.append(f"{_one_line(error)}; skipped")
+            unread += 1
         else:
             found += one.found
             skipped += one.skipped
-    return Scan(tuple(found), tuple(skipped))
+    return Scan(tuple(found), tuple(skipped), unread)
 
 
 def read_notebook(path: str | os.PathLike[str]) -> list[Report]:

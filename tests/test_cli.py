@@ -37,6 +37,13 @@ def test_show_of_nothing_is_a_failure(tmp_path, capsys):
     assert "no report found" in capsys.readouterr().err
 
 
+def test_a_notebook_that_cannot_be_read_is_a_failure_though_the_others_are_told(runs, tmp_path, capsys):
+    assert main(["show", str(runs), str(tmp_path / "gone.ipynb")]) == 1
+    shown = capsys.readouterr()
+    assert "bs64" in shown.out
+    assert "gone.ipynb: skipped: No such file or directory" in shown.err
+
+
 def test_labels_cannot_move_the_cursor(tmp_path, capsys):
     path = notebook(tmp_path / "n.ipynb", cell(output(report(label="\x1b[2Jgone\nline\u202e").to_dict())))
     assert main(["show", str(path)]) == 0
