@@ -43,12 +43,14 @@ LASTING = ("parameters", "optimizer_state", "buffers")
 
 
 def held_by_claims(claims: Sequence[Claim], device: str) -> dict[str, int]:
-    """Category of `LASTING` → bytes on a device, from the newest claim on each storage; zeros left out."""
-    newest = {claim.address: claim for claim in claims if claim.device == device and claim.category}
+    """Category of `LASTING` → bytes on a device, zeros left out.
+
+    Of each storage the newest claim of these counts: that a graph saved a parameter, too, makes it nothing else.
+    """
+    lasting = {c.address: c for c in claims if c.device == device and c.category in LASTING}
     held = dict.fromkeys(LASTING, 0)
-    for claim in newest.values():
-        if claim.category in held:
-            held[claim.category] += claim.nbytes
+    for claim in lasting.values():
+        held[claim.category] += claim.nbytes
     return {category: size for category, size in held.items() if size}
 
 

@@ -141,6 +141,7 @@ def test_the_bar_tells_categories_as_far_as_they_are_known():
         Claim(1, "cuda:0", 10, 5 * GIB, "inputs", "x"),
         Claim(2, "cuda:0", 10, GIB, "parameters", "fc.weight"),
         Claim(2, "cuda:0", 11, GIB, "optimizer_state", "fc.weight.exp_avg"),
+        Claim(3, "cuda:0", 10, GIB, "activations", "AddmmBackward0.mat2"),  # saved for backward, and a parameter still
         Claim(3, "cuda:0", 11, GIB, "", "only a name"),
         Claim(3, "cuda:0", 12, GIB, "activations", "h"),
         Claim(3, "cpu", 10, 7 * GIB, "parameters", "elsewhere"),
