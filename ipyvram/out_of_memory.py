@@ -94,6 +94,7 @@ def with_remedies(
         device=event.device,
         making_state=event.making_state,
         implementation=recording.environment.get("optimizer_implementation", _default(event.device)),
+        optimizer=next((m.name for m in reversed(recording.marks) if m.kind == "optimizer"), ""),
         trains=any(p.name in ("backward", "optimizer") for p in before),
         evaluating=recording.environment.get("evaluating", ""),
         evaluating_since=event.evaluating if event.pinned.get("activations") else "",  # a graph was recorded

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from ipyvram.checkpoints import best_blocks
 from ipyvram.earlier import Unused
 from ipyvram.findings.batch import fewer_temporaries
 from ipyvram.findings.worth import release
@@ -24,8 +25,6 @@ MARGIN = 0.05
 LARGE_SHARE = 0.25
 #: … and what a cell has made is a model that moves, when this share of it are parameters.
 MODEL_SHARE = 0.5
-#: More blocks than this are layers: nobody wraps each.
-MAX_BLOCKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,8 @@ class Situation:
         Samples in the batch.
     implementation : str
         Of the optimizer: ``foreach``, ``fused``, ``for-loop``.
+    optimizer : str
+        Its class; empty where it is not known.
     trains, backward_since_step : bool
         Whether the cell has run a backward or a step at all; whether a backward has run since the last step.
     evaluating : str
@@ -77,6 +78,7 @@ class Situation:
     earlier: tuple[TensorRow, ...] = ()
     unused: tuple[Unused, ...] = ()
     gradients: dict[str, int] = field(default_factory=dict)
+    optimizer: str = ""
     trains_later: bool = False
 
     @property
@@ -206,9 +208,10 @@ def _foreach(s: Situation) -> Iterator[Remedy]:
     if s.oom.phase == "optimizer" and s.implementation == "foreach" and not s.making_state:
         held = s.oom.account["temporaries"] + s.oom.requested_bytes
         largest = max((t.bytes for t in s.live if t.category == "parameters"), default=0)
-        ways = fewer_temporaries(held, largest)
+        ways = fewer_temporaries(held, largest, s.optimizer)
         left = 3 * largest if "foreach" in ways else 0
-        yield _remedy(s, "foreach", f"{ways} in the optimizer: no temporaries of all parameters", held - left)
+        if ways:
+            yield _remedy(s, "foreach", f"{ways} in the optimizer: no temporaries of all parameters", held - left)
 
 
 def _expandable(s: Situation) -> Iterator[Remedy]:
@@ -242,22 +245,30 @@ def _autocast(s: Situation) -> Iterator[Remedy]:
 
 
 def _smaller_batch(s: Situation) -> Iterator[Remedy]:
-    """The largest batch whose share of the moving bytes fits; the fixed bytes are those of the fullest step so far."""
+    """The largest batch whose share of the moving bytes fits; the fixed bytes are those of the fullest step so far.
+
+    Pieces in the cache that are too small for what was asked for are pieces of what moves, and move with it.
+    """
     moving, fixed = _moving_and_fixed(s)
     limit = s.room_bytes
     if not s.batch or s.batch < 2 or not limit or moving <= 0:
         return
-    fits = int(s.batch * (limit * (1 - MARGIN) - fixed) / moving)
+    pieces = 0 if s.oom.budget else max(0, (s.oom.reserved_bytes or 0) - s.oom.allocated_bytes)
+    later = None if s.steps else _to_come(s)
+    fits = int(s.batch * (limit * (1 - MARGIN) - fixed - (later or 0)) / (moving + pieces))
     fits = min(fits, s.batch - 1)
     if fits < 1:
         return
     fits = next((fits // m * m for m in (32, 8, 4, 2) if fits >= 2 * m), fits)
-    text = f"batch {fits} instead of {s.batch}; gradient accumulation keeps the effective batch"
-    if not s.steps:
+    text = f"batch {fits} instead of {s.batch}"
+    if later:
+        text += ", where the optimizer keeps up to two states of each parameter"
+    elif not s.steps:
         text = (
             f"a smaller batch: at most {fits} instead of {s.batch} by what was there so far, and perhaps far fewer, as no step has "
-            "finished (--max-batch finds out); gradient accumulation keeps the effective batch"
+            "finished (--max-batch finds out)"
         )
+    text += "; gradient accumulation keeps the effective batch"
     saves = moving * (1 - fits / s.batch)  # such that all that is known to come fits
     yield Remedy("smaller_batch", text, round(saves), saves >= s.missing_bytes if s.steps else None)
 
@@ -314,33 +325,11 @@ def _half_weights(s: Situation) -> Iterator[Remedy]:
 
 
 def _checkpointing(s: Situation) -> Iterator[Remedy]:
-    """At the depth of module paths where it saves most."""
-    rows = [t for t in s.own if t.category == "activations" and t.module]
-    best, names = 0, list[str]()
-    for depth in (1, 2, 3):
-        # A module without parts keeps what a checkpoint around it would keep too.
-        whole = {_cut(row.module, depth) for row in rows if row.module.count(".") >= depth}
-        blocks: dict[str, list[TensorRow]] = {}
-        for row in rows:
-            if (name := _cut(row.module, depth)) in whole:
-                blocks.setdefault(name, []).append(row)
-        if 2 <= len(blocks) <= MAX_BLOCKS and (saves := _saved_by_checkpoints(blocks)) > best:
-            best, names = saves, list(blocks)
+    saves, names = best_blocks(t for t in s.own if t.category == "activations" and t.module)
     if names:
         shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         text = f"torch.utils.checkpoint around {len(names)} blocks ({shown}): about a third more computing"
-        yield _remedy(s, "checkpointing", text, best)
-
-
-def _cut(path: str, depth: int) -> str:
-    """The first parts of a module's path."""
-    return ".".join(path.split(".")[:depth])
-
-
-def _saved_by_checkpoints(blocks: dict[str, list[TensorRow]]) -> int:
-    """A block keeps its output, the next one's input; the inside of one block at a time, the largest, is there again."""
-    sizes = [sum(t.bytes for t in members) for members in blocks.values()]
-    return sum(sizes) - sum(members[-1].bytes for members in blocks.values()) - max(sizes)
+        yield _remedy(s, "checkpointing", text, saves)
 
 
 _RULES = (

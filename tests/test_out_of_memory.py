@@ -120,7 +120,25 @@ def test_before_a_step_has_finished_a_batch_is_a_bound(notebook):  # noqa: F811
     start(notebook)
     way = remedy(notebook.measure("train()", budget_bytes=20 * MIB), "smaller_batch")
     if way is not None:
-        assert (way.enough is None) == ("at most" in way.text)
+        assert (way.enough is None) == ("at most" in way.text or "up to two states" in way.text)
+
+
+def test_pieces_in_the_cache_move_with_the_batch_and_in_a_first_backward_states_are_to_come():
+    """Of 2000 MiB 1900 count. 1200 are the batch's, and as many more as the cache has in pieces; parameters take 200."""
+    oom = OutOfMemory(
+        200 * MIB, 1200 * MIB, account(parameters=200 * MIB, activations=1000 * MIB), 2000 * MIB, 0, 2000 * MIB
+    )
+    step = StepAccount(1, 0.0, 1.0, 0, 0, {}, {}, "forward", batch=100)
+
+    def said(**more) -> tuple[str, bool | None]:
+        found = remedies(replace(situation(oom), batch=100, **more))
+        return next((r.text.partition(";")[0], r.enough) for r in found if r.kind == "smaller_batch")
+
+    forward = replace(oom, phase="forward")
+    assert said(oom=forward, steps=(step,)) == ("batch 64 instead of 100", True)  # 100 * 1700 / (1200 + 800) = 85
+    backward, account_ = replace(oom, phase="backward"), "where the optimizer keeps up to two states of each parameter"
+    assert said(oom=backward) == (f"batch 48 instead of 100, {account_}", None)  # 100 * (1700 - 3 * 200) / 2000 = 55
+    assert said(oom=forward)[0].startswith("a smaller batch: at most 64 instead of 100 by what was there so far")
 
 
 def test_autocast_saves_what_it_says(notebook):  # noqa: F811
@@ -278,6 +296,16 @@ def test_the_state_of_an_optimizer_is_no_temporary():
     assert remedies(situation(oom, making_state=True)) == ()
 
 
+def test_an_optimizer_without_a_fused_form_is_not_told_to_use_one():
+    oom = replace(FULL, phase="optimizer", account=account(parameters=208 * MIB, temporaries=208 * MIB))
+    told = {name: [r.text for r in remedies(situation(oom, optimizer=name))] for name in ("Adam", "RMSprop")}
+    assert told["Adam"][0].startswith("foreach=False or fused=True")
+    assert told["RMSprop"][0].startswith("foreach=False in the optimizer")
+    one = TensorRow(208 * MIB, "parameters")  # a loop would have as many temporaries
+    ways = remedies(replace(situation(oom, optimizer="RMSprop"), live=(one,)))
+    assert ways == ()
+
+
 def test_cached_pieces_are_perhaps_enough_while_no_step_has_finished():
     oom = replace(FULL, allocated_bytes=100 * MIB, account=account(parameters=100 * MIB), phase="forward")
     assert [(r.kind, r.enough) for r in remedies(situation(oom))] == [("expandable_segments", None)]
@@ -289,9 +317,9 @@ def saved(module: str, mib: int, dtype: str = "float32") -> TensorRow:
     return TensorRow(bytes=mib * MIB, category="activations", module=module, dtype=dtype)
 
 
-#: Four blocks behind a stem of leaves: checkpoints save 100 MiB, and 72 MiB are missing.
+#: Four blocks behind a stem of leaves: checkpoints save 320 - 80 - (80 + 60) = 100 MiB, and 72 MiB are missing.
 STEM = tuple(saved(name, 20) for name in ("conv1", "bn1", "maxpool"))
-BLOCKS = tuple(saved(f"layer1.{i}.{part}", 50) for i in range(4) for part in ("conv1", "bn1"))
+BLOCKS = tuple(saved(f"layer1.{i}.{part}", 20) for i in range(4) for part in ("conv1", "bn1", "conv2", "bn2"))
 TRAINING = replace(FULL, phase="forward", account=account(parameters=156 * MIB, activations=260 * MIB))
 
 
@@ -305,7 +333,7 @@ def test_checkpoints_go_around_modules_that_have_parts():
     assert "around 4 blocks (layer1.0, layer1.1, layer1.2, …)" in ways["checkpointing"].text
     assert (
         ways["checkpointing"].saves_bytes == 100 * MIB
-    )  # the output of each and the inside of one are there all the same
+    )  # the output of each, the inside of one and the gradients on their way through it are there all the same
     assert "checkpointing" not in ways_of(TRAINING, STEM)
 
 
