@@ -268,7 +268,8 @@ class Run:
                 stop_ns = self._clock()
                 self.guard("the sampler did not stop cleanly", self._stop_sampler)
                 self._oom.stop()
-                if error is not None and self._armed:
+                if error is not None and self._armed:  # variables first: `x` says more than an argument of some frame
+                    self.guard("the namespace could not be read", self._owners.namespace)
                     self.guard("what the error holds is unknown", lambda: self._owners.held_by(error))
                 devices = dict.fromkeys(["cpu", *(s.device for s in self._samples)])
                 observations = ending.observe(

@@ -83,6 +83,13 @@ def test_what_the_traceback_pins_is_what_cutting_it_frees(notebook):  # noqa: F8
     assert "traceback" not in [f.kind for f in report.findings]  # told once
 
 
+def test_a_variable_names_the_batch_and_not_an_argument_of_some_frame(notebook):  # noqa: F811
+    start(notebook)
+    notebook.run("x = torch.randn(8, 128)")
+    report = notebook.measure("x = torch.randn(4096, 128)\nmodel(x).sum().backward()", budget_bytes=20 * MIB)
+    assert {t.name for t in report.tensors_at_peak if t.category == "inputs"} == {"x"}
+
+
 @pytest.mark.parametrize("caught", ["RuntimeError('x') from error", "ValueError"])
 def test_an_error_raised_from_it_counts(notebook, caught):  # noqa: F811
     start(notebook)

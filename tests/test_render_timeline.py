@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ipyvram.render import scene as scenes
 from ipyvram.render.axes import Piece, TimeAxis, byte_ticks, round_bytes, second_ticks, spread
 from ipyvram.render.scene import LEFT, MAX_POINTS, PLOT_H, PLOT_W, TOP, columns, make_scene
-from ipyvram.render.timeline import sentence, timeline
+from ipyvram.render.timeline import legend, sentence, timeline
 from ipyvram.report_rows import LABELS, OutOfMemory, Phase
 from ipyvram.units import GIB, format_bytes
 from tests import reports
@@ -55,6 +55,19 @@ def test_even_steps_share_one_scale_and_a_slow_first_step_hides_no_other():
     pieces = spread([0, 0.5, 10.5, 10.53, 10.56], 0, 800)
     assert len(pieces) == 4
     assert min(p.right - p.left for p in pieces[1:]) > 80
+
+
+def test_an_idle_end_is_drawn_short():
+    """An out-of-memory after 70 ms, and then seconds in which the notebook writes the traceback."""
+    whole = reports.training()
+    data = whole.timeline_data
+    assert not any(panel.idle for panel in make_scene(whole).panels)
+    end = 20 * data.end_s
+    scene = make_scene(replace(whole, duration_s=end, timeline_data=replace(data, end_s=end)))
+    assert scene.panels[0].idle
+    assert scene.axis(data.time_s[-1]) == pytest.approx(PLOT_W * (1 - scenes.IDLE_SHARE))
+    assert scene.axis(end) == pytest.approx(PLOT_W)
+    assert "the end, where nothing was allocated, is drawn short" in legend(scene)
 
 
 def test_what_lies_on_the_end_of_a_piece_belongs_to_it():

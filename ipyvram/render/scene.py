@@ -24,6 +24,10 @@ SPLIT_BELOW, SPLIT_BELOW_IF_EMPTY = 0.5, 0.85
 INSTANT = 1e-6  # where a trace begins, the panel of what came before has just ended
 TRACED_SHARE, TRACED_SHARE_ALONE, GAP_W = 0.66, 0.75, 24  # alone: nothing but the process beside it
 
+#: Where a cell ends with more than this share of its time without an allocation (an error's traceback is being written),
+#: that end is drawn in so much of the width.
+IDLE_ABOVE, IDLE_SHARE = 0.5, 0.12
+
 #: A line that is higher than this many times what is drawn anyway would flatten the rest: it is told, not drawn.
 IN_SCALE = 2.2
 
@@ -53,12 +57,21 @@ class Curve:
 
 
 class Panel(NamedTuple):
-    """A stretch of the cell with scales of its own: seconds, whether it was traced, and its pieces of the axis."""
+    """A stretch of the cell with scales of its own: seconds, whether it was traced, and its pieces of the axis.
+
+    ``idle``: the last piece is an end in which nothing was allocated, drawn short.
+    """
 
     start: float
     end: float
     traced: bool
     pieces: tuple[Piece, ...]
+    idle: bool = False
+
+    @property
+    def busy(self) -> tuple[Piece, ...]:
+        """The pieces without such an end."""
+        return self.pieces[: len(self.pieces) - self.idle]
 
     @property
     def left(self) -> float:
@@ -154,10 +167,15 @@ def _parts(data: Timeline, length: float) -> list[tuple[float, float, bool]]:
 def _panels(report: Report, parts: Sequence[tuple[float, float, bool]], split: bool, share: float) -> tuple[Panel, ...]:
     """One scale for all, or panels: what was traced side by side with what was not, each with a scale of its own."""
     starts = sorted(step_starts(report).values())
+    last = report.timeline_data.time_s[-1] if parts[-1][2] and report.timeline_data.time_s else parts[-1][1]
 
     def panel(begin: float, end: float, traced: bool, left: float, right: float) -> Panel:
-        inner = [begin, *(s for s in starts if begin < s < end), end] if traced else [begin, end - INSTANT]
-        return Panel(begin, end, traced, tuple(spread(inner, left, right)))
+        if not traced:
+            return Panel(begin, end, traced, tuple(spread([begin, end - INSTANT], left, right)))
+        idle = begin < last < end - IDLE_ABOVE * (end - begin) and end == parts[-1][1]
+        until, edge = (last, left + (right - left) * (1 - IDLE_SHARE)) if idle else (end, right)
+        pieces = spread([begin, *(s for s in starts if begin < s < until), until], left, edge)
+        return Panel(begin, end, traced, (*pieces, Piece(last, end, edge, right)) if idle else tuple(pieces), idle)
 
     if not split:
         return (panel(0.0, parts[-1][1], True, 0, PLOT_W),)

@@ -87,8 +87,10 @@ def legend(scene: Scene) -> str:
         words.append("right: process memory on a scale of its own")
     if scene.limit_bytes:
         words.append(f"limit {format_bytes(scene.limit_bytes)} pink")
-    if any(len(panel.pieces) > 1 for panel in scene.panels):
+    if any(len(panel.busy) > 1 for panel in scene.panels):
         words.append("time is not to one scale: the steps differ too much")
+    if any(panel.idle for panel in scene.panels):
+        words.append("the end, where nothing was allocated, is drawn short")
     if scene.untold:
         words.append("off the scale: " + ", ".join(scene.untold))
     return " · ".join(words)
@@ -205,10 +207,12 @@ def _time_labels(scene: Scene) -> Iterable[str]:
 def _time_ticks(scene: Scene) -> Iterable[float]:
     for panel in scene.panels:
         about = max(1, round((panel.right - panel.left) / 150))
-        if len(panel.pieces) == 1:
-            yield from second_ticks(panel.start, panel.end, about)
+        if len(panel.busy) == 1:
+            yield from second_ticks(panel.start, panel.busy[0].end, about)
         else:
-            yield from (piece.start for piece in panel.pieces)
+            yield from (piece.start for piece in panel.busy)
+        if panel.idle:
+            yield panel.busy[-1].end
 
 
 def _steps(report: Report, scene: Scene) -> Iterable[str]:
