@@ -124,7 +124,7 @@ class _Account:
 
     def _step_accounts(self) -> tuple[StepAccount, ...]:
         parts = (
-            step_accounts(s.phases, s.ledger.time_ns, s.accounts, self.start_ns, Batches(s.recording.claims))
+            step_accounts(s.phases, s.ledger.time_ns, s.accounts, self.start_ns, Batches.of(s.recording))
             for s in self.stretches
         )
         return tuple(row for part in parts for row in part)
@@ -135,7 +135,7 @@ class _Account:
         if self.phases and at < self.phases[0].begin_ns:
             return 0  # before anything ran
         begin = max((p.end_ns for p in self.phases if p.name == "optimizer" and p.end_ns <= at), default=0)
-        batches = Batches(self.recording.claims)
+        batches = Batches.of(self.recording)
         return batches.size(begin, at) or batches.size(0, at) or grouping.batch_size(tensors) or 0
 
     # -- out of memory -----------------------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
-"""How many samples a model was given: claims come in, a batch size goes out. The batch is dimension 0 of what a root module is called with."""
+"""How many samples a model was given: claims come in, a batch size goes out.
+
+The batch is dimension 0 of what a root module is called with; dimension 1 where the layers of the model say so.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import takewhile
 
-from ipyvram.recording import Claim
+from ipyvram.recording import Claim, Recording
 
 #: Of an image: grey, colour, with transparency.
 CHANNELS = (1, 3, 4)
@@ -17,9 +20,15 @@ class Batches:
     """The inputs among some claims, by time.
 
     The shape is that of the tensor, not of its storage: a batch may be a view of the whole data set.
+
+    Parameters
+    ----------
+    time_first : collection of int
+        How many samples layers were given in dimension 1, see `probes.sequences`.
     """
 
-    def __init__(self, claims: Iterable[Claim]) -> None:
+    def __init__(self, claims: Iterable[Claim], time_first: Collection[int] = ()) -> None:
+        self._time_first = frozenset(time_first)
         given = [
             (c.time_ns, c.shape, c.name) for c in claims if c.category == "inputs" and c.shape and not _is_one_sample(c)
         ]
@@ -28,15 +37,24 @@ class Batches:
         self._shapes = [shape for _, shape, _ in given]
         self._names = [name for _, _, name in given]
 
+    @classmethod
+    def of(cls, recording: Recording) -> Batches:
+        told = recording.environment.get("time_first_samples", "")
+        return cls(recording.claims, [int(samples) for samples in told.split(",") if samples])
+
     def size(self, begin_ns: int, end_ns: int) -> int:
-        """The most common dimension 0 among the inputs of that time; 0 where there were none, or single samples only."""
+        """The most common number of samples among the inputs of that time; 0 where there were none, or single samples only."""
         of_time = slice(bisect_left(self._times, begin_ns), bisect_right(self._times, end_ns))
         shapes = self._shapes[of_time]
         if images := _listed_images(shapes, self._names[of_time]):
             return images
         states = [shape for shape in shapes if _is_state(shape, shapes[0])]
-        sizes = Counter(shape[1] for shape in states) or Counter(shape[0] for shape in shapes)
+        sizes = Counter(shape[1] for shape in states) or Counter(map(self._samples, shapes))
         return sizes.most_common(1)[0][0] if sizes else 0
+
+    def _samples(self, shape: tuple[int, ...]) -> int:
+        time_first = len(shape) > 1 and shape[1] in self._time_first and shape[0] not in self._time_first
+        return shape[1] if time_first else shape[0]
 
 
 def _listed_images(shapes: list[tuple[int, ...]], names: list[str]) -> int:

@@ -90,7 +90,7 @@ def with_remedies(
         live=live,
         steps=tuple(s for s in steps if s.step < oom.step or not oom.step),
         observations=observations,
-        batch=Batches(recording.claims).size(last_step, event.time_ns) or None,
+        batch=Batches.of(recording).size(last_step, event.time_ns) or None,
         device=event.device,
         making_state=event.making_state,
         implementation=recording.environment.get("optimizer_implementation", _default(event.device)),

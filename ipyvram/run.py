@@ -357,14 +357,14 @@ class Run:
     def _environment(self, traces: tuple[Trace, ...], samples: tuple[Samples, ...]) -> dict[str, str]:
         found: dict[str, str] = {}
         self.guard("the environment could not be read", lambda: found.update(environment()))
-        if self._phases.optimizers:
-            found["optimizer"] = self._phases.optimizers[0]
-        if self._phases.implementation:
-            found["optimizer_implementation"] = self._phases.implementation
-        if self._phases.buckets:
-            found["gradient_bucket_bytes"] = ",".join(map(str, sorted(self._phases.buckets)))
-        if self._phases.evaluating:
-            found["evaluating"] = self._phases.evaluating
+        told = {
+            "optimizer": next(iter(self._phases.optimizers), ""),
+            "optimizer_implementation": self._phases.implementation,
+            "gradient_bucket_bytes": ",".join(map(str, sorted(self._phases.buckets))),
+            "time_first_samples": ",".join(map(str, sorted(self._phases.time_first))),
+            "evaluating": self._phases.evaluating,
+        }
+        found |= {name: value for name, value in told.items() if value}
         if cuda_possible() and not used_cuda(traces, samples):
             found["idle_gpu"] = next(iter(self._card_names), "a GPU")
         elif self._card_names and not torch.version.cuda:

@@ -33,6 +33,20 @@ def test_the_batch_is_dimension_0_of_most_inputs(inputs, size):
     assert Batches(given(*inputs)).size(0, 20) == size
 
 
+@pytest.mark.parametrize(
+    ("inputs", "size"),
+    [
+        ([((35, 20), "int64")], 20),  # words of a language model
+        ([((24, 20), "int64"), ((21, 20), "int64"), ((24, 24), "bool"), ((20, 24), "bool")], 20),
+        ([((20, 35), "int64")], 20),  # the model turns it around itself
+        ([((20, 20), "int64")], 20),
+        ([((35, 3, 8, 8), "float32"), ((35,), "int64")], 35),
+    ],
+)
+def test_layers_that_take_time_first_tell_which_dimension_counts_samples(inputs, size):
+    assert Batches(given(*inputs), time_first=[20]).size(0, 20) == size
+
+
 def test_a_list_of_images_has_as_many_samples():
     shapes = [("images", (3, 300, 400)), ("images", (3, 200, 500)), ("targets", (1, 4)), ("targets", (1,))]
     claims = [Claim(10, "cpu", i, 4, "inputs", name, "", shape, "int64") for i, (name, shape) in enumerate(shapes, 1)]

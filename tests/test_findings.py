@@ -304,6 +304,19 @@ def test_only_foreach_optimizers_have_temporaries_to_save(device, implementation
     assert ("optimizer_temporaries" in kinds(made)) is said
 
 
+def test_the_search_of_cudnn_empties_the_cache_though_nobody_wrote_that():
+    fields = {"observations": seen("empty_cache", 64 * MIB), "allocator": {"allocated": GIB}}
+    assert kinds(cuda(**fields)) == ["empty_cache"]
+    assert kinds(cuda(**fields, environment={"cudnn_benchmark": "True"})) == []
+
+
+def test_a_model_that_was_there_before_is_moved_by_no_option():
+    made = report({"parameters": 9}, steps=3, environment={"idle_gpu": "a GPU"})
+    assert "--device cuda" in text(made, "idle_gpu")
+    weight = TensorRow(9, "parameters", "weight", phase="before")
+    assert "--device cuda" not in text(replace(made, tensors_at_peak=(weight,)), "idle_gpu")
+
+
 @pytest.mark.parametrize(
     ("largest", "optimizer", "ways"),
     [

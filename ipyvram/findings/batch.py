@@ -22,9 +22,10 @@ FUSED = ("Adagrad", "Adam", "AdamW", "SGD")
 def _idle_gpu(report: Report) -> Iterator[Finding]:
     idle = report.environment.get("idle_gpu")
     if report.device == "cpu" and idle and report.steps:
+        made_here = all(t.phase != "before" for t in report.tensors_at_peak if t.category == "parameters")
         text = (
-            f"This cell trained on the CPU while {idle} stood idle: "
-            "move the model and the batch with .to('cuda'), or use --device cuda."
+            f"This cell trained on the CPU while {idle} stood idle: move the model and the batch with .to('cuda')"
+            f"{', or use --device cuda' if made_here else ''}."
         )
         yield Finding("idle_gpu", text)
 

@@ -23,6 +23,7 @@ from ipyvram.probes.clock import Clock
 from ipyvram.probes.graph import SHOWN, sequence_number
 from ipyvram.probes.orphans import Orphans
 from ipyvram.probes.owners import Owners
+from ipyvram.probes.sequences import samples_of
 from ipyvram.probes.tensors import tensors_in
 from ipyvram.probes.unpacked import UNPACKED
 from ipyvram.recording import Mark
@@ -63,6 +64,7 @@ class Phases:
         self.orphans = Orphans()
         self.evaluating = ""  #: the root module of the last forward, when it was in eval mode and autograd recorded
         self.buckets: set[int] = set()  #: sizes in bytes, see `bucket_bytes`
+        self.time_first: set[int] = set()  #: samples that layers were given, see `samples_of`
         self.steps = 0
         self.optimizers: list[str] = []
         self.implementation = ""  #: of the first optimizer: ``foreach``, ``fused`` or ``for-loop``
@@ -162,6 +164,7 @@ class Phases:
             return
         depth = getattr(self._depth, "value", 0)
         self._depth.value = depth + 1
+        self.time_first.update(samples_of(module, args))
         if depth:
             self._mark("module", True, self._paths.get(id(module), type(module).__name__))
         else:
