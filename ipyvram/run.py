@@ -12,22 +12,22 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils import _python_dispatch as dispatch_modes
 
-from ipyvram.devices import check_device, cuda_possible, describe, environment, use_device, used_cuda
+from ipyvram.devices import check_device, cuda_possible, describe, use_device, used_cuda
 from ipyvram.guarding import Guard
 from ipyvram.options import Options
 from ipyvram.probes import counters, ending
 from ipyvram.probes.clock import Clock
+from ipyvram.probes.evaluations import FORWARDS, Evaluations
 from ipyvram.probes.nvml import Cards, open_cards
 from ipyvram.probes.oom import OomWatch
 from ipyvram.probes.owners import Owners
 from ipyvram.probes.phases import Phases
 from ipyvram.probes.stacks import StackReader
 from ipyvram.pulse import Pulse, held_by_claims, leading_device, limit_of
-from ipyvram.recording import Cell, Device, Observation, OomEvent, Recording, Samples, Trace
+from ipyvram.recording import Cell, Device, Observation, OomEvent, Recording, Samples
 from ipyvram.sampler import Sampler, combined_reader
 from ipyvram.tracing import Tracing
 from ipyvram.watch import Watch
@@ -41,6 +41,9 @@ MAX_UNSTEPPED_EVENTS = 300_000
 
 #: At least so long between two looks at the allocator's counters when steps end; a look takes 50 µs.
 STEP_PERIOD_S = 0.005
+
+#: Why a model that turns to evaluation after the traced steps is traced.
+_EVALUATION = "an evaluation began"
 
 
 class Run:
@@ -84,6 +87,7 @@ class Run:
         self._held: tuple[tuple[int, str], dict[str, int]] = ((0, ""), {})
         self._recording: Recording | None = None
         self._watch = Watch()
+        self._evaluations = Evaluations(lambda: self.guard("an evaluation is not traced", self._evaluated))
         self._why = ""  # the reason of a trace after the first
         self._armed = self._ran = False  # whether a stretch is being traced; whether a model or a backward has run
         self._first_traced = self._traced_steps = self._trace_ns = self._seen_ns = 0
@@ -102,6 +106,7 @@ class Run:
         self.guard("NVML is unavailable", self._open_cards)
         self.guard("allocator counters are unavailable", self._read_counters_start)
         self._undo("phases did not stop cleanly", self._phases.stop)
+        self._undo("an evaluation is still waited for", self._evaluations.silence)
         self._undo("tracing did not stop cleanly", partial(self._tracing.stop, "end of cell"))
         self._undo("tracing did not stop cleanly", partial(self.stop_tracing, "end of cell"))
         self._start_tracing(before=True)
@@ -161,6 +166,8 @@ class Run:
                 self.guard.note(
                     "a model ran on another thread than the cell's: what operators allocated there is not traced"
                 )
+            if self._why == _EVALUATION and self._armed and self._evaluations.forward(module):
+                self.stop_tracing(f"{FORWARDS} forwards of an evaluation")
         if reason := self._tracing.ended_by or self._expired():
             self.stop_tracing(reason)
 
@@ -189,6 +196,9 @@ class Run:
             self.stop_tracing(f"step {steps} ({self._why})")
         elif traced >= self.options.trace_steps and self.options.budget_bytes is None:
             self.stop_tracing(f"{steps} steps" if steps > 1 else "1 step")
+
+    def _evaluated(self) -> None:
+        self.retrace(_EVALUATION)
 
     def _see_figures(self) -> None:
         """Read the allocator's counters between two samples too: a few quick steps may be over before the next."""
@@ -224,6 +234,7 @@ class Run:
         self._armed = False
         self.guard("phases did not stop cleanly", self._phases.stop_tracing)
         self._tracing.stop(ended_by)
+        self._evaluations.listen()
 
     def _learn_figures(self) -> None:
         for device in counters.devices_in_use():
@@ -247,6 +258,7 @@ class Run:
         inside = bool(dispatch_modes._get_current_dispatch_mode_stack()) and not cuda_possible()
         if inside or threading.get_ident() != self._thread:
             return False
+        self._evaluations.silence()
         self._watch.retraces += 1
         self._why, self._first_traced = reason, self._phases.steps
         self._owners.forget()
@@ -295,7 +307,7 @@ class Run:
         counters_end: dict[str, dict[str, int]] = {}
         self.guard("allocator counters are unavailable", lambda: counters_end.update(_counters()))
         traces, samples = self._tracing.traces(), self._samples
-        found_environment = self._environment(traces, samples)
+        surroundings = ending.surroundings(self.guard, self._phases, self._card_names, used_cuda(traces, samples))
         used = dict.fromkeys(["cpu", *(t.device for t in traces), *(s.device for s in samples)])
         devices = tuple(self._describe(name) for name in used)
         return Recording(
@@ -304,7 +316,7 @@ class Run:
             label=self.options.label,
             note=self.options.note,
             cell=self.cell,
-            environment=found_environment,
+            environment=surroundings,
             devices=devices,
             traces=traces,
             claims=tuple(self._owners.claims),
@@ -353,25 +365,6 @@ class Run:
         except Exception as error:
             self.guard.note(f"{name} could not be described: {error}")
             return Device(name, name)
-
-    def _environment(self, traces: tuple[Trace, ...], samples: tuple[Samples, ...]) -> dict[str, str]:
-        found: dict[str, str] = {}
-        self.guard("the environment could not be read", lambda: found.update(environment()))
-        told = {
-            "optimizer": next(iter(self._phases.optimizers), ""),
-            "optimizer_implementation": self._phases.implementation,
-            "gradient_bucket_bytes": ",".join(map(str, sorted(self._phases.buckets))),
-            "time_first_samples": ",".join(map(str, sorted(self._phases.time_first))),
-            "evaluating": self._phases.evaluating,
-        }
-        found |= {name: value for name, value in told.items() if value}
-        if cuda_possible() and not used_cuda(traces, samples):
-            found["idle_gpu"] = next(iter(self._card_names), "a GPU")
-        elif self._card_names and not torch.version.cuda:
-            self.guard.note(
-                f"{self._card_names[0]} is here, but this build of torch cannot use it: install one with CUDA"
-            )
-        return found
 
 
 def _counters() -> dict[str, dict[str, int]]:

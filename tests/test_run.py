@@ -44,7 +44,7 @@ def global_state():
             (autograd_graph, ("log", "_register_logging_hooks_on_whole_graph", "_engine_run_backward")),
             (torch.autograd, ("_engine_run_backward", "backward", "grad")),
             (torch.Tensor, ("backward", "__torch_dispatch__", "__torch_function__")),
-            (nn.Module, ("__call__", "_call_impl")),
+            (nn.Module, ("__call__", "_call_impl", "eval")),
             (torch.optim.SGD, ("step",)),
         )
         for name in names
@@ -107,8 +107,10 @@ def test_after_the_traced_steps_torch_is_as_it_was_before_the_cell():
     _, recording, _ = measured(lambda run: train(net, optimizer, batches(6), look))
     assert seen[2] != before
     assert seen[2]["modes"]
-    for step in (4, 5, 6):
-        assert seen[step] | {"threads": []} == before
+    for step in (4, 5, 6):  # but for what waits for an evaluation
+        waiting = {"threads": [], "Module.eval": before["Module.eval"]}
+        assert seen[step]["Module.eval"] != before["Module.eval"]
+        assert seen[step] | waiting == before
     assert global_state() == before
     assert not optimizer._optimizer_step_post_hooks
     assert (recording.steps, recording.traced_steps) == (6, 3)
@@ -253,7 +255,8 @@ FAULTS = {
     "watch figures": (run_module.Watch, "learn_figures"),
     "watch steps": (run_module.Watch, "learn_step"),
     "watch reason": (run_module.Watch, "reason"),
-    "environment": (run_module, "environment"),
+    "environment": (run_module.ending, "environment"),
+    "evaluations": (run_module.Evaluations, "listen"),
     "device": (run_module, "describe"),
 }
 
@@ -286,7 +289,7 @@ STOPPING = {
     "end of trace": (Run, "_learn_figures"),
     "tracing": (tracing.Tracing, "stop"),
     "traces": (tracing.Tracing, "traces"),
-    "environment": (Run, "_environment"),
+    "environment": (run_module.ending, "surroundings"),
     "descriptions": (Run, "_describe"),
     "notes": (Run, "_all_notes"),
     "counters": (run_module, "_counters"),
@@ -402,7 +405,7 @@ def test_a_device_that_is_not_there_is_an_error_before_the_block(device, message
 
 def test_a_gpu_that_stood_idle_is_told(monkeypatch, tmp_path):
     for stub in nvml_stub.load(tmp_path):
-        monkeypatch.setattr(run_module, "cuda_possible", lambda: True)
+        monkeypatch.setattr(run_module.ending, "cuda_possible", lambda: True)
         monkeypatch.setattr(history.HistoryTrace, "start", lambda self: None)
         _, recording, report = measured(train_something)
         assert recording.environment["idle_gpu"] == "Stub 24GB"
@@ -528,7 +531,8 @@ def test_between_traces_nothing_is_left_on_torch_and_no_batch_is_kept():
             alive.append(one_step(step, size)() is not None)
 
     _, recording, _ = measured(body)
-    traced = [step for step in seen if seen[step] != before]
+    waiting = {"Module.eval": before["Module.eval"]}
+    traced = [step for step in seen if seen[step] | waiting != before]
     assert traced == [1, 2, 6, 10]  # at the end of the others the next one is not traced
     assert recording.traced_steps == 5
     assert not any(alive)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ipyvram.devices import cuda_possible, environment
 from ipyvram.probes import around, keeping
 from ipyvram.probes.nvml import Cards
 from ipyvram.probes.orphans import Orphans
+from ipyvram.probes.phases import Phases
 from ipyvram.recording import ErrorInfo, Observation, OomEvent
 
-Guard = Callable[[str, Callable[[], None]], None]
+if TYPE_CHECKING:
+    from ipyvram.guarding import Guard
 
 
 def observe(
@@ -40,6 +43,25 @@ def observe(
         for device in devices:
             guard("other processes are unknown", lambda d=device: _processes(found, cards, d))  # type: ignore[misc]
     return tuple(found)
+
+
+def surroundings(guard: Guard, phases: Phases, cards: list[str], used_cuda: bool) -> dict[str, str]:
+    """Versions and settings, and what the phases tell of the program; ``cards`` are the names of those that are here."""
+    found: dict[str, str] = {}
+    guard("the environment could not be read", lambda: found.update(environment()))
+    told = {
+        "optimizer": next(iter(phases.optimizers), ""),
+        "optimizer_implementation": phases.implementation,
+        "gradient_bucket_bytes": ",".join(map(str, sorted(phases.buckets))),
+        "time_first_samples": ",".join(map(str, sorted(phases.time_first))),
+        "evaluating": phases.evaluating,
+    }
+    found |= {name: value for name, value in told.items() if value}
+    if cuda_possible() and not used_cuda:
+        found["idle_gpu"] = next(iter(cards), "a GPU")
+    elif cards and not torch.version.cuda:
+        guard.note(f"{cards[0]} is here, but this build of torch cannot use it: install one with CUDA")
+    return found
 
 
 def _processes(found: list[Observation], cards: Cards, device: str) -> None:

@@ -23,6 +23,7 @@ from ipyvram.probes.graph_claims import DATA, GraphClaims
 from ipyvram.probes.leftovers import Left, left_by, leftovers
 from ipyvram.probes.namespace import DEEP, SHALLOW, holdings
 from ipyvram.probes.tensors import gradient_of, is_parameter, shape_of, storage_key, tensors_in
+from ipyvram.probes.variables import Variables
 from ipyvram.recording import Claim
 
 #: Held under the name of a parameter of a model and of its shape: an average, a best state, or gradients by name.
@@ -56,6 +57,8 @@ class Owners:
         self._modules: weakref.WeakKeyDictionary[nn.Module, tuple[str, int | None]] = weakref.WeakKeyDictionary()
         self._optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
         self._signatures: dict[type, tuple[str, ...]] = {}
+        # Of any trace: in a function only this knows of those that do not run in the next.
+        self._seen: weakref.WeakKeyDictionary[nn.Module | torch.optim.Optimizer, str] = weakref.WeakKeyDictionary()
 
     def forget(self) -> None:
         """Another trace begins: it gives storages addresses of its own, so everything is claimed anew."""
@@ -87,6 +90,7 @@ class Owners:
                 self._claiming.claim_once(buffer, "buffers", path, label, before)
         if not lazy:
             self._modules[root] = label, _first_storage(root)
+            self._seen[root] = label
 
     def _knows(self, root: nn.Module) -> bool:
         """Whether its members were claimed where they are now: `to`, `half` and the like give them other storages."""
@@ -96,6 +100,7 @@ class Owners:
     def optimizer(self, optimizer: torch.optim.Optimizer, before: bool = False) -> None:
         """The parameters an optimizer updates, and the state it keeps for each."""
         self._optimizers[optimizer] = len(optimizer.state)
+        self._seen[optimizer] = ""
         kind = type(optimizer).__name__
         for group in optimizer.param_groups:
             for i, parameter in enumerate(group["params"]):
@@ -189,8 +194,23 @@ class Owners:
         for name, value in found:
             if not isinstance(value, nn.Module):
                 _tolerate(self._variable, value, name, before, deep)
+        if left and not before:
+            self._in_functions(deep)
         if before or left:
             self._left_behind(found)
+
+    def _in_functions(self, deep: bool) -> None:
+        """What is there in the middle of the cell beside the notebook's variables: models and optimizers of earlier traces, the
+        last batch of a loop."""
+        for owner, name in list(self._seen.items()):
+            if isinstance(owner, nn.Module):
+                _tolerate(self.module, owner, name)
+            else:
+                _tolerate(self._variable, owner, name, False, deep)
+        variables = {name: value for (_, name), value in Variables().all().items()}
+        for name, value in holdings(variables, *SHALLOW):
+            if isinstance(value, Tensor):
+                _tolerate(self._variable, value, name, False, deep)
 
     def _not_all_seen(self) -> None:
         note = f"the variables hold more than {DEEP[1]:,} objects: tensors that were not looked at are counted as other"
