@@ -68,6 +68,10 @@ def test_an_idle_end_is_drawn_short():
     assert scene.axis(data.time_s[-1]) == pytest.approx(PLOT_W * (1 - scenes.IDLE_SHARE))
     assert scene.axis(end) == pytest.approx(PLOT_W)
     assert "the end, where nothing was allocated, is drawn short" in legend(scene)
+    still = replace(
+        data, time_s=data.time_s[:1], categories={}, reserved=(), end_s=end
+    )  # a cell that allocates nothing
+    assert not any(panel.idle for panel in make_scene(replace(whole, timeline_data=still)).panels)
 
 
 def test_what_lies_on_the_end_of_a_piece_belongs_to_it():

@@ -38,7 +38,7 @@ def test_a_model_and_its_optimizer(notebook):  # noqa: F811
     found = {(h.holder, h.category): h.bytes for h in cpu.holdings}
     assert found["model", "parameters"] == found["model", "gradients"] == size
     assert found["optimizer", "optimizer_state"] == 2 * size + 6 * 4  # and step counters
-    assert found["x", "other"] == 64 * 64 * 4
+    assert found["x", "inputs"] == 64 * 64 * 4
 
 
 def test_containers_objects_closures_and_views(notebook):  # noqa: F811

@@ -72,7 +72,10 @@ def _in_order(named: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
 def _add(walk: Walk, entries: dict[Storage, Entry], value: Any, holder: str, kind: str) -> None:
     """What a root reaches, and what the graphs of the tensors it reaches keep alive."""
     for storage in walk.root(value, holder):
-        entries[storage] = holder, kind, walk.categories[storage], walk.storages[storage]
+        category = walk.categories[storage]
+        if category == "other" and kind == "variable":
+            category = "inputs"  # as in a report: data that is there before a model runs
+        entries[storage] = holder, kind, category, walk.storages[storage]
     graph = GraphWalk()
     for path, tensor in walk.graphs:
         for category, held in graph.below(tensor):

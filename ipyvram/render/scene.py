@@ -167,7 +167,8 @@ def _parts(data: Timeline, length: float) -> list[tuple[float, float, bool]]:
 def _panels(report: Report, parts: Sequence[tuple[float, float, bool]], split: bool, share: float) -> tuple[Panel, ...]:
     """One scale for all, or panels: what was traced side by side with what was not, each with a scale of its own."""
     starts = sorted(step_starts(report).values())
-    last = report.timeline_data.time_s[-1] if parts[-1][2] and report.timeline_data.time_s else parts[-1][1]
+    instants = report.timeline_data.time_s if parts[-1][2] else ()
+    last = instants[-1] if len(instants) > 1 else parts[-1][1]
 
     def panel(begin: float, end: float, traced: bool, left: float, right: float) -> Panel:
         if not traced:
