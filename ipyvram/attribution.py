@@ -9,7 +9,7 @@ Rules, in order (the first that applies wins; `docs/architecture.md` gives the r
    saved it, is an *input*; what outlives its graph is an *output*;
 4. claimed as output: that, unless the forward itself let it go, or only the graph held it (*activation*); held in a dict under the name of a parameter, or cloned
    outside any phase in the shape of one and kept beyond the step: *parameter* (an average of the weights, a best state);
-5. the size of a cuBLAS workspace, and never freed: *workspace*; the size of a bucket in which several processes gather
+5. the size of a workspace of cuBLAS, or the first of the size of cuBLASLt's, and never freed: *workspace*; the size of a bucket in which several processes gather
    gradients, and there in more than one step: *gradient*;
 6. born in a phase and alive when it ends. Forward under autograd: *activation* if it ends with the backward that follows
    (a checkpoint's input), else *output*; forward without autograd: *output*; backward: *gradient* (of `autograd.grad`);
@@ -151,6 +151,7 @@ class _Attributor:
         buckets = recording.environment.get("gradient_bucket_bytes", "")
         self.buckets = tuple(int(size) for size in buckets.split(",") if size)
         self.workspace = int(recording.environment.get("cublas_workspace_bytes", "0") or 0)
+        self.lt_workspace = int(recording.environment.get("cublaslt_workspace_bytes", "0") or 0)
         self.steps, self.marks = step_ends(self.phases), recording.marks
         self.roots = root_forwards(recording.marks)
         self.cut = cut_forwards(recording.marks)
@@ -195,7 +196,8 @@ class _Attributor:
         return Attribution(spans, self.claims, self._modules(), self._phases())
 
     def _unclaimed(self) -> Unclaimed:
-        named = np.zeros(self.count, bool)
+        named, claimed = np.zeros(self.count, bool), np.zeros(self.count, bool)
+        claimed[list(self.claims)] = True
         shapes = {c.shape for claims in self.claims.values() for c in claims if c.category in ("parameters", "buffers")}
         copied = np.array(
             [o.op == "aten.clone" and bool(o.shape) and o.shape in shapes for o in self.origins] + [False]
@@ -206,6 +208,7 @@ class _Attributor:
             born_ns=self.born_ns,
             died_ns=self.died_ns,
             named=named,
+            claimed=claimed,
             loaded=self.loaded[self.ledger.origin],
             copied=copied[self.ledger.origin],
             phases=self.phases,
@@ -217,6 +220,7 @@ class _Attributor:
             stepping=self.stepping,
             modules=self.modules,
             workspace=self.workspace,
+            lt_workspace=self.lt_workspace,
             buckets=self.buckets,
         )
 

@@ -116,6 +116,8 @@ def environment() -> dict[str, str]:
         found["cuda"] = torch.version.cuda
     if in_use():
         found["cublas_workspace_bytes"] = str(_cublas_workspace_bytes())
+        if own := _cublaslt_workspace_bytes():
+            found["cublaslt_workspace_bytes"] = str(own)
     return found
 
 
@@ -132,6 +134,19 @@ def _cublas_workspace_bytes() -> int:
     if pairs and len(pairs) % 2 == 0:
         return sum(size * count for size, count in zip(pairs[::2], pairs[1::2], strict=True)) * 1024
     return 32 << 20 if torch.cuda.get_device_capability() == (9, 0) else 8_519_680
+
+
+def _cublaslt_workspace_bytes() -> int:
+    """Of one handle and stream, where cuBLASLt has a buffer beside the one of cuBLAS; else 0.
+
+    Torch that tells the size lets it share that one unless the program says otherwise. Before, it is what
+    `_parseChosenWorkspaceSize` (CUDABlas.cpp) reads in KiB.
+    """
+    ask = getattr(torch._C, "_cuda_getCublasLtWorkspaceSize", None)
+    if os.environ.get("TORCH_CUBLASLT_UNIFIED_WORKSPACE", "0" if ask is None else "1") != "0":
+        return 0
+    chosen = os.environ.get("CUBLASLT_WORKSPACE_SIZE", "")
+    return int(ask()) if ask is not None else (int(chosen) if chosen.isdigit() else 1024) * 1024
 
 
 def used_cuda(traces: tuple[Trace, ...], samples: tuple[Samples, ...]) -> bool:

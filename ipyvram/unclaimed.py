@@ -30,6 +30,8 @@ class Unclaimed:
         ``died_ns`` lies beyond the trace for what was never freed.
     named : bool
         Held by a variable of the notebook.
+    claimed : bool
+        Somebody said something of it.
     loaded : bool
         Made by an operator that computes nothing from tensors, or by none: filled, copied to the device, stacked.
     copied : bool
@@ -46,6 +48,8 @@ class Unclaimed:
         Whole optimizer steps, with what their closures run.
     workspace : int
         Bytes of a cuBLAS workspace, 0 where there is none.
+    lt_workspace : int
+        Bytes of one of cuBLASLt, 0 where it has none of its own.
     buckets : tuple of int
         Bytes of each buffer in which several processes gather gradients.
     """
@@ -54,6 +58,7 @@ class Unclaimed:
     born_ns: Ints
     died_ns: Ints
     named: Flags
+    claimed: Flags
     loaded: Flags
     copied: Flags
     phases: tuple[PhaseSpan, ...]
@@ -65,6 +70,7 @@ class Unclaimed:
     stepping: list[tuple[int, int]]
     modules: ModuleTrack
     workspace: int
+    lt_workspace: int = 0
     buckets: tuple[int, ...] = ()
 
     @property
@@ -91,8 +97,16 @@ class Unclaimed:
         for bucket in self.buckets:
             category[self._made_for(bucket) & kept] = INDEX["gradients"]
         if self.workspace:
-            category[self._made_for(self.workspace) & self.never] = INDEX["workspaces"]
+            category[self._workspaces()] = INDEX["workspaces"]
         return category
+
+    def _workspaces(self) -> Flags:
+        """Those of cuBLAS; and of cuBLASLt, whose size is one that a program may ask for, too, as many as there are handles."""
+        found = self._made_for(self.workspace) & self.never
+        if self.lt_workspace:
+            handles = max(1, int(found.sum()))
+            found[np.flatnonzero(self._made_for(self.lt_workspace) & self.never & ~self.claimed)[:handles]] = True
+        return found
 
     def _made_for(self, request: int) -> Flags:
         """Asked for in this size: blocks are larger than that by up to 1 MiB, and a 3×3 convolution of 512 channels is as large."""

@@ -176,6 +176,23 @@ def test_the_workspace_of_a_torch_that_does_not_tell(monkeypatch, text, expected
     assert devices._cublas_workspace_bytes() == expected
 
 
+@pytest.mark.parametrize(
+    ("told", "chosen", "unified", "expected"),
+    [
+        (None, "", "", 1 << 20), (None, "4096", "", 4 << 20), (None, "", "1", 0),
+        (5000, "", "", 0), (5000, "", "0", 5000),
+    ],
+)  # fmt: skip
+def test_the_workspace_that_cublaslt_has_of_its_own(monkeypatch, told, chosen, unified, expected):
+    name = "_cuda_getCublasLtWorkspaceSize"
+    monkeypatch.delattr(torch._C, name, raising=False)
+    if told:
+        monkeypatch.setattr(torch._C, name, lambda: told, raising=False)
+    for variable, value in (("CUBLASLT_WORKSPACE_SIZE", chosen), ("TORCH_CUBLASLT_UNIFIED_WORKSPACE", unified)):
+        monkeypatch.setenv(variable, value) if value else monkeypatch.delenv(variable, raising=False)
+    assert devices._cublaslt_workspace_bytes() == expected
+
+
 def test_the_workspace_on_hopper(monkeypatch):
     monkeypatch.delattr(torch._C, "_cuda_getCublasWorkspaceSize", raising=False)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)

@@ -101,6 +101,15 @@ def test_a_workspace_has_its_size_and_stays():
     assert categories(found) == ["workspaces", "activations"]
 
 
+def test_a_workspace_of_cublaslt_is_the_first_that_nobody_claims():
+    """Its size is one that results have, too."""
+    environment = {"cublas_workspace_bytes": "8519680", "cublaslt_workspace_bytes": "4096"}
+    weight = Claim(6, "cpu", 1, 4096, "parameters", "weight")
+    found = recording((5, 999), (13, 999), (14, 999), claims=[weight], environment=environment)
+    assert categories(found) == ["parameters", "workspaces", "outputs"]
+    assert categories(recording((13, 20), environment=environment)) == ["temporaries"]
+
+
 def test_a_bucket_of_gradients_has_its_size_and_stays():
     environment = {"gradient_bucket_bytes": "4096,8192"}
     assert categories(recording((5, END + 1), environment=environment)) == ["gradients"]
