@@ -178,6 +178,9 @@ def train(batch_size, steps=20):
 train(2, steps=1)
 c = ipyvram.compare_batches(train, limit="100%")
 result = {"largest": c.largest.batch, "status": c.largest.status, "beyond": c.largest.beyond, "trials": c.trials}
+sizes = [c.largest.batch * n // 16 for n in (4, 8, 12)]
+listed = ipyvram.compare_batches(train, sizes, limit="100%").largest
+result["listed"] = [listed.batch, listed.status]
 torch.cuda.empty_cache()
 torch.cuda.reset_peak_memory_stats()
 train(c.largest.batch)
@@ -188,3 +191,4 @@ result["retries"] = torch.cuda.memory_stats()["num_alloc_retries"]
     assert found["trials"] == 4  # two small sizes, the answer, and the size beyond it
     assert found["status"] == "verified"
     assert found["beyond"] == found["largest"] + 1
+    assert found["listed"] == [found["largest"], "verified"]  # the same answer beside sizes that were asked for

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ipyvram.comparison import Answer, Comparison, Row
 from ipyvram.sweep import answers, wording
+from ipyvram.sweep.fit import Fit
 from ipyvram.sweep.rehearsal import Rehearsal
 from ipyvram.sweep.search import MAX_TRIALS, Outcome, Search, SecantSearch, TutorialSearch
 from ipyvram.sweep.trial import CONFIRMING_STEPS, TIMED_STEPS, ProgramFailed, Runner, Trial
@@ -159,16 +160,25 @@ class Sweep:
         if limit is None or self.question.estimated:
             return
         rows = self._rows()
-        ran = answers.largest_that_ran(rows, limit)
-        aim = answers.predicted_largest(rows, answers.fit_rows(rows), limit, self.question.multiple)
-        if aim is not None and ran is not None and aim.batch > ran.batch and not self._clipped(self.trials[-1]):
-            self._expected += 1
-            confirmed, line = self._confirm(aim.batch), answers.fit_rows(rows)
-            if confirmed and line is not None and aim.batch > line.reach - self.question.multiple:
-                self._notes.append(wording.room_beyond(self.question.name, aim.batch))
-        elif ran is not None:
-            self._expected += 1
+        ran, line = answers.largest_that_ran(rows, limit), answers.fit_rows(rows)
+        if ran is None:
+            return
+        self._expected += 1
+        aim = None if self._clipped(self.trials[-1]) else self._beyond(rows, line, ran, limit)
+        if aim is None or aim <= ran.batch:
             self._confirm(ran.batch)
+        elif self._confirm(aim) and line is not None and aim > line.reach - self.question.multiple:
+            self._notes.append(wording.room_beyond(self.question.name, aim))
+
+    def _beyond(self, rows: Sequence[Row], line: Fit | None, ran: Answer, limit_bytes: int) -> int | None:
+        """The largest size that would fit, up to twice the largest that ran: by what the trials asked for, else by the line."""
+        multiple = self.question.multiple
+        predicted = answers.predicted_largest(rows, line, limit_bytes, multiple)
+        aim = None if predicted is None else predicted.batch
+        foreseen = self._foresee(ran.batch, ran.beyond, aim)
+        if foreseen is None or line is None:
+            return aim
+        return min(foreseen, int(line.reach // multiple) * multiple)
 
     # -- the search --------------------------------------------------------------------------------------------------
 
