@@ -100,3 +100,38 @@ result.append(allocated())
     none, after_none, there, after = found
     assert after_none == none
     assert after == there > none + (8 << 20)
+
+
+def test_two_models_that_were_trained_before_find_their_batch(run_on_stub):
+    """What a trial puts back lies in another order: the search once took 33, 34, 35, 36 and 37 for the largest."""
+    found = run_on_stub(
+        """
+import torch
+from torch import nn
+import ipyvram
+
+g = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 3072)).cuda()
+d = nn.Sequential(nn.Linear(3072, 512), nn.ReLU(), nn.Linear(512, 1)).cuda()
+of_g, of_d = torch.optim.Adam(g.parameters()), torch.optim.Adam(d.parameters())
+
+def train(batch_size):
+    for step in range(8):
+        noise, real = (torch.randn(batch_size, n, device="cuda") for n in (64, 3072))
+        of_d.zero_grad()
+        fake = g(noise)
+        (d(real).mean() - d(fake.detach()).mean()).backward()
+        of_d.step()
+        of_g.zero_grad()
+        (-d(fake).mean()).backward()
+        of_g.step()
+
+train(4)
+comparison = ipyvram.compare_batches(train, limit="50%")
+result = [comparison.largest.batch, comparison.largest.beyond, comparison.trials]
+""",
+        BYTES=4 << 30,
+    )
+    largest, beyond, trials = found
+    assert largest > 20_000
+    assert beyond - largest < 0.05 * largest
+    assert trials <= 12

@@ -142,6 +142,24 @@ def test_a_kernel_that_works_in_more_from_a_size_on_leaves_the_rest_matched():
             assert known.fits(batch * SCRATCH_FROM, allowed) is runs(batch * SCRATCH_FROM, allowed)
 
 
+def test_what_was_there_before_may_lie_in_another_order():
+    """What a trial puts back comes to lie elsewhere: no block that grows with the batch, nor one that shrinks."""
+    known, sizes = Rehearsal(), (3 * MIB, 30 * MIB, 700)
+    for batch, before in ((16, sizes), (32, sizes[::-1])):
+        known.learn(batch, script_of(recorded(batch, before=before), "cuda:0"))
+    found = known.largest(32, None, 1, 100.0, 1500 * MIB)
+    assert found is not None
+    assert runs(found, 1500 * MIB, before=sizes[::-1])
+    assert not runs(found + 1, 1500 * MIB, before=sizes[::-1])
+
+
+def test_where_the_next_size_is_not_known_none_is_the_largest(monkeypatch):
+    known = rehearsal(16, 32)
+    at = known.at
+    monkeypatch.setattr(known, "at", lambda size: None if size > 40 else at(size))
+    assert known.largest(32, None, 1, None, 1 << 40) is None
+
+
 def test_nobody_knows_with_one_size_or_other_requests_or_where_a_trial_said_otherwise():
     assert rehearsal(16).largest(16, None, 1, None, 1 << 40) is None
     other = rehearsal(16)

@@ -149,3 +149,13 @@ def test_a_size_that_did_not_stand_a_longer_run_is_searched_below():
     assert search.low == 1000
     search.tell(1000, Outcome(False))
     assert (search.low < 1000, search.high) == (True, 1000)
+
+
+def test_a_foresight_that_is_too_low_does_not_hold_up_the_search():
+    """It says each time that nothing larger fits: one step tells, a wider one tells again, and then the secant is believed."""
+    limit = 4000 * MIB
+    search = SecantSearch(limit, foresee=lambda low, high, guess: low)
+    tried = run(search, lambda b: 100 * MIB + b * MIB, limit)
+    assert tried[:4] == [16, 32, 33, 37]
+    assert search.low == 3900
+    assert search.high - search.low <= WIDE * search.low

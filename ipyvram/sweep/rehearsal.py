@@ -168,13 +168,16 @@ class Rehearsal:
             return None
         less, more = sorted(near)
         low, high = self._scripts[less], self._scripts[more]
-        if len(low.places) != len(high.places):
+        there = len(high.places)  # before the trial: of no batch, and in any order
+        if len(low.places) != there:
             return None
-        same = _counterparts(low.asked, high.asked, less, more)
-        longest = max(len(low.asked), len(same))
+        small, large = low.asked[there:], high.asked[there:]
+        same = _counterparts(small, large, less, more)
+        longest = max(len(small), len(same))
         if longest - np.count_nonzero(same >= 0) > MOST_ALONE * longest:
             return None
-        slope = np.where(same < 0, 0, high.asked - low.asked[same]) / (more - less)
+        slope = np.zeros(len(high.asked))
+        slope[there:] = np.where(same < 0, 0, large - small[same]) / (more - less)
         asked = np.rint(high.asked + slope * (size - more)).astype(np.int64)
         # A straight line through blocks that are not each other's goes below nothing.
         return None if asked.min(initial=0) < 0 else goes_on(replace(high, asked=np.maximum(asked, 1)))
@@ -198,9 +201,9 @@ class Rehearsal:
         def good(units: int) -> bool:
             return bool(self.fits(units * multiple, allowed))
 
-        return multiple * _last_good(
-            good, low // multiple, high and high // multiple, int((guess or 2 * low) // multiple)
-        )
+        last = _last_good(good, low // multiple, high and high // multiple, int((guess or 2 * low) // multiple))
+        known = high == (last + 1) * multiple or self.at((last + 1) * multiple) is not None
+        return multiple * last if known else None
 
 
 def _counterparts(low: NDArray[np.int64], high: NDArray[np.int64], less: int, more: int) -> NDArray[np.int64]:

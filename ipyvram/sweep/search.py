@@ -26,6 +26,8 @@ CAUTION = 0.97
 GRAIN = 0.05
 #: A secant that meets the limit beyond so many times a size that did not fit says nothing: something else than memory ended it.
 USELESS = 1.25
+#: Who foresees is asked no more once so many sizes fitted that were foreseen not to.
+MOST_WRONG = 2
 #: After a miss the next size is this share of the bracket lower.
 BACK_STEP = 0.05
 
@@ -122,10 +124,12 @@ class SecantSearch(_Trials):
         self.limit_bytes, self.multiple, self.most, self._foresee = limit_bytes, multiple, most, foresee
         self._start = max(multiple, self._round(start))
         self._misses = self._hits = 0  # trials in a row that did not fit, that fitted
+        self._doubted, self._wrong = 0, 0  # the size last foreseen not to fit; how many of these did
 
     def tell(self, size: int, outcome: Outcome) -> None:
         """What came of a size; of one that fitted also that it did not when it ran for longer."""
         self.fitted.pop(size, None)
+        self._wrong += outcome.fits and size == self._doubted
         super().tell(size, outcome)
         self._hits, self._misses = (self._hits + 1, 0) if outcome.fits else (0, self._misses + 1)
 
@@ -140,10 +144,11 @@ class SecantSearch(_Trials):
             return None
         if not self.count:
             return self._start
-        foreseen = self._foresee(low, high, aim) if len(self.fitted) > 1 else None
+        foreseen = self._foresee(low, high, aim) if len(self.fitted) > 1 and self._wrong < MOST_WRONG else None
         if foreseen is not None:
             self.foreseen = foreseen > low
-            return foreseen if self.foreseen else low + self.multiple  # which is foreseen not to fit
+            self._doubted = 0 if self.foreseen else self._beyond(low, high)
+            return self._doubted or foreseen
         if high is None:
             aim = 2 * low if aim is None else min(self._carefully(aim), low * MAX_JUMP)
             return max(low + self._stride(), self._round(aim))
@@ -168,6 +173,11 @@ class SecantSearch(_Trials):
         far = [p for p in others if last[0] - p[0] >= GRAIN * last[0]]
         aims = (_meets(self.limit_bytes, other, last) for other in (*far, *others))
         return next((aim for aim in aims if aim is not None), last[0] * MAX_JUMP)
+
+    def _beyond(self, low: int, high: int | None) -> int:
+        """The next size, which is foreseen not to fit; further away the more often that was not so."""
+        reach = self.multiple * 4**self._wrong
+        return low + (reach if high is None else max(self.multiple, self._round(min(reach, (high - low) / 2))))
 
     def _stride(self) -> int:
         """How far at least: further after each size that fitted though by the secant it should not."""
