@@ -85,7 +85,10 @@ def _bar(row: Row, widest: int) -> str:
 
 
 def _legend(words: Words) -> str:
-    items = " &nbsp; ".join(f"{swatch(COLOURS[name])} {escape(label)}" for name, label, _ in words.categories)
+    look = style("white-space:nowrap")
+    items = " &nbsp; ".join(
+        f"<span{look}>{swatch(COLOURS[n])} {escape(label)}</span>" for n, label, _ in words.categories
+    )
     return f"<div{style('font-size:12px', 'margin:6px 0')}>{items}</div>" if items else ""
 
 

@@ -171,11 +171,13 @@ def _remark(text: str, colour: str) -> str:
 def _bar(s: Summary, drawn: bool, lean: bool) -> str:
     """The parts of the card, or of the peak; not ``drawn`` where a bar of the same stands above."""
     parts = [Part(LABELS[c], ALL_COLOURS[c], n, format_bytes(n)) for c, n in s.bar if c != "free"]
-    muted, words = style(MUTED), ""
-    for part, piece in s.sum_parts:  # behind its colour in the bar
-        mark = f"</span>{swatch(ALL_COLOURS[part])}<span{muted}>\xa0" if part not in ("", "free") and not lean else ""
-        words += mark + (unbroken(piece) if part else escape(piece))
-    sums = f"<div{style('font-size:12px', 'margin:3px 0 8px')}><span{muted}>{words}</span></div>"
+    muted, together, words = style(MUTED), style("white-space:nowrap"), ""
+    for part, piece in s.sum_parts:
+        told = f"<span{muted}>{unbroken(piece) if part else escape(piece)}</span>"
+        if part not in ("", "free") and not lean:  # behind its colour in the bar
+            told = f"<span{together}>{swatch(ALL_COLOURS[part])} {told}</span>"
+        words += told
+    sums = f"<div{style('font-size:12px', 'margin:3px 0 8px')}>{words}</div>"
     return (stacked_bar(parts, s.bar_total) if parts and drawn else "") + sums
 
 
