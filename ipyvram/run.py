@@ -38,6 +38,8 @@ __all__ = ["Run", "check_device"]
 #: before its first forward is not counted.
 MAX_UNSTEPPED_S = 20.0
 MAX_UNSTEPPED_EVENTS = 300_000
+#: … and on what that may cost the cell: a graph that grows by thousands of small gradients is read again for each.
+MAX_UNSTEPPED_OWN_S = 5.0
 
 #: At least so long between two looks at the allocator's counters when steps end; a look takes 50 µs.
 STEP_PERIOD_S = 0.005
@@ -91,6 +93,7 @@ class Run:
         self._why = ""  # the reason of a trace after the first
         self._armed = self._ran = False  # whether a stretch is being traced; whether a model or a backward has run
         self._first_traced = self._traced_steps = self._trace_ns = self._seen_ns = 0
+        self._own_s = 0.0  # spent in ipyvram when the trace began
         self._counters_start: dict[str, dict[str, int]] = {}
         self._started = ExitStack()  # what takes everything away again, also when `stop` itself fails
         self._start_ns = 0
@@ -135,7 +138,7 @@ class Run:
 
     def _start_tracing(self, before: bool) -> None:
         """Arm the probes of one traced stretch; ``before``: what the namespace holds was there before the cell."""
-        self._trace_ns = self._clock()
+        self._trace_ns, self._own_s = self._clock(), self.guard.seconds
         self._tracing.start(cuda_possible())
         self._armed = True
         self.guard("the namespace could not be read", lambda: self._owners.namespace(before=before, left=True))
@@ -158,7 +161,7 @@ class Run:
     def _on_forward(self, module: nn.Module | None, args: tuple[Any, ...]) -> None:
         """Notice a model on the CPU of a machine with a GPU; end the trace of a cell without steps at its bounds."""
         if not self._ran:
-            self._ran, self._trace_ns = True, self._clock()
+            self._ran, self._trace_ns, self._own_s = True, self._clock(), self.guard.seconds
         if module is not None:
             if self._tracing.notice(module):
                 self._owners.forget()  # what no trace followed so far
@@ -177,6 +180,8 @@ class Run:
             return ""
         if (self._clock() - self._trace_ns) / 1e9 > MAX_UNSTEPPED_S:
             return f"{MAX_UNSTEPPED_S:.0f} s without an optimizer step"
+        if self.guard.seconds - self._own_s > MAX_UNSTEPPED_OWN_S:
+            return f"{MAX_UNSTEPPED_OWN_S:.0f} s of its own work without an optimizer step"
         if self._tracing.event_count > MAX_UNSTEPPED_EVENTS:
             return f"{MAX_UNSTEPPED_EVENTS:,} events without an optimizer step"
         return ""

@@ -71,6 +71,8 @@ def _phase_at(phases: tuple[PhaseSpan, ...], begins: list[int], time_ns: int) ->
 def unused_graphs(marks: tuple[Mark, ...], ledger: Ledger, attribution: Attribution, device: str) -> list[Observation]:
     """Root forwards under autograd whose graph no backward ran through, and the most that one of them saved.
 
+    ``holder`` is ``a step`` where an optimizer stepped after one of them: its backward is not to come.
+
     A storage that a graph saved was used when the graph let go of it after a backward, or when it was claimed by the walk that
     precedes a backward: the claim's next mark is then the beginning of that backward.
     """
@@ -95,5 +97,9 @@ def unused_graphs(marks: tuple[Mark, ...], ledger: Ledger, attribution: Attribut
         if any(map(used, graph)):
             good.add(forward)
         saved[forward] += int(ledger.bytes[row])
-    unused = [count for forward, count in saved.items() if count and forward not in good]
-    return [Observation("unused_graph", max(unused), count=len(unused), device=device)] if unused else []
+    unused = [forward for forward, count in saved.items() if count and forward not in good]
+    if not unused:
+        return []
+    stepped = max((m.time_ns for m in marks if m.kind == "optimizer"), default=0) > ends[unused[0]]
+    most = max(saved[forward] for forward in unused)
+    return [Observation("unused_graph", most, count=len(unused), device=device, holder="a step" if stepped else "")]

@@ -48,6 +48,23 @@ def test_time_is_bounded(program, monkeypatch):
     assert report.measurement.events < 50
 
 
+def test_what_reading_costs_the_cell_is_bounded(monkeypatch):
+    """A solver that asks for a small gradient at each of its steps, with a graph below that grows."""
+    monkeypatch.setattr(run, "MAX_UNSTEPPED_OWN_S", 0.2)
+    field, count = nn.Linear(4, 4), 3000
+
+    def cell():
+        state = torch.ones(1, 4, requires_grad=True)
+        for _ in range(count):
+            found = field(state)
+            torch.autograd.grad(found.sum(), state, create_graph=True)
+            state = state + 0.01 * found
+
+    report = measured(cell)
+    assert report.measurement.ended_by == "0 s of its own work without an optimizer step"
+    assert 0.2 <= report.overhead_s < 2
+
+
 def test_what_a_cell_loads_before_its_first_forward_is_not_counted(monkeypatch):
     monkeypatch.setattr(run, "MAX_UNSTEPPED_S", 5.0)
     clock = run.Clock()

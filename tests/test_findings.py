@@ -79,6 +79,11 @@ CASES = {
         report(observations=seen("graphs", 30 * MIB, name="loss", count=1)),
         ("`losses` keeps 9 autograd graphs alive, 30.0 MiB", ".item() of a loss"),
     ),
+    "untrained": (
+        report(observations=seen("untrained", 3 * MIB, name="vgg", count=26)),
+        report(observations=seen("untrained", 1 * MIB, name="vgg", count=26)),
+        ("gradients (3.00 MiB) for 26 parameters of `vgg` that no optimizer updates", "requires_grad_(False)"),
+    ),
     "unused_graph": (
         report(observations=seen("unused_graph", 5 * MIB, count=8)),
         report(observations=seen("unused_graph", 5 * MIB, count=1)),

@@ -198,6 +198,35 @@ def test_an_optimizer_that_trains_is_no_orphan(notebook, cell):
     assert not found(notebook.measure(cell), "orphan_optimizer")
 
 
+PERCEPTUAL = """
+image = torch.randn(64, 64, requires_grad=True)
+optimizer = torch.optim.Adam([image])
+for _ in range(3):
+    model(image).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def test_gradients_that_no_optimizer_uses(notebook):
+    notebook.run("del optimizer")
+    report = notebook.measure(PERCEPTUAL)
+    weights = sum(p.nbytes for p in notebook.names["model"].parameters())
+    assert bytes_of(report, "untrained") == report.peak["gradients"] == weights
+    assert "for 6 parameters of `model` that no optimizer updates" in found(report, "untrained")[0]
+    frozen = notebook.measure("model.zero_grad(); model.requires_grad_(False)" + PERCEPTUAL)
+    assert not found(frozen, "untrained")
+    assert frozen.peak["gradients"] <= 64 * 64 * 4
+
+
+@pytest.mark.parametrize("cell", ["train()", FUNCTIONAL, TWO, COPIES, PERCEPTUAL])
+def test_gradients_that_an_optimizer_uses(notebook, cell):
+    """In the last one the optimizer of the model steps in another cell."""
+    assert not found(
+        notebook.measure(cell.replace("optimizer", "another") if cell is PERCEPTUAL else cell), "untrained"
+    )
+
+
 def test_graphs_of_kept_losses(notebook):
     report = notebook.measure("losses = []\nfor _ in range(5):\n    losses.append(model(x).square().mean())")
     assert "`losses` keeps 5 autograd graphs" in found(report, "graphs")[0]
@@ -241,6 +270,15 @@ def test_evaluation_without_no_grad(notebook):
 )
 def test_forwards_whose_graph_is_used(notebook, cell):
     assert not found(notebook.measure(cell), "unused_graph")
+
+
+def test_one_forward_whose_graph_is_still_there_when_steps_go_on(notebook):
+    """Samples of a generator, drawn once in a while, until the next ones take their name."""
+    cell = "for i in range(3):\n    train(1)\n    if i == 0:\n        samples = model(torch.randn(512, 64))"
+    assert "A forward recorded a graph and no backward followed" in found(notebook.measure(cell), "unused_graph")[0]
+    with_it = notebook.measure(cell).peak_bytes
+    without = notebook.measure(cell.replace("samples = model", "samples = torch.no_grad()(model)")).peak_bytes
+    assert with_it - without >= 512 * 256 * 4
 
 
 def test_second_step_above_the_first(notebook):

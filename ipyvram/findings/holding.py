@@ -9,6 +9,7 @@ kind                   meaning
 ``out``                ``bytes`` that IPython's output cache holds and no variable does; ``name`` lists ``Out[3], _``
 ``old_model``          an earlier value of variable ``name`` is alive; ``holder`` keeps it; ``bytes`` with its gradients
 ``orphan_optimizer``   optimizer ``name`` stepped on ``count`` parameters of ``bytes`` that no live model has
+``untrained``          ``count`` parameters, of model ``name`` where it is known, have gradients of ``bytes`` that no optimizer uses
 ``graphs``             ``count`` autograd graphs hang on tensors in variable ``name`` and keep ``bytes`` alive;
                        ``holder`` is ``at least`` where hooks (checkpoints) keep more than can be seen
 =====================  =================================================================================================
@@ -70,6 +71,17 @@ def _orphan_optimizer(report: Report) -> Iterator[Finding]:
         yield Finding("orphan_optimizer", text, o.bytes)
 
 
+def _untrained(report: Report) -> Iterator[Finding]:
+    for o in observed(report, "untrained"):
+        if worth(o.bytes, report):
+            of = f" of {code(o.name)}" if o.name else ""
+            text = (
+                f"Backward makes gradients ({format_bytes(o.bytes)}) for {o.count} parameters{of} that no optimizer updates: "
+                "requires_grad_(False) on them saves these, and what is kept to compute them."
+            )
+            yield Finding("untrained", text.replace("1 parameters", "1 parameter") if o.count == 1 else text, o.bytes)
+
+
 def _graphs(report: Report) -> Iterator[Finding]:
     for o in observed(report, "graphs"):
         if o.count >= MIN_GRAPHS and worth(o.bytes, report):
@@ -81,4 +93,4 @@ def _graphs(report: Report) -> Iterator[Finding]:
             yield Finding("graphs", text, o.bytes)
 
 
-RULES: tuple[Rule, ...] = (_traceback, _out, _old_model, _orphan_optimizer, _graphs)
+RULES: tuple[Rule, ...] = (_traceback, _out, _old_model, _orphan_optimizer, _untrained, _graphs)

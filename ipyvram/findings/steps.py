@@ -1,7 +1,7 @@
 """Findings about how steps differ: the traced steps one by one come in (`Report.step_accounts`).
 
 Observation read here: ``unused_graph``: ``count`` forwards of a root module recorded a graph of up to ``bytes`` that no
-backward ran through.
+backward ran through; ``holder`` is ``a step`` where a step came after one of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ipyvram.report import Report
 from ipyvram.report_rows import Finding
 from ipyvram.units import format_bytes, format_share
 
-#: One forward without a backward may have its backward in the next cell; two are a loop.
+#: One forward without a backward may have its backward in the next cell, unless a step came in between; two are a loop.
 MIN_UNUSED = 2
 #: Step 2 above step 1: by a twentieth, and at least half of it is optimizer state.
 SECOND_ABOVE_FIRST = 0.05
@@ -26,11 +26,13 @@ FIRST_ABOVE_STEADY = 1.5
 
 def _unused_graph(report: Report) -> Iterator[Finding]:
     for o in observed(report, "unused_graph"):
-        if o.count >= MIN_UNUSED and worth(o.bytes, report):
+        if (o.count >= MIN_UNUSED or o.holder) and worth(o.bytes, report):
             text = (
                 f"{o.count} forwards recorded a graph and no backward followed, {format_bytes(o.bytes)} a forward: "
                 "evaluate under torch.no_grad() (or inference_mode)."
             )
+            if o.count == 1:
+                text = text.replace("1 forwards", "A forward").replace(" a forward:", ":")
             yield Finding("unused_graph", text, o.bytes)
 
 
