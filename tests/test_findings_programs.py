@@ -219,6 +219,12 @@ def test_gradients_that_no_optimizer_uses(notebook):
     assert frozen.peak["gradients"] <= 64 * 64 * 4
 
 
+def test_gradients_that_no_optimizer_of_a_function_uses(notebook):
+    lines = PERCEPTUAL.replace("\n", "\n    ")
+    report = notebook.measure(f"def main():\n    model = new_model(){lines}\nmain()")
+    assert "for 6 parameters that no optimizer updates" in found(report, "untrained")[0]
+
+
 @pytest.mark.parametrize("cell", ["train()", FUNCTIONAL, TWO, COPIES, PERCEPTUAL])
 def test_gradients_that_an_optimizer_uses(notebook, cell):
     """In the last one the optimizer of the model steps in another cell."""

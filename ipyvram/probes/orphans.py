@@ -20,12 +20,17 @@ class Orphans:
 
     The last is for those that own copies (32-bit weights, shards) whose gradients the program or a wrapper brings along.
 
-    A parameter is untrained when it has a gradient at the end, and no optimizer that stepped or that a variable holds has it.
+    A parameter is untrained when it had a gradient at a step, and no optimizer that stepped or that a variable holds has it.
     """
 
     def __init__(self) -> None:
         self._leaves: dict[int, weakref.ref[Tensor]] = {}  # by id; the optimizers below keep theirs alive
         self._fed: set[int] = set()  # ids of optimizers
+        self._trained: set[int] = set()  # ids of parameters of those that stepped
+        self._idle: dict[
+            int, tuple[int, str]
+        ] = {}  # parameters that had a gradient when others were updated: its bytes, where
+        self._copies = False  # whether an optimizer updated what no backward had reached
         self._optimizers: dict[int, weakref.ref[torch.optim.Optimizer]] = {}
 
     def backward(self, leaves: Iterable[Tensor]) -> None:
@@ -34,9 +39,17 @@ class Orphans:
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer makes a step."""
+        own = {id(p): p for group in optimizer.param_groups for p in group["params"]}
         self._optimizers.setdefault(id(optimizer), weakref.ref(optimizer))
-        if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+        if any(p.grad is not None for p in own.values()):
             self._fed.add(id(optimizer))
+        self._trained |= own.keys()
+        self._copies |= own.keys().isdisjoint(self._leaves)
+        for key in self._leaves.keys() - self._trained:  # now: at the end those of a function are gone
+            leaf = self._leaves[key]()
+            if isinstance(leaf, nn.Parameter) and leaf.grad is not None:
+                storage = storage_of(leaf.grad)
+                self._idle[key] = 0 if storage is None else storage.nbytes, str(leaf.device)
 
     def observations(self, namespace: Mapping[str, Any]) -> list[Observation]:
         """The orphans among the optimizers that stepped."""
@@ -52,23 +65,15 @@ class Orphans:
 
     def _untrained(self, namespace: Mapping[str, Any]) -> list[Observation]:
         """Gradients that were made for nobody. Nothing where an optimizer has copies of the parameters: whose, nobody knows."""
-        stepped = [optimizer for ref in self._optimizers.values() if (optimizer := ref()) is not None]
-        trained = [{id(p) for group in o.param_groups for p in group["params"]} for o in stepped]
-        if not trained or any(own.isdisjoint(self._leaves) for own in trained):
-            return []
         held = [value for value in list(namespace.values()) if isinstance(value, torch.optim.Optimizer)]
-        trained += [{id(p) for group in o.param_groups for p in group["params"]} for o in held]
-        leaves = [leaf for ref in self._leaves.values() if (leaf := ref()) is not None]
-        idle = [leaf for leaf in leaves if isinstance(leaf, nn.Parameter) and leaf.grad is not None]
-        idle = [leaf for leaf in idle if not any(id(leaf) in own for own in trained)]
-        if not idle:
+        trained = self._trained.union(id(p) for o in held for group in o.param_groups for p in group["params"])
+        idle = [found for key, found in self._idle.items() if key not in trained]
+        if not idle or self._copies:
             return []
         models = ((n, v) for n, v in list(namespace.items()) if isinstance(v, nn.Module) and not n.startswith("_"))
-        name = next((n for n, model in models if any(p is idle[0] for p in model.parameters())), "")
-        count = sum(
-            s.nbytes for s in {storage_of(leaf.grad) for leaf in idle if leaf.grad is not None} if s is not None
-        )
-        return [Observation("untrained", count, name, count=len(idle), device=str(idle[0].device))]
+        untrained = self._idle.keys() - trained
+        name = next((n for n, model in models if any(id(p) in untrained for p in model.parameters())), "")
+        return [Observation("untrained", sum(size for size, _ in idle), name, count=len(idle), device=idle[0][1])]
 
 
 def _observation(
