@@ -43,6 +43,7 @@ def test_a_table_of_sizes_without_a_run():
     found = ask(train, sizes=(1024, 2048, 4096), limit_bytes=CARD.total_bytes // 2)
     peaks = [row.peak_bytes for row in found.rows]
     assert found.kind == "estimated"
+    assert "400 MiB are counted for the CUDA context, and nothing for other programs" in " ".join(found.notes)
     assert [row.batch for row in found.rows] == [1024, 2048, 4096]
     assert peaks == sorted(peaks)
     assert len(set(peaks)) == 3

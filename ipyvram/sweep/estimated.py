@@ -14,13 +14,12 @@ from ipyvram.simulated.estimation import Estimation
 from ipyvram.simulated.recorded import PREDICTED
 from ipyvram.simulated.refusal import CannotEstimate
 from ipyvram.sweep.failures import one_line
-from ipyvram.sweep.rehearsal import goes_on, play, script_of
+from ipyvram.sweep.rehearsal import script_of
 from ipyvram.sweep.trial import Body, ProgramFailed, Trial, with_figures
+from ipyvram.units import format_bytes
 
-#: Optimizer steps of a trial: the first makes optimizer state and workspaces, the second is the first steady one. What more of
-#: them would reserve is played (`rehearsal`), since pieces may come to lie differently.
+#: Optimizer steps of a trial: the first makes optimizer state and workspaces, the second is the first steady one.
 STEPS = 2
-_UNLIMITED = 1 << 62
 
 NOT_ON_THE_CARD = (
     "nothing of this code is on the card, so there is nothing to estimate: move the model and each batch there, with "
@@ -70,8 +69,6 @@ class EstimatedTrials:
         if not found.peak_bytes and not found.out_of_memory:
             raise CannotEstimate(NOT_ON_THE_CARD)
         # What is left out is the same for every size but for its amount, and a comparison says it once.
-        same = dict.fromkeys(PREDICTED if note.startswith(PREDICTED) else note for note in found.notes)
-        script = script_of(recording, found.device)
-        later = 0 if script is None else play(goes_on(script), _UNLIMITED) or 0
-        reserved = None if found.reserved_bytes is None else max(found.reserved_bytes, later)
-        return replace(found, notes=tuple(same), script=script, reserved_bytes=reserved)
+        room = f"{PREDICTED}; {format_bytes(self._card.context_bytes)} are counted for the CUDA context, and nothing for other programs"
+        same = dict.fromkeys(room if note.startswith(PREDICTED) else note for note in found.notes)
+        return replace(found, notes=tuple(same), script=script_of(recording, found.device))
