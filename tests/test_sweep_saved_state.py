@@ -41,6 +41,22 @@ def test_a_whole_training_run_is_undone():
     assert fingerprint(namespace) == before
 
 
+def test_a_graph_of_an_earlier_cell_can_still_run_backward():
+    """It saved the weights, which a trial wrote to in place and which are as before."""
+    namespace = space(
+        "net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))\noptimizer = torch.optim.SGD(net.parameters(), 0.1)\n"
+        "loss = net(torch.ones(2, 4)).sum()"
+    )
+    cell = "net(torch.ones(3, 4)).sum().backward()\noptimizer.step()"
+    saved = save(namespace, cell)
+    exec(cell, namespace)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        namespace["loss"].backward(retain_graph=True)
+    saved.restore()
+    namespace["loss"].backward()
+    assert namespace["net"][0].weight.grad is not None
+
+
 def test_it_can_be_undone_again_and_again():
     namespace = space(OUTER_SETUP)
     before = fingerprint(namespace)

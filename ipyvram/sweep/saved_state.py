@@ -118,7 +118,7 @@ class SavedState:
         if tensor.layout is not torch.strided:
             return _value_of(tensor)
         self._keep(tensor)
-        alias, requires = tensor.detach(), tensor.requires_grad
+        alias, requires, version = tensor.detach(), tensor.requires_grad, _version_of(tensor)
         restore_grad = self._grad(tensor) if tensor.is_leaf else lambda: None
         hooks = {name: getattr(tensor, name, None) for name in ("_backward_hooks", "_post_accumulate_grad_hooks")}
         inner = [saved_values.mapping(h) for h in hooks.values() if isinstance(h, dict)]
@@ -134,6 +134,7 @@ class SavedState:
             for undo in inner:
                 undo()
             restore_grad()
+            _put_version(tensor, version)
 
         return restore
 
@@ -211,6 +212,22 @@ class _Storage:
         # Compared first: what did not change may be memory that must not be written (a file mapped for reading).
         if not torch.equal(now.cpu(), self.content):
             now.copy_(self.content)
+
+
+def _version_of(tensor: Tensor) -> int | None:
+    """How often it was written to in place; None for a tensor of inference mode, which is not counted."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _put_version(tensor: Tensor, version: int | None) -> None:
+    """A graph of an earlier cell would refuse its backward, though the tensor it saved has its bytes again."""
+    put = getattr(torch._C._autograd, "_unsafe_set_version_counter", None)
+    if version is None or put is None or tensor._version == version:
+        return
+    try:
+        put((tensor,), (version,))
+    except TypeError:  # until torch 2.6: one at a time
+        put(tensor, version)
 
 
 def _grad_by_content(
