@@ -124,6 +124,18 @@ def test_the_first_of_two_optimizers_counts_the_steps():
     assert MeasuredTrials(body(cell, space(crash=crashing())))(16, 3).steps == 5
 
 
+def test_a_loss_that_is_given_all_words_in_a_row_is_not_the_batch():
+    cell = """
+batch_size = 4
+model = torch.nn.Sequential(torch.nn.Embedding(10, 8), torch.nn.Linear(8, 10))
+criterion = torch.nn.CrossEntropyLoss()
+for _ in range(3):
+    words = torch.randint(10, (batch_size, 50))
+    criterion(model(words).view(-1, 10), words.view(-1)).backward()
+"""
+    assert MeasuredTrials(body(cell, space()))(6, 3).shape == (6, 50)
+
+
 def test_a_model_called_with_keywords_shows_its_batch():
     setup = """
 class Net(torch.nn.Module):

@@ -45,6 +45,7 @@ class Watch:
     def __init__(self, warmup: int, timed: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self._warmup, self._timed, self._clock = warmup, timed, clock
         self.shape: tuple[int, ...] = ()
+        self._learns = False  # whether a module with parameters was given it: a loss may be given the words of all samples in a row
         self.steps = 0
         self._seconds: list[float] = []
         self._samples: list[int] = []
@@ -111,8 +112,9 @@ class Watch:
         if batch is None:
             return False
         shape = tuple(batch.shape)
-        if not self.shape or shape[0] > self.shape[0]:
-            self.shape = shape
+        learns = root is not None and next(root.parameters(), None) is not None
+        if not self.shape or (learns, shape[0]) > (self._learns, self.shape[0]):
+            self.shape, self._learns = shape, learns
         if self._leader is None:
             self._leader = id(root)
         if id(root) == self._leader:
