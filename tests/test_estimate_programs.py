@@ -186,3 +186,30 @@ raise KeyError("the cell's own")
     report = ipyvram.estimate(PROGRAMS["hooks"], card="T4", namespace=space)
     assert kept.value.__traceback__ is not None
     assert report.peak_bytes > 0
+
+
+class Normalised(torch.utils.data.Dataset):
+    """Transforms of images are modules."""
+
+    def __init__(self) -> None:
+        self.transform = nn.Sequential(nn.ConstantPad2d(1, 0.0), nn.InstanceNorm2d(1))
+
+    def __len__(self) -> int:
+        return 400
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return self.transform(torch.ones(1, 6, 6))
+
+
+def test_transforms_of_single_images_are_no_passes_through_a_model():
+    def cell() -> None:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).cuda()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for x in torch.utils.data.DataLoader(Normalised(), batch_size=100):
+            optimizer.zero_grad()
+            model(x.cuda()).sum().backward()
+            optimizer.step()
+
+    report = ipyvram.estimate(cell, card="T4")
+    assert report.steps == 3
+    assert report.peak["inputs"] >= 100 * 64 * 4

@@ -185,8 +185,8 @@ class Estimation:
         batch = next((a for a in args if isinstance(a, torch.Tensor) and a.dim()), None)
         if batch is not None and (not self.shape or batch.shape[0] > self.shape[0]):
             self.shape = tuple(batch.shape)
-        if self._phases.steps or self._phases._in_backward:
-            return
+        if self._phases.steps or self._phases._in_backward or next(module.parameters(), None) is None:
+            return  # transforms of single images are modules, too
         self._forwards += 1
         self._graded += torch.is_grad_enabled()
         if self._forwards > (MAX_FORWARDS if self._graded else MAX_INFERENCES):
