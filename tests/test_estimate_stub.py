@@ -80,18 +80,31 @@ def test_what_a_radix_sort_works_in(generation, count, key, value, bits, asked):
     assert sorting.radix_sort_bytes(card, count, key, value, bits) == asked
 
 
+#: What operators of an older torch ask for otherwise (all in 2.6, four in 2.11): a workspace of cuBLASLt's own, the order within
+#: attention, and what a sort works in.
+OTHERWISE = {
+    "MultiheadAttention",
+    "flash attention",
+    "shared keys",
+    "embeddings that are sorted",
+    "inference mode",
+    "autocast",
+}
+OLDER = tuple(int(part) for part in cuda_stub.torch.__version__.split(".")[:2]) < (2, 14)
+
+
 @pytest.fixture(scope="module")
 def runner():
     if why := cuda_stub.missing():
         pytest.skip(why)
-    if tuple(int(part) for part in cuda_stub.torch.__version__.split(".")[:2]) < (2, 14):
-        pytest.skip("the order within operators is that of torch 2.14")
     with Runner(CARD) as running:
         yield running
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_an_estimate_asks_for_what_cuda_asks_for(runner, name):
+    if OLDER and name in OTHERWISE:
+        pytest.skip("estimates follow the operators of torch 2.14")
     source = HEAD + PROGRAMS[name]
     real = runner.run(source)
     _, report, estimation = estimated(source, CARD)
