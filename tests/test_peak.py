@@ -32,25 +32,25 @@ def rows(peak):
 
 def test_without_counters_the_trace_is_the_truth():
     peak = found(None, 100, 200)
-    assert (peak.bytes, peak.provenance, peak.unseen, peak.after_trace) == (300, "exact", (), False)
+    assert (peak.bytes, peak.provenance, peak.unseen, peak.later) == (300, "exact", (), 0)
 
 
 def test_what_has_the_size_of_cublas_workspaces_is_named_so_and_no_later_peak():
     peak = found(2 * WORKSPACE, 1000)
     assert rows(peak) == {"cuBLAS workspace": 2 * WORKSPACE}
-    assert (peak.account["workspaces"], peak.account["other"], peak.after_trace) == (2 * WORKSPACE, 0, False)
+    assert (peak.account["workspaces"], peak.account["other"], peak.later) == (2 * WORKSPACE, 0, 0)
 
 
 def test_a_few_bytes_for_each_storage_are_the_allocators_rounding():
     peak = found(WORKSPACE + 1023, 1000, 1000)
     assert rows(peak) == {"cuBLAS workspace": WORKSPACE, "rounding of the allocator": 1023}
-    assert not peak.after_trace
+    assert not peak.later
 
 
 def test_there_are_not_more_workspaces_than_threads_that_use_cublas():
     peak = found(5 * WORKSPACE, 1000)
     assert rows(peak) == {"cuBLAS workspace": 2 * WORKSPACE, AFTER_TRACE: 3 * WORKSPACE}
-    assert peak.after_trace
+    assert peak.later
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
