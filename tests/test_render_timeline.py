@@ -57,6 +57,15 @@ def test_even_steps_share_one_scale_and_a_slow_first_step_hides_no_other():
     assert min(p.right - p.left for p in pieces[1:]) > 80
 
 
+def test_a_line_too_short_to_be_seen_is_not_named():
+    """The only sample of an estimate is of its end."""
+    whole = reports.training()
+    data = whole.timeline_data
+    last = replace(data, sampled_time_s=(data.end_s,), sampled={n: v[-1:] for n, v in data.sampled.items()})
+    assert "device used" in legend(make_scene(whole))
+    assert "device used" not in legend(make_scene(replace(whole, timeline_data=last, duration_s=data.end_s + 1e-6)))
+
+
 def test_an_idle_end_is_drawn_short():
     """An out-of-memory after 70 ms, and then seconds in which the notebook writes the traceback."""
     whole = reports.training()

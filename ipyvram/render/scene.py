@@ -146,7 +146,7 @@ def make_scene(report: Report) -> Scene:
     return Scene(
         axis=axis,
         data=data,
-        curves=tuple(_curves(data, drawn, alone, parts)),
+        curves=tuple(c for c in _curves(data, drawn, alone, parts) if axis(c.end_s) - axis(c.time_s[0]) >= 1),  # seen
         top_bytes=max(top, limit or 0) * 1.04,
         own_top=max((highs[n] for n in alone), default=0) * 1.25,
         panels=panels,
