@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from tests.networks import needs_saved_tensors
 from tests.on_card import HEAD
 
 
+@needs_saved_tensors
 def test_what_transforms_leave_is_read(run_on_stub):
     found = run_on_stub(
         HEAD

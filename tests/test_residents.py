@@ -14,6 +14,7 @@ from ipyvram.render.resident import bundle, text
 from ipyvram.render.text import Pen
 from ipyvram.resident import Holding, Resident
 from ipyvram.resident_commands import free
+from tests.networks import needs_saved_tensors
 from tests.test_findings_programs import BROKEN, Notebook, notebook  # noqa: F401
 
 CYCLE = """
@@ -56,6 +57,7 @@ def test_containers_objects_closures_and_views(notebook):  # noqa: F811
     assert "bag.inside['deep'][0]" in {h.example for h in cpu.holdings}
 
 
+@needs_saved_tensors
 def test_out_traceback_graphs_old_models_and_cycles(notebook):  # noqa: F811
     notebook.measure("train(1)")
     notebook.run("kept = torch.zeros(1_000_000)")
