@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from tests.browser.contrast import texts
@@ -85,10 +87,12 @@ def test_it_does_not_flicker(run, name):
 
 
 def test_a_loop_of_plots_does_not_flicker(run):
-    """There is a plot in every painted frame, as without the meter; the meter, which follows it, may be one frame late."""
+    """There is a plot in every painted frame, as without the meter; the meter may follow each a little late, and never goes between."""
     frames = while_shown(run[0]["plots"])
     assert {frame[3] for frame in frames} == {1}
-    assert sum(not frame[0] for frame in frames) < 12 < len(frames)
+    gone = [before for before, after in itertools.pairwise(frames) if before[0] and not after[0]]
+    assert len(gone) <= 12 < len(frames)
+    assert sum(not frame[0] for frame in frames) < len(frames) / 4
     seen = list(dict.fromkeys(frame[2] for frame in frames if frame[2]))
     assert seen == sorted(seen, key=lambda text: int(text.split()[1]))
     assert len(seen) >= 5
