@@ -28,9 +28,8 @@ from ipyvram.thinning import pick
 from ipyvram.units import format_bytes
 
 TIMELINE_POINTS = 1600  # instants kept in a report: about two for each pixel column of the picture
-LATER_SHARE = (
-    0.01  # by so little a later peak is that of the traced steps again, beside what has grown (a list of losses)
-)
+#: By so little a later peak is that of the traced steps again, beside what has grown (a list of losses).
+LATER_SHARE = 0.01
 MAX_TENSORS = 4000  # rows kept in a report; the smallest beyond are merged by category
 
 _SOURCES = {"history": "allocator trace", "storages": "storage trace"}

@@ -21,9 +21,7 @@ class Patches:
             owner[name] = value
             self.later(lambda: owner.pop(name, None) if before is _MISSING else owner.__setitem__(name, before))
             return
-        own = vars(owner).get(
-            name, _MISSING
-        )  # not `getattr`: a class's plain functions and static methods stay as they are
+        own = vars(owner).get(name, _MISSING)  # not `getattr`: plain functions and static methods stay as they are
         if own is _MISSING:
             return
         setattr(owner, name, value)
