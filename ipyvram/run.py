@@ -7,11 +7,13 @@ computes nothing from what it records.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils import _python_dispatch as dispatch_modes
 
@@ -26,6 +28,7 @@ from ipyvram.probes.oom import OomWatch
 from ipyvram.probes.owners import Owners
 from ipyvram.probes.phases import Phases
 from ipyvram.probes.stacks import StackReader
+from ipyvram.probes.stepping import TURNS
 from ipyvram.pulse import Pulse, held_by_claims, leading_device, limit_of
 from ipyvram.recording import Cell, Device, Observation, OomEvent, Recording, Samples
 from ipyvram.sampler import Sampler, combined_reader
@@ -91,6 +94,7 @@ class Run:
         self._watch = Watch()
         self._evaluations = Evaluations(lambda: self.guard("an evaluation is not traced", self._evaluated))
         self._why = ""  # the reason of a trace after the first
+        self._awaited: weakref.ref[torch.optim.Optimizer] | None = None  # whose step it is to hold
         self._armed = self._ran = False  # whether a stretch is being traced; whether a model or a backward has run
         self._first_traced = self._traced_steps = self._trace_ns = self._seen_ns = 0
         self._own_s = 0.0  # spent in ipyvram when the trace began
@@ -189,8 +193,10 @@ class Run:
     def _on_step(self, steps: int) -> None:
         if not self._armed:
             self.guard("the watch for growth is blind", self._see_figures)
-            reason = self._watch.reason()
-            if reason:
+            reason, news, self._phases.news = self._watch.reason(), self._phases.news, None
+            if news is not None:
+                self._awaited = news.optimizer if self.retrace(news.why) else None
+            elif reason:
                 self.retrace(reason)
             return
         self._watch.learn_step()
@@ -198,9 +204,15 @@ class Run:
         if self._watch.doubling():
             return
         if self._why:
-            self.stop_tracing(f"step {steps} ({self._why})")
+            if traced >= TURNS or not self._awaits():
+                self.stop_tracing(f"step {steps} ({self._why})")
         elif traced >= self.options.trace_steps and self.options.budget_bytes is None:
             self.stop_tracing(f"{steps} steps" if steps > 1 else "1 step")
+
+    def _awaits(self) -> bool:
+        """Whether an optimizer for which this trace began has still to make a step."""
+        awaited = None if self._awaited is None else self._awaited()
+        return awaited is not None and id(awaited) not in self._phases.stepped
 
     def _evaluated(self) -> None:
         self.retrace(_EVALUATION)
@@ -265,7 +277,7 @@ class Run:
             return False
         self._evaluations.silence()
         self._watch.retraces += 1
-        self._why, self._first_traced = reason, self._phases.steps
+        self._why, self._awaited, self._first_traced = reason, None, self._phases.steps
         self._owners.forget()
         self._start_tracing(before=False)
         return True

@@ -21,6 +21,8 @@ from ipyvram.units import MIB, format_bytes
 
 #: Short traces after the first: a cell whose batches differ forever must not be traced forever.
 MAX_RETRACES = 4
+#: … but for later ones, up to so many, while each has this many steps for itself.
+_MAX_LATE, _STEPS_EACH = 12, 10
 #: From so many on, only what can raise the peak, or a request, is worth another one.
 _MAX_FOR_OTHER_SHAPES = 3
 
@@ -54,6 +56,10 @@ class _Batch:
         Elements at most, at any step.
     doubles : bool
         Whether the last step had a good deal more than any before.
+    collected : bool
+        Whether it grows at every step: results, and no batch.
+    held : (weakref.ref of Tensor, int)
+        The first of the tensors that it held last, and how many.
     """
 
     name: str
@@ -61,6 +67,14 @@ class _Batch:
     seen: dict[Shapes, int] = field(default_factory=dict)
     largest: int = 0
     doubles: bool = False
+    collected: bool = False
+    held: tuple[weakref.ref[Tensor], int] | None = None
+
+    def meet(self, tensors: list[Tensor]) -> None:
+        """What it holds now: where the first is still the same one, more were put beside it."""
+        if self.held is not None and self.held[0]() is tensors[0] and len(tensors) > self.held[1]:
+            self.collected = True
+        self.held = weakref.ref(tensors[0]), len(tensors)
 
     def measure(self, elements: int) -> None:
         self.doubles = bool(self.largest) and elements >= _DOUBLING * self.largest
@@ -112,7 +126,7 @@ class Watch:
 
     def doubling(self) -> bool:
         """Whether each step's batch is a good deal larger than the one before: the next will be the peak, or too large."""
-        found = any(batch.doubles for batch in self._batches.values())
+        found = any(batch.doubles and not batch.collected for batch in self._batches.values())
         self._doubled += found
         return found and self._doubled <= _MAX_DOUBLED
 
@@ -133,6 +147,7 @@ class Watch:
                 if before[2]:
                     self._covered.add(before[1])
             if batch is not None:
+                batch.meet(tensors)
                 found.append((batch, shapes))
         self._objects = objects
         return found
@@ -174,7 +189,8 @@ class Watch:
 
     def allows(self) -> bool:
         """Whether another trace is within the bound."""
-        return self.retraces < MAX_RETRACES
+        late = self.retraces < _MAX_LATE and self.retraces * _STEPS_EACH <= self._step
+        return self.retraces < MAX_RETRACES or late
 
     def reason(self) -> str:
         """Why the next step should be traced, or an empty string; called at the end of each step that was not."""
@@ -191,10 +207,11 @@ class Watch:
         if self._step <= _SEARCHED or (not held and self._searches < _MAX_SEARCHES):  # another loop has begun
             found = self._search(traced=False)
         else:
-            data = (
-                (self._batches[place], self._data(value)) for place, value in held.items() if place in self._batches
-            )
-            found = [(batch, _shapes(tensors)) for batch, tensors in data if tensors]
+            found = []
+            for place, value in held.items():
+                if (batch := self._batches.get(place)) is not None and (tensors := self._data(value)):
+                    batch.meet(tensors)
+                    found.append((batch, _shapes(tensors)))
         new = [(batch, shapes) for batch, shapes in found if self._covered and shapes not in self._covered]
         return sorted(new, key=lambda item: -_elements(item[1]))
 
@@ -204,7 +221,9 @@ class Watch:
         batch.measure(_elements(shapes))
         if sizes and _elements(shapes) >= GROWTH * max(sizes):
             if not batch.doubles and len(sizes) > 1 and all(a < b for a, b in itertools.pairwise(sizes)):
-                self._cover(batch, shapes)  # it grew at every step: results that are collected, not a batch
+                batch.collected = True
+            if batch.collected:
+                self._cover(batch, shapes)
                 return ""
             if shapes not in batch.seen:
                 batch.seen[shapes] = self._step

@@ -33,7 +33,7 @@ from tests import nvml_stub
 def global_state():
     """Everything of torch that a probe could have changed."""
     hooks = {
-        f"{owner.__name__}.{name}": list(getattr(owner, name))
+        f"{owner.__name__.rpartition('.')[2]}.{name}": list(getattr(owner, name))
         for owner in (nn_module, optim_module)
         for name in dir(owner)
         if name.startswith("_global") and isinstance(getattr(owner, name), dict)
@@ -54,6 +54,14 @@ def global_state():
     threads = sorted(t.name for t in threading.enumerate() if t.name.startswith("ipyvram"))
     python = {"unraisable": sys.unraisablehook, "trace": sys.gettrace(), "profile": sys.getprofile()}
     return hooks | patched | python | {"modes": modes, "function modes": functions, "threads": threads}
+
+
+#: What stays between traces: the counter of steps, and what waits for an evaluation.
+WAITING = (
+    "optimizer._global_optimizer_pre_hooks",
+    "optimizer._global_optimizer_post_hooks",
+    "Module.eval",
+)
 
 
 def model():
@@ -107,9 +115,9 @@ def test_after_the_traced_steps_torch_is_as_it_was_before_the_cell():
     _, recording, _ = measured(lambda run: train(net, optimizer, batches(6), look))
     assert seen[2] != before
     assert seen[2]["modes"]
-    for step in (4, 5, 6):  # but for what waits for an evaluation
-        waiting = {"threads": [], "Module.eval": before["Module.eval"]}
-        assert seen[step]["Module.eval"] != before["Module.eval"]
+    waiting = {"threads": []} | {name: before[name] for name in WAITING}
+    for step in (4, 5, 6):
+        assert {name for name in WAITING if seen[step][name] == before[name]} == set()
         assert seen[step] | waiting == before
     assert global_state() == before
     assert not optimizer._optimizer_step_post_hooks
@@ -246,7 +254,7 @@ FAULTS = {
     "optimizer": (owners.Owners, "optimizer"),
     "labels": (owners.Owners, "label_of"),
     "marks": (phases, "Mark"),
-    "steps": (phases.Phases, "_follow"),
+    "steps": (phases.Phases, "_count"),
     "phases start": (phases.Phases, "start"),
     "phases stop": (phases.Phases, "stop_tracing"),
     "sampler start": (Sampler, "start"),
@@ -531,7 +539,7 @@ def test_between_traces_nothing_is_left_on_torch_and_no_batch_is_kept():
             alive.append(one_step(step, size)() is not None)
 
     _, recording, _ = measured(body)
-    waiting = {"Module.eval": before["Module.eval"]}
+    waiting = {name: before[name] for name in WAITING}
     traced = [step for step in seen if seen[step] | waiting != before]
     assert traced == [1, 2, 6, 10]  # at the end of the others the next one is not traced
     assert recording.traced_steps == 5
@@ -640,3 +648,43 @@ def test_a_model_that_runs_on_another_thread_is_told():
     assert len(told.notes) == 1
     assert "ran on another thread" in told.notes[0]
     assert untold.notes == ()
+
+
+# -- several optimizers ------------------------------------------------------------------------------------------------
+
+
+def test_optimizers_that_train_one_after_another_are_each_traced():
+    """Layer by layer, each with its optimizer: the last layer is the peak."""
+
+    def body(run):
+        x = torch.randn(64, 10)
+        for width in (4, 16, 1024):
+            layer = nn.Linear(x.shape[1], width)
+            train(layer, torch.optim.Adam(layer.parameters()), [x] * 8)
+            x = layer(x).detach()
+
+    _, recording, report = measured(body)
+    ended = "3 steps; then step 10 (another Adam began); then step 18 (another Adam began)"
+    assert report.measurement.ended_by == ended
+    assert (recording.steps, recording.traced_steps) == (24, 3 + 2)
+    assert report.peak_step == 18
+    weights = (16 + 1) * 1024 * 4
+    assert report.peak["parameters"] >= weights
+    assert report.peak["optimizer_state"] >= 2 * weights
+    assert report.peak["other"] == 0
+
+
+def test_a_generator_that_steps_once_for_five_steps_of_its_critic_is_traced():
+    critic, generator = model(), nn.Sequential(nn.Linear(10, 512), nn.ReLU(), nn.Linear(512, 10))
+    first, second = torch.optim.SGD(critic.parameters(), 0.1), torch.optim.Adam(generator.parameters())
+
+    def body(run):
+        for _ in range(6):
+            train(critic, first, batches(5))
+            train(generator, second, batches(1))
+
+    _, recording, report = measured(body, {"critic": critic, "generator": generator})
+    assert report.measurement.ended_by == "3 steps; then step 12 (another Adam began)"
+    assert report.peak["optimizer_state"] >= 2 * 10 * 512 * 4 * 2
+    assert report.peak["other"] == 0
+    assert recording.steps == 31

@@ -157,6 +157,18 @@ def test_results_that_are_collected_grow_at_every_step_and_are_no_batch():
     assert follow([1, 2, 3, 4, 5, 6, 7]) == {}
 
 
+def test_results_that_are_collected_in_a_later_loop_are_no_batch():
+    held, reasons = Held(), []
+    watch = Watch(held)
+    losses = [torch.zeros(())]
+    traced(watch, held, {"losses": [torch.zeros(())]}, {"losses": losses})
+    for _ in range(8):
+        losses.append(torch.zeros(()))
+        reasons.append(watch.reason())
+        assert not watch.doubling()
+    assert reasons == [""] * 8
+
+
 @given(st.lists(st.integers(1, 64), min_size=4, max_size=30))
 def test_a_trace_goes_on_while_each_batch_is_a_good_deal_larger_than_all_before(sizes):
     held = Held()

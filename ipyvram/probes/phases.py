@@ -24,6 +24,7 @@ from ipyvram.probes.graph import SHOWN, sequence_number
 from ipyvram.probes.orphans import Orphans
 from ipyvram.probes.owners import Owners
 from ipyvram.probes.sequences import samples_of
+from ipyvram.probes.stepping import News, Stepping
 from ipyvram.probes.tensors import tensors_in
 from ipyvram.probes.unpacked import UNPACKED
 from ipyvram.recording import Mark
@@ -65,21 +66,20 @@ class Phases:
         self.evaluating = ""  #: the root module of the last forward, when it was in eval mode and autograd recorded
         self.buckets: set[int] = set()  #: sizes in bytes, see `bucket_bytes`
         self.time_first: set[int] = set()  #: samples that layers were given, see `samples_of`
-        self.steps = 0
-        self.optimizers: list[str] = []
         self.implementation = ""  #: of the first optimizer: ``foreach``, ``fused`` or ``for-loop``
-        self._leader: weakref.ref[torch.optim.Optimizer] | None = None
-        self._stepping: weakref.ref[torch.optim.Optimizer] | None = None
+        self.stepped: set[int] = set()  #: ids of the optimizers that have made a step in this stretch
+        self.news: News | None = None  #: of an optimizer that no trace has covered
+        self._stepping = Stepping()
+        self._updating: weakref.ref[torch.optim.Optimizer] | None = None
         self._depth = threading.local()
         self._in_backward = 0
-        self._stepped = False  # a step that was not told yet
+        self._untold = False  # a step was made that was not told yet
         self._since = 0  # sequence number of the autograd graph when the root module was called
         self._read: list[tuple[int, int]] = []  # between which numbers graphs were read, when a root module returned
         self._settled = False  # whether a backward came after the last forward
         self._paths: dict[int, str] = {}
         self._handles: list[Any] = []
-        self._first_step: Any = None  # hook that waits for an optimizer to count the steps of
-        self._optimizers: dict[int, tuple[weakref.ref[torch.optim.Optimizer], Any]] = {}  # with their own hooks
+        self._counter: list[Any] = []  # hooks of all optimizers
         self._patches = Patches()
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -94,8 +94,13 @@ class Phases:
             global_hooks.register_module_forward_pre_hook(self._before_forward),
             global_hooks.register_module_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
         ]
-        if self._first_step is None:
-            self._first_step = optimizer_hooks.register_optimizer_step_pre_hook(self._before_step)
+        self.stepped.clear()
+        self.news = None
+        if not self._counter:  # it stays to the end: hooks of all cannot be taken away while torch walks through them
+            self._counter = [
+                optimizer_hooks.register_optimizer_step_pre_hook(self._before_step),
+                optimizer_hooks.register_optimizer_step_post_hook(self._after_step),
+            ]
         watch_engine(self._patches, self._begin_backward)
         if not SHOWN:
             UNPACKED.watch(self._patches)
@@ -107,38 +112,39 @@ class Phases:
             self._patches.set(global_hooks, "_has_any_global_hook", lambda: False)
 
     def stop_tracing(self) -> None:
-        """Take every hook away but one: the counter of steps, on the optimizer that counts them."""
+        """Take every hook away but the counter of steps."""
         for handle in self._handles:
             handle.remove()
             # torch forgets this table of its own when a global hook is removed
             getattr(global_hooks, "_global_forward_hooks_with_kwargs", {}).pop(handle.id, None)
         self._handles = []
         self._patches.undo()
-        self._drop_optimizers(but_leader=True)
-        if self._leads_somebody():
-            self._drop_first_step()
-        stepping = None if self._stepping is None else self._stepping()
-        self._stepping = None
-        if stepping is not None:  # an error cut its step short: what state it has made is there
-            self._guard("optimizer", lambda: self._owners.optimizer(stepping))
+        updating = None if self._updating is None else self._updating()
+        self._updating = None
+        if updating is not None:  # an error cut its step short: what state it has made is there
+            self._guard("optimizer", lambda: self._owners.optimizer(updating))
 
     def stop(self) -> None:
         """Take the counter of steps away too."""
-        self._leader = None
-        self._drop_optimizers(but_leader=False)
-        self._drop_first_step()
+        for hook in self._counter:
+            hook.remove()
+        self._counter = []
         self.stop_tracing()
 
-    def _drop_first_step(self) -> None:
-        if self._first_step is not None:
-            self._first_step.remove()
-            self._first_step = None
+    @property
+    def steps(self) -> int:
+        """Steps of the program so far, traced or not; see `Stepping`."""
+        return self._stepping.steps
 
-    def _drop_optimizers(self, but_leader: bool) -> None:
-        for key, (reference, handle) in list(self._optimizers.items()):
-            if not (but_leader and self._leads(reference())):
-                handle.remove()
-                del self._optimizers[key]
+    @property
+    def optimizer(self) -> str:
+        """The class of the optimizer that stepped first; empty while none has."""
+        return self._stepping.first
+
+    @property
+    def in_backward(self) -> bool:
+        """Whether the engine runs, in a traced stretch."""
+        return self._in_backward > 0
 
     @property
     def read(self) -> list[tuple[int, int]]:
@@ -245,14 +251,11 @@ class Phases:
     # -- optimizer ---------------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        known = self._optimizers.get(id(optimizer))
-        if known is None or known[0]() is not optimizer:
-            self._guard("optimizer", lambda: self._follow(optimizer))
         if not self.tracing:
             return
 
         def claims() -> None:
-            self._stepping = weakref.ref(optimizer)
+            self._updating = weakref.ref(optimizer)
             self.implementation = self.implementation or _implementation(optimizer)
             self.orphans.stepped(optimizer)
             if not self._owners.follows(optimizer):
@@ -263,51 +266,31 @@ class Phases:
         self._guard("optimizer", claims)
         self._mark("optimizer", True, type(optimizer).__name__)
 
-    def _follow(self, optimizer: torch.optim.Optimizer) -> None:
-        # Its own hook, and not a global one: that could not be taken away while torch walks through them.
-        handle = optimizer.register_step_post_hook(self._after_step)
-        self._optimizers[id(optimizer)] = weakref.ref(optimizer), handle
-
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._stepping = None
-        self._on_phase(False)
-        if not self._leads_somebody():
-            self._lead(optimizer)
+        self._updating = None
         if self.tracing:
+            self._on_phase(False)
             self._mark("optimizer", False, type(optimizer).__name__)
             self._guard("optimizer", lambda: self._owners.optimizer(optimizer))
-        if self._leads(optimizer):
-            self.steps += 1
-            self._stepped = True
+        self._guard("optimizer", lambda: self._count(optimizer))
+
+    def _count(self, optimizer: torch.optim.Optimizer) -> None:
+        news = None
+        if self.tracing:
+            self.stepped.add(id(optimizer))
+            self._stepping.cover(optimizer)
+        else:
+            news = self._stepping.news(optimizer)
+            self.news = news or self.news
+        if self._stepping.stepped(optimizer, begins=news is not None):
+            self._untold = True
             self._tell_step()
 
     def _tell_step(self) -> None:
         """A step within a backward (an optimizer in the hook of each parameter) is told when that is over: a trace ends whole."""
-        if self._stepped and not self._in_backward:
-            self._stepped = False
+        if self._untold and not self._in_backward:
+            self._untold = False
             self._guard("optimizer", lambda: self._on_step(self.steps))
-
-    def _lead(self, optimizer: torch.optim.Optimizer) -> None:
-        """With several optimizers, the first one counts the steps; the next one when that is gone (made anew each epoch)."""
-        self._leader = weakref.ref(optimizer, self._wait_for_another)
-        if not self.optimizers:
-            self.optimizers.append(type(optimizer).__name__)
-        if not self.tracing:
-            self._drop_first_step()
-        for key in [key for key, (reference, _) in self._optimizers.items() if reference() is None]:
-            del self._optimizers[key]
-
-    def _wait_for_another(self, gone: Any) -> None:
-        # A collection can end here while torch walks through the hooks: only where there are none is that no matter.
-        others = getattr(optimizer_hooks, "_global_optimizer_pre_hooks", None)
-        if gone is self._leader and self._first_step is None and others is not None and not others:
-            self._first_step = optimizer_hooks.register_optimizer_step_pre_hook(self._before_step)
-
-    def _leads_somebody(self) -> bool:
-        return self._leader is not None and self._leader() is not None
-
-    def _leads(self, optimizer: torch.optim.Optimizer | None) -> bool:
-        return optimizer is not None and self._leader is not None and self._leader() is optimizer
 
 
 def _implementation(optimizer: torch.optim.Optimizer) -> str:

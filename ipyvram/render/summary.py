@@ -167,13 +167,13 @@ def _steps(report: Report) -> str:
     if not report.steps:
         return ""
     steps = f"{report.steps:,} step" + ("s" if report.steps != 1 else "")
-    if report.traced_steps and report.traced_steps < report.steps:
-        return (
-            f"{steps}, the first {report.traced_steps} traced"
-            if report.traced_steps > 1
-            else f"{steps}, the first traced"
-        )
-    return steps
+    if not 0 < report.traced_steps < report.steps:
+        return steps
+    if report.timeline_data.gaps_s:
+        return f"{steps}, {report.traced_steps} of them traced"
+    return (
+        f"{steps}, the first {report.traced_steps} traced" if report.traced_steps > 1 else f"{steps}, the first traced"
+    )
 
 
 def _when(report: Report) -> str:

@@ -185,7 +185,7 @@ class Estimation:
         batch = next((a for a in args if isinstance(a, torch.Tensor) and a.dim()), None)
         if batch is not None and (not self.shape or batch.shape[0] > self.shape[0]):
             self.shape = tuple(batch.shape)
-        if self._phases.steps or self._phases._in_backward or next(module.parameters(), None) is None:
+        if self._phases.steps or self._phases.in_backward or next(module.parameters(), None) is None:
             return  # transforms of single images are modules, too
         self._forwards += 1
         self._graded += torch.is_grad_enabled()
@@ -212,8 +212,8 @@ class Estimation:
             "card": self.card.name,
             "cublas_workspace_bytes": str(self.ways.workspace_bytes),
         }
-        if self._phases.optimizers:
-            found["optimizer"] = self._phases.optimizers[0]
+        if self._phases.optimizer:
+            found["optimizer"] = self._phases.optimizer
         return found
 
 
