@@ -7,16 +7,15 @@ computes nothing from what it records.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils import _python_dispatch as dispatch_modes
 
+from ipyvram.bounds import Bounds
 from ipyvram.devices import check_device, cuda_possible, describe, use_device, used_cuda
 from ipyvram.guarding import Guard
 from ipyvram.options import Options
@@ -28,7 +27,6 @@ from ipyvram.probes.oom import OomWatch
 from ipyvram.probes.owners import Owners
 from ipyvram.probes.phases import Phases
 from ipyvram.probes.stacks import StackReader
-from ipyvram.probes.stepping import TURNS
 from ipyvram.pulse import Pulse, held_by_claims, leading_device, limit_of
 from ipyvram.recording import Cell, Device, Observation, OomEvent, Recording, Samples
 from ipyvram.sampler import Sampler, combined_reader
@@ -37,18 +35,8 @@ from ipyvram.watch import Watch
 
 __all__ = ["Run", "check_device"]
 
-#: Bounds on the trace of a cell that finishes no optimizer step (inference, raw loops). What a cell loads, builds and imports
-#: before its first forward is not counted.
-MAX_UNSTEPPED_S = 20.0
-MAX_UNSTEPPED_EVENTS = 300_000
-#: … and on what that may cost the cell: a graph that grows by thousands of small gradients is read again for each.
-MAX_UNSTEPPED_OWN_S = 5.0
-
 #: At least so long between two looks at the allocator's counters when steps end; a look takes 50 µs.
 STEP_PERIOD_S = 0.005
-
-#: Why a model that turns to evaluation after the traced steps is traced.
-_EVALUATION = "an evaluation began"
 
 
 class Run:
@@ -91,13 +79,12 @@ class Run:
         self._samples: tuple[Samples, ...] = ()
         self._held: tuple[tuple[int, str], dict[str, int]] = ((0, ""), {})
         self._recording: Recording | None = None
+        self._held_by_error: Callable[[], None] = lambda: None
         self._watch = Watch()
-        self._evaluations = Evaluations(lambda: self.guard("an evaluation is not traced", self._evaluated))
-        self._why = ""  # the reason of a trace after the first
-        self._awaited: weakref.ref[torch.optim.Optimizer] | None = None  # whose step it is to hold
+        self._evaluations = Evaluations(self._on_evaluation)
+        self._bounds = Bounds(options.trace_steps if options.budget_bytes is None else 0)  # of the traced stretch
         self._armed = self._ran = False  # whether a stretch is being traced; whether a model or a backward has run
-        self._first_traced = self._traced_steps = self._trace_ns = self._seen_ns = 0
-        self._own_s = 0.0  # spent in ipyvram when the trace began
+        self._traced_steps = self._seen_ns = 0
         self._counters_start: dict[str, dict[str, int]] = {}
         self._started = ExitStack()  # what takes everything away again, also when `stop` itself fails
         self._start_ns = 0
@@ -113,7 +100,8 @@ class Run:
         self.guard("NVML is unavailable", self._open_cards)
         self.guard("allocator counters are unavailable", self._read_counters_start)
         self._undo("phases did not stop cleanly", self._phases.stop)
-        self._undo("an evaluation is still waited for", self._evaluations.silence)
+        self._undo("an evaluation is still waited for", self._evaluations.stop)
+        self.guard("an evaluation would not be noticed", self._evaluations.start)
         self._undo("tracing did not stop cleanly", partial(self._tracing.stop, "end of cell"))
         self._undo("tracing did not stop cleanly", partial(self.stop_tracing, "end of cell"))
         self._start_tracing(before=True)
@@ -142,7 +130,7 @@ class Run:
 
     def _start_tracing(self, before: bool) -> None:
         """Arm the probes of one traced stretch; ``before``: what the namespace holds was there before the cell."""
-        self._trace_ns, self._own_s = self._clock(), self.guard.seconds
+        self._bounds.begin(self._phases.steps, self._clock(), self.guard.seconds)
         self._tracing.start(cuda_possible())
         self._armed = True
         self.guard("the namespace could not be read", lambda: self._owners.namespace(before=before, left=True))
@@ -165,7 +153,8 @@ class Run:
     def _on_forward(self, module: nn.Module | None, args: tuple[Any, ...]) -> None:
         """Notice a model on the CPU of a machine with a GPU; end the trace of a cell without steps at its bounds."""
         if not self._ran:
-            self._ran, self._trace_ns, self._own_s = True, self._clock(), self.guard.seconds
+            self._ran = True
+            self._bounds.begin(self._bounds.first, self._clock(), self.guard.seconds)
         if module is not None:
             if self._tracing.notice(module):
                 self._owners.forget()  # what no trace followed so far
@@ -173,49 +162,38 @@ class Run:
                 self.guard.note(
                     "a model ran on another thread than the cell's: what operators allocated there is not traced"
                 )
-            if self._why == _EVALUATION and self._armed and self._evaluations.forward(module):
+            if self._bounds.evaluation and self._armed and self._evaluations.forward(module):
                 self.stop_tracing(f"{FORWARDS} forwards of an evaluation")
         if reason := self._tracing.ended_by or self._expired():
             self.stop_tracing(reason)
 
     def _expired(self) -> str:
         """Why a trace without an optimizer step should end, an empty string while it should not."""
-        if not self._armed or self._phases.steps != self._first_traced:
+        if not self._armed:
             return ""
-        if (self._clock() - self._trace_ns) / 1e9 > MAX_UNSTEPPED_S:
-            return f"{MAX_UNSTEPPED_S:.0f} s without an optimizer step"
-        if self.guard.seconds - self._own_s > MAX_UNSTEPPED_OWN_S:
-            return f"{MAX_UNSTEPPED_OWN_S:.0f} s of its own work without an optimizer step"
-        if self._tracing.event_count > MAX_UNSTEPPED_EVENTS:
-            return f"{MAX_UNSTEPPED_EVENTS:,} events without an optimizer step"
-        return ""
+        return self._bounds.expired(self._phases.steps, self._clock(), self.guard.seconds, self._tracing.event_count)
 
     def _on_step(self, steps: int) -> None:
         if not self._armed:
             self.guard("the watch for growth is blind", self._see_figures)
             reason, news, self._phases.news = self._watch.reason(), self._phases.news, None
             if news is not None:
-                self._awaited = news.optimizer if self.retrace(news.why) else None
+                self._retrace(Bounds(why=news.why, awaited=news.optimizer))
             elif reason:
-                self.retrace(reason)
+                self._retrace(Bounds(why=reason))
             return
         self._watch.learn_step()
-        traced = steps - self._first_traced
-        if self._watch.doubling():
-            return
-        if self._why:
-            if traced >= TURNS or not self._awaits():
-                self.stop_tracing(f"step {steps} ({self._why})")
-        elif traced >= self.options.trace_steps and self.options.budget_bytes is None:
-            self.stop_tracing(f"{steps} steps" if steps > 1 else "1 step")
+        if not self._watch.doubling() and (reason := self._bounds.reached(steps, self._phases.stepped)):
+            self.stop_tracing(reason)
 
-    def _awaits(self) -> bool:
-        """Whether an optimizer for which this trace began has still to make a step."""
-        awaited = None if self._awaited is None else self._awaited()
-        return awaited is not None and id(awaited) not in self._phases.stepped
+    def _on_evaluation(self, module: nn.Module | None, args: tuple[Any, ...]) -> None:
+        """Trace an evaluation that begins; ``module`` is about to run, None where nothing is yet."""
 
-    def _evaluated(self) -> None:
-        self.retrace(_EVALUATION)
+        def begin() -> None:
+            if self._retrace(Bounds(why="an evaluation began", evaluation=True)) and module is not None:
+                self._phases.join(module, args)
+
+        self.guard("an evaluation is not traced", begin)
 
     def _see_figures(self) -> None:
         """Read the allocator's counters between two samples too: a few quick steps may be over before the next."""
@@ -244,8 +222,9 @@ class Run:
         """Take the probes away and keep the sampler: what is left of the cell costs nothing you notice."""
         if not self._armed:
             return
-        self._traced_steps += self._phases.steps - self._first_traced
+        self._traced_steps += self._phases.steps - self._bounds.first
         self.guard("the namespace could not be read", self._owners.namespace)
+        self.guard("what the error holds is unknown", self._held_by_error)
         self.guard("kept graphs could not be read", lambda: self._owners.graphs.kept(self._phases.read))
         self.guard("the watch for growth is blind", self._learn_figures)
         self._armed = False
@@ -270,6 +249,9 @@ class Run:
         bool
             Whether a trace was started. Off CUDA not inside somebody's dispatch mode: leaving it would take ours away.
         """
+        return self._retrace(Bounds(why=reason))
+
+    def _retrace(self, bounds: Bounds) -> bool:
         if self._armed or self._recording is not None or not self._watch.allows():
             return False
         inside = bool(dispatch_modes._get_current_dispatch_mode_stack()) and not cuda_possible()
@@ -277,7 +259,7 @@ class Run:
             return False
         self._evaluations.silence()
         self._watch.retraces += 1
-        self._why, self._awaited, self._first_traced = reason, None, self._phases.steps
+        self._bounds = bounds
         self._owners.forget()
         self._start_tracing(before=False)
         return True
@@ -297,9 +279,8 @@ class Run:
                 stop_ns = self._clock()
                 self.guard("the sampler did not stop cleanly", self._stop_sampler)
                 self._oom.stop()
-                if error is not None and self._armed:  # variables first: `x` says more than an argument of some frame
-                    self.guard("the namespace could not be read", self._owners.namespace)
-                    self.guard("what the error holds is unknown", lambda: self._owners.held_by(error))
+                if error is not None:  # right after the variables: `x` says more than an argument of some frame
+                    self._held_by_error = lambda: self._owners.held_by(error)
                 devices = dict.fromkeys(["cpu", *(s.device for s in self._samples)])
                 observations = ending.observe(
                     self.guard, self._namespace, error, self._phases.orphans, self._cards, devices
@@ -308,6 +289,7 @@ class Run:
                 if oom is None and (caught := self._oom.event) is not None:
                     survived = Observation("caught_oom", caught.requested_bytes, device=caught.device)
                     observations = (*observations, survived)
+            self._held_by_error = lambda: None
             self._recording = self._record(stop_ns, error, observations, oom)
             self._owners.claims.clear()
             self._phases.marks = []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ipyvram import run
+from ipyvram import bounds, run
 from tests.measured import measured
 
 
@@ -32,7 +32,7 @@ def inference():
 
 @pytest.mark.parametrize("program", [raw_training, plain_arithmetic, inference])
 def test_events_are_bounded(program, monkeypatch):
-    monkeypatch.setattr(run, "MAX_UNSTEPPED_EVENTS", 1000)
+    monkeypatch.setattr(bounds, "MAX_UNSTEPPED_EVENTS", 1000)
     report = measured(program)
     assert report.measurement.ended_by == "1,000 events without an optimizer step"
     assert 1000 <= report.measurement.events < 1000 + 2 * 1024 + 50  # the bound is looked at now and then
@@ -42,7 +42,7 @@ def test_events_are_bounded(program, monkeypatch):
 
 @pytest.mark.parametrize("program", [raw_training, inference])
 def test_time_is_bounded(program, monkeypatch):
-    monkeypatch.setattr(run, "MAX_UNSTEPPED_S", 0.0)
+    monkeypatch.setattr(bounds, "MAX_UNSTEPPED_S", 0.0)
     report = measured(program)
     assert report.measurement.ended_by == "0 s without an optimizer step"
     assert report.measurement.events < 50
@@ -50,7 +50,7 @@ def test_time_is_bounded(program, monkeypatch):
 
 def test_what_reading_costs_the_cell_is_bounded(monkeypatch):
     """A solver that asks for a small gradient at each of its steps, with a graph below that grows."""
-    monkeypatch.setattr(run, "MAX_UNSTEPPED_OWN_S", 0.2)
+    monkeypatch.setattr(bounds, "MAX_UNSTEPPED_OWN_S", 0.2)
     field, count = nn.Linear(4, 4), 3000
 
     def cell():
@@ -66,7 +66,7 @@ def test_what_reading_costs_the_cell_is_bounded(monkeypatch):
 
 
 def test_what_a_cell_loads_before_its_first_forward_is_not_counted(monkeypatch):
-    monkeypatch.setattr(run, "MAX_UNSTEPPED_S", 5.0)
+    monkeypatch.setattr(bounds, "MAX_UNSTEPPED_S", 5.0)
     clock = run.Clock()
     skipped_ns = [0]
     monkeypatch.setattr(run, "Clock", lambda: lambda: clock() + skipped_ns[0])
@@ -89,7 +89,7 @@ def test_a_cell_within_the_bounds_is_traced_to_its_end():
 
 
 def test_the_first_step_takes_the_bound_away(monkeypatch):
-    monkeypatch.setattr(run, "MAX_UNSTEPPED_EVENTS", 60)
+    monkeypatch.setattr(bounds, "MAX_UNSTEPPED_EVENTS", 60)
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 

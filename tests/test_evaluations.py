@@ -133,3 +133,114 @@ def test_what_the_program_puts_there_itself_stays(monkeypatch):
     assert nn.Module.eval is mine
     monkeypatch.undo()
     nn.Module.eval = original
+
+
+# -- without a call of eval --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def decorated(model: nn.Module, batches: int) -> None:
+    for _ in range(batches):
+        model(torch.randn(LARGE, WIDTH)).argmax(1)
+
+
+def with_no_grad(model: nn.Module, batches: int) -> None:
+    with torch.no_grad():
+        for _ in range(batches):
+            model(torch.randn(LARGE, WIDTH)).argmax(1)
+
+
+def with_inference_mode(model: nn.Module, batches: int) -> None:
+    with torch.inference_mode():
+        for _ in range(batches):
+            model(torch.randn(LARGE, WIDTH)).argmax(1)
+
+
+def clip(model: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.clamp_(-1, 1)
+
+
+@pytest.mark.parametrize("batches", [1, 5])
+@pytest.mark.parametrize("evaluation", [decorated, with_no_grad, with_inference_mode])
+def test_a_first_forward_without_gradients_is_an_evaluation(evaluation, batches):
+    def cell() -> None:
+        model = network()
+        optimizer = torch.optim.Adam(model.parameters())
+        train(model, optimizer)
+        for _ in range(2):
+            clip(model)
+            train(model, optimizer)
+        evaluation(model, batches)
+
+    report = measured(cell)
+    assert report.batch == LARGE
+    assert report.peak["inputs"] == LARGE * WIDTH * 4
+    assert report.peak["parameters"] == sum(p.nbytes for p in network().parameters())
+    assert report.peak["other"] == 0
+    assert report.measurement.notes == ()
+    assert report.traced_steps == 3
+    assert ("evaluation" in report.measurement.ended_by) == (batches > 1)
+
+
+def test_turning_gradients_off_where_a_trace_has_seen_it_begins_none():
+    """A target network in each step, and a norm that is clipped in places of its own."""
+
+    def cell() -> None:
+        model, target = network(), network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for step in range(12):
+            x = torch.randn(SMALL, WIDTH)
+            with torch.no_grad():
+                y = target(x)
+            optimizer.zero_grad()
+            (model(x) - y).square().mean().backward()
+            if step > 5:
+                clip(model)
+            optimizer.step()
+
+    report = measured(cell)
+    assert report.traced_steps == 3
+    assert report.measurement.ended_by == "3 steps"
+
+
+def test_an_evaluation_in_another_place_than_the_first_is_traced_too():
+    def cell() -> None:
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        train(model, optimizer)
+        evaluate(model, 5)
+        train(model, optimizer)
+        model(torch.randn(SMALL, WIDTH))
+        with torch.no_grad():
+            model(torch.randn(4 * LARGE, WIDTH))
+
+    assert measured(cell).batch == 4 * LARGE
+
+
+def test_a_compiled_model_is_not_warned_of_a_hook_that_waits(recwarn):
+    def cell() -> None:
+        model = network()
+        compiled = torch.compile(model, backend="eager")
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(5):
+            compiled(torch.randn(SMALL, WIDTH)).sum().backward()
+            optimizer.step()
+        with_no_grad(compiled, 3)
+
+    report = measured(cell)
+    assert "evaluation" in report.measurement.ended_by
+    assert not [w for w in recwarn if "hook" in str(w.message)]
+
+
+def test_torchscript_still_compiles_what_turns_gradients_off():
+    def script(x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            y = x * 2
+        return y
+
+    def cell() -> None:
+        assert torch.jit.script(script)(torch.ones(2)).sum() == 4
+
+    assert measured(cell).error is None

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import ipyvram
-from ipyvram import devices, measuring, tracing
+from ipyvram import bounds, devices, measuring, tracing
 from ipyvram import run as run_module
 from ipyvram.options import Options
 from ipyvram.probes import counters, graph_claims, history, oom, owners, phases, storages
@@ -45,6 +45,8 @@ def global_state():
             (torch.autograd, ("_engine_run_backward", "backward", "grad")),
             (torch.Tensor, ("backward", "__torch_dispatch__", "__torch_function__")),
             (nn.Module, ("__call__", "_call_impl", "eval")),
+            (torch.no_grad, ("__enter__", "__exit__")),
+            (torch.inference_mode, ("__enter__", "__exit__")),
             (torch.optim.SGD, ("step",)),
         )
         for name in names
@@ -61,6 +63,10 @@ WAITING = (
     "optimizer._global_optimizer_pre_hooks",
     "optimizer._global_optimizer_post_hooks",
     "Module.eval",
+    "no_grad.__enter__",
+    "no_grad.__exit__",
+    "inference_mode.__enter__",
+    "inference_mode.__exit__",
 )
 
 
@@ -138,6 +144,27 @@ def test_an_error_leaves_nothing_behind(ending):
     assert global_state() == before
 
 
+def test_the_variables_are_read_once_at_the_end_also_where_an_error_ends_the_cell(monkeypatch):
+    original, read = owners.Owners.namespace, []
+
+    def namespace(self, *args, **kwargs):
+        read.append(kwargs)
+        return original(self, *args, **kwargs)
+
+    class Failure(Exception):
+        pass
+
+    monkeypatch.setattr(owners.Owners, "namespace", namespace)
+    error = Failure()
+    gone = weakref.ref(error)
+    run = Run(Options())
+    run.start()
+    run.stop(error)
+    assert len(read) == 2
+    del error
+    assert gone() is None
+
+
 def test_several_optimizers_leave_nothing_behind():
     one, two = model(), model()
     first, second = torch.optim.SGD(one.parameters(), 0.1), torch.optim.Adam(two.parameters())
@@ -157,7 +184,7 @@ def test_several_optimizers_leave_nothing_behind():
 
 
 def test_steps_are_counted_when_the_trace_ended_before_the_first(monkeypatch):
-    monkeypatch.setattr(run_module, "MAX_UNSTEPPED_S", -1.0)
+    monkeypatch.setattr(bounds, "MAX_UNSTEPPED_S", -1.0)
     net, before = model(), global_state()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     _, recording, report = measured(lambda run: train(net, optimizer, batches(4)))
@@ -265,6 +292,7 @@ FAULTS = {
     "watch reason": (run_module.Watch, "reason"),
     "environment": (run_module.ending, "environment"),
     "evaluations": (run_module.Evaluations, "listen"),
+    "places of evaluations": (run_module.Evaluations, "start"),
     "device": (run_module, "describe"),
 }
 

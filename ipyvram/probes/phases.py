@@ -36,6 +36,13 @@ def _nothing(begin: bool) -> None:
     pass
 
 
+def hide_hooks(patches: Patches) -> None:
+    """A compiled module warns its user about global hooks: ours are not the user's, and do nothing in compiled code."""
+    any_hook = getattr(global_hooks, "_has_any_global_hook", None)
+    if any_hook is not None and not any_hook():
+        patches.set(global_hooks, "_has_any_global_hook", lambda: False)
+
+
 class Phases:
     """Marks of the traced steps, and the count of all steps.
 
@@ -89,7 +96,7 @@ class Phases:
         self._paths.clear()
         self._depth = threading.local()
         self._read, self._settled = [(0, sequence_number())], False  # what was there before is not this stretch's
-        self._hide_from_compiler()
+        hide_hooks(self._patches)
         self._handles = [
             global_hooks.register_module_forward_pre_hook(self._before_forward),
             global_hooks.register_module_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
@@ -104,12 +111,6 @@ class Phases:
         watch_engine(self._patches, self._begin_backward)
         if not SHOWN:
             UNPACKED.watch(self._patches)
-
-    def _hide_from_compiler(self) -> None:
-        """A compiled module warns its user about global hooks; ours are not the user's, and do nothing in compiled code."""
-        any_hook = getattr(global_hooks, "_has_any_global_hook", None)
-        if any_hook is not None and not any_hook():
-            self._patches.set(global_hooks, "_has_any_global_hook", lambda: False)
 
     def stop_tracing(self) -> None:
         """Take every hook away but the counter of steps."""
@@ -175,6 +176,10 @@ class Phases:
             self._mark("module", True, self._paths.get(id(module), type(module).__name__))
         else:
             self._guard("forward", lambda: self._begin_root(module, args))
+
+    def join(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A stretch has begun when this root module was about to run: torch has looked for hooks already."""
+        self._before_forward(module, args)
 
     def _begin_root(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         label = self._paths.get(id(module), type(module).__name__)
