@@ -421,6 +421,20 @@ def test_a_loss_that_keeps_its_graph_counts_with_all_the_graph_holds(helpers):
     helpers.kept.clear()
 
 
+def test_a_gradient_of_an_earlier_cell_is_no_leftover():
+    cell = """\
+batch_size = 8
+for step in range(9):
+    optimizer.zero_grad()
+    model(torch.randn(batch_size, 1024)).sum().backward()
+    optimizer.step()
+"""
+    setup = "model = torch.nn.Linear(1024, 1024)\noptimizer = torch.optim.Adam(model.parameters())\n"
+    namespace = space(setup + "model(torch.randn(8, 1024)).sum().backward()")
+    trials = MeasuredTrials(body(cell, namespace))
+    assert [trials(size, 3).leftover for size in (8, 16, 32)] == ["", "", ""]
+
+
 def test_small_change_is_no_leftover(helpers):
     cell = CELL.replace("for step", "helpers.kept.append(torch.zeros(1000))\nfor step")
     trials = MeasuredTrials(body(cell, space(crash=crashing(), helpers=helpers)))

@@ -41,7 +41,7 @@ class Baseline:
         self._workspaces = settle()
         tensors = _live_tensors()
         self._tensors = {id(t): weakref.ref(t) for t in tensors}
-        self._storages = _storages_of(tensors)
+        self._bytes = sum(_storages_of(tensors).values())
         self._cuda = _cuda_allocated()
         _make_workspaces(self._workspaces)
 
@@ -59,8 +59,8 @@ class Baseline:
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             more = _cuda_allocated() - self._cuda
         else:
-            found = _storages_of(new)
-            more = sum(size for key, size in found.items() if key not in self._storages)
+            # All of them, not the new ones only: a gradient that was put back is a new tensor in place of an old one.
+            more = sum(_storages_of(tensors).values()) - self._bytes
         del tensors
         if more <= TOLERANCE_BYTES:
             return None
