@@ -17,7 +17,7 @@ from ipyvram.render import scene as scenes
 from ipyvram.render.axes import Piece, TimeAxis, byte_ticks, round_bytes, second_ticks, spread
 from ipyvram.render.scene import LEFT, MAX_POINTS, PLOT_H, PLOT_W, TOP, columns, make_scene
 from ipyvram.render.timeline import legend, sentence, timeline
-from ipyvram.report_rows import LABELS, OutOfMemory, Phase
+from ipyvram.report_rows import LABELS, OutOfMemory, Phase, Timeline
 from ipyvram.units import GIB, format_bytes
 from tests import reports
 
@@ -209,6 +209,14 @@ def test_the_process_has_a_scale_of_its_own_where_tensors_are_small():
 
 def test_nothing_recorded_gives_no_picture():
     assert timeline(reports.empty()) == ("", "")
+
+
+def test_a_cell_without_tensors_has_no_picture_of_the_process_alone():
+    sampled = {"process_rss": (500 * 2**20,) * 2, "device_used": (None,) * 2}
+    report = replace(reports.empty(), timeline_data=Timeline(sampled_time_s=(0.0, 0.1), sampled=sampled))
+    assert timeline(report) == ("", "")
+    used = Timeline(sampled_time_s=(0.0, 0.1), sampled={**sampled, "device_used": (2**30,) * 2})
+    assert "device used" in timeline(replace(report, timeline_data=used))[1]
 
 
 def test_the_picture_in_words_names_the_peak():

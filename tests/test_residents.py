@@ -221,6 +221,13 @@ def test_a_device_that_holds_next_to_nothing_is_only_mentioned():
     assert "cpu now" in bundle((host,), everyone=False)["text/plain"]
 
 
+@pytest.mark.parametrize("everyone", [True, False])
+def test_where_nothing_is_there_no_holders_are_announced(everyone):
+    data = bundle((Resident("cpu", ()),), everyone=everyone)
+    assert data["text/plain"] == "cpu now: 0 B in tensors"
+    assert "<table" not in data["text/html"]
+
+
 def test_more_holders_than_rows_are_counted(notebook):  # noqa: F811
     notebook.run("\n".join(f"v{i} = torch.zeros({1000 + i})" for i in range(20)))
     assert "more holders of" in bundle(residents.look(notebook.names), everyone=False)["text/plain"]

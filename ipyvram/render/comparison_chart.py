@@ -5,6 +5,7 @@ An image without script, ids or ``defs``, on paper of its own: text and axes rea
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -143,8 +144,7 @@ def _speed(c: Comparison) -> Iterable[str]:
         yield _words(left - 6, y(tick) + 4, speed(tick), "end")
     yield _rule(left, right, y(0.95 * best), KNEE_COLOUR, 0.9, "2 3")
     knee_is_left = c.knee is not None and x(c.knee) < (left + right) / 2
-    place, anchor = (right, "end") if knee_is_left else (left, "start")
-    yield _words(place, y(0.95 * best) - 5, "95 % of the best", anchor)
+    yield _words_beside([(x(r.batch), y(value)) for r, value in points], left, right, y(0.95 * best), "95 % of the best")
     path = " L".join(f"{x(r.batch):.1f} {y(value):.1f}" for r, value in points)
     yield f'<path d="M{path}" fill="none" stroke="currentColor" stroke-width="1.5"/>'
     for row, value in points:
@@ -182,6 +182,28 @@ def _rule(
 ) -> str:
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
     return f'<path d="M{left} {y:.1f}H{right}" stroke="{colour}" opacity="{opacity}"{dashes}/>'
+
+
+def _words_beside(curve: Sequence[tuple[float, float]], left: float, right: float, y: float, text: str) -> str:
+    """``text`` at the end of the rule at ``y``, above or below it, where the curve is furthest from it."""
+    wide = 6.2 * len(text)
+
+    def room(begin: float, middle: float) -> float:
+        inside = [at for i in range(9) if (at := _height(curve, begin + wide * i / 8)) is not None]
+        return min((abs(at - middle) for at in inside), default=math.inf)
+
+    ends = ((left, "start", left), (right, "end", right - wide))
+    places = [(room(begin, y + dy - 4), x, y + dy, anchor) for dy in (-5, 14) for x, anchor, begin in ends]
+    _, x, baseline, anchor = max(places, key=lambda place: min(place[0], 20))  # the first that is far enough
+    return _words(x, baseline, text, anchor)
+
+
+def _height(curve: Sequence[tuple[float, float]], x: float) -> float | None:
+    """Where the curve through these points is at ``x``."""
+    for (a, top), (b, bottom) in itertools.pairwise(curve):
+        if a <= x <= b:
+            return top + (bottom - top) * (x - a) / (b - a)
+    return None
 
 
 def _words(x: float, y: float, text: str, anchor: str, bold: bool = False) -> str:

@@ -15,6 +15,9 @@ FIGURES = (0, 1, 2, 3, 4, 5)
 #: Sizes in the table of categories: the rest lie on the line between them.
 SIZES_SHOWN = 10
 
+#: Why a size beyond the answer is none, though it would fit.
+NO_MORE = "the data have no more"
+
 
 @dataclass(frozen=True, slots=True)
 class Words:
@@ -102,10 +105,10 @@ def _headline(c: Comparison) -> list[tuple[str, str]]:
             parts.append(("No size fits", f"into {format_bytes(c.limit_bytes)}{even}"))
     knee = next((r for r in c.rows if r.batch == c.knee), None)
     if knee is not None:
-        share = c.share_of_best(knee)
-        words = "the best speed" if share == 1 else f"{share or 0:.0%} of the best speed".replace("%", " %")
+        share = f"{c.share_of_best(knee) or 0:.0%}".replace("%", " %")
+        words = f"the smallest size that is about as fast as any ({share})"
         parts.append(
-            (f"Knee: {knee.batch}", words + (f" with {format_bytes(knee.peak_bytes)}" if knee.peak_bytes else ""))
+            (f"Knee: {knee.batch}", words + (f", {format_bytes(knee.peak_bytes)}" if knee.peak_bytes else ""))
         )
     if c.accumulation is not None:
         parts.append((f"Effective {c.accumulation.effective}", accumulation_words(c.accumulation)))
@@ -124,15 +127,18 @@ def answer_words(answer: Answer, limit_bytes: int, multiple: int | None = None, 
         words += f" of {format_bytes(limit_bytes)}"
     if answer.beyond is None:
         return words
+    if why == NO_MORE:
+        return f"{words}; {why}"
     between = multiple is not None and answer.beyond - answer.batch > multiple
     return words + f"; {answer.beyond} {why or 'does not fit'}" + (", between them none was tried" if between else "")
 
 
 def _why_beyond(row: Row, limit_bytes: int) -> str:
     if row.seen == 0:
-        return "is more than the data have"
-    within = row.retries and row.needed_bytes is not None and row.needed_bytes <= limit_bytes
-    return "fits only with retries of the allocator" if within else ""
+        return NO_MORE
+    if row.needed_bytes is None or row.needed_bytes > limit_bytes:
+        return ""
+    return "fits only with retries of the allocator" if row.retries else NO_MORE
 
 
 def accumulation_words(a: Accumulation) -> str:

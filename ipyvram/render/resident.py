@@ -76,7 +76,8 @@ def text(one: Resident, pen: Pen, *, everyone: bool) -> str:
         )
         lines.append("  " + pen.paint(pen.plain(label), category))
     rows, more = _rows(one, everyone)
-    lines.append(pen.bold("held by, and how to release it" if everyone else "held by"))
+    if rows:
+        lines.append(pen.bold("held by, and how to release it" if everyone else "held by"))
     for row in rows:
         where = f" · {row.example}" if row.example not in ("", row.holder) else ""
         several = f" · {row.count} tensors" if row.count > 1 else ""
@@ -98,7 +99,8 @@ def html(one: Resident, *, everyone: bool, also: str = "") -> str:
     columns = [Column("holder", wrap=True), Column("size", numeric=True), Column("share"), Column("mostly"), Column("for example", muted=True, wrap=True)]  # fmt: skip
     columns += [Column("release", muted=True)] if everyone else []
     rows, more = _rows(one, everyone)
-    body = table(f"Who holds memory on {one.device}", columns, [_cells(row, one.bytes, everyone) for row in rows])
+    cells = [_cells(row, one.bytes, everyone) for row in rows]
+    body = table(f"Who holds memory on {one.device}", columns, cells) if cells else ""
     rest = "".join(f"<div{style(MUTED)}>{escape(line)}</div>" for line in (more, also) if line)
     most, *others = map(escape, head(one))
     aside = f"<span{style(MUTED)}>{''.join(f' · {words}' for words in others)}</span>" if others else ""

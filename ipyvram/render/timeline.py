@@ -43,8 +43,8 @@ _SHORT = {"forward": "fwd", "backward": "bwd", "optimizer": "opt"}
 
 
 def timeline(report: Report) -> tuple[str, str]:
-    """The picture, and the line of words that stands below it; two empty strings where nothing was recorded over time."""
-    if not report.timeline_data.time_s and not report.timeline_data.sampled_time_s:
+    """The picture, and the line of words that stands below it; two empty strings where there is nothing to draw."""
+    if not _anything(report):
         return "", ""
     scene = make_scene(report)
     plot = [*_shading(report, scene), *_grid(scene), *_areas(scene), *_lines(scene), _MARKS]
@@ -59,6 +59,13 @@ def timeline(report: Report) -> tuple[str, str]:
         f'preserveAspectRatio="none">{"".join(plot)}</svg>{"".join(around)}</svg>'
     )
     return svg, legend(scene)
+
+
+def _anything(report: Report) -> bool:
+    """Whether memory of the device was in use: the process's own, with no tensor below it, tells nothing."""
+    data = report.timeline_data
+    sampled = (max((n or 0 for n in column), default=0) for name, column in data.sampled.items() if name != "process_rss")
+    return bool(report.peak_bytes and (data.time_s or data.sampled_time_s)) or any(sampled)
 
 
 def sentence(report: Report) -> str:

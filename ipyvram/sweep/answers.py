@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,29 @@ def batch_axis(trials: Sequence[Trial]) -> int:
 def seen(trial: Trial, axis: int) -> int | None:
     """The batch that the model was given; None where no module was called."""
     return trial.shape[axis] if len(trial.shape) > axis else None
+
+
+def clipped(trial: Trial, trials: Sequence[Trial]) -> bool:
+    """Whether the data had fewer samples than this size asks for. One trial alone does not tell data from program."""
+    axis, alone = batch_axis(trials), len(trials) < 2
+    ran = [(t.size, seen(t, axis)) for t in trials if not t.out_of_memory]
+    return not (alone or trial.out_of_memory) and _is_short(trial.size, seen(trial, axis), _share(ran))
+
+
+def _share(sizes: Iterable[tuple[int, int | None]]) -> float:
+    """Samples the model is given for each that a size asks for: 1, unless the program splits or doubles its batches."""
+    size, given = min(((size, given) for size, given in sizes if given), default=(1, 1))
+    return given / size
+
+
+def _is_short(size: int, given: int | None, share: float) -> bool:
+    return bool(given) and given is not None and given + 1 <= share * size
+
+
+def reached(rows: Sequence[Row]) -> dict[int, int]:
+    """Size asked for → the size whose samples the model was given, which is less where the data ended."""
+    share = _share((r.batch, r.seen) for r in rows)
+    return {r.batch: int((r.seen or 0) / share) if _is_short(r.batch, r.seen, share) else r.batch for r in rows}
 
 
 def starved(trial: Trial, trials: Sequence[Trial]) -> bool:
@@ -95,9 +118,10 @@ def _row_note(trial: Trial, given: int | None) -> str:
 
 
 def fit_rows(rows: Sequence[Row]) -> Fit | None:
-    """The line through the clean rows, over the batches that the model was given."""
+    """The line through the clean rows, over the sizes that the data filled."""
     clean = [r for r in rows if r.peak_bytes is not None and r.categories and not r.contaminated and r.seen != 0]
-    return fit(Point(r.seen if r.seen is not None else r.batch, r.categories) for r in clean)
+    sizes = reached(rows)
+    return fit(Point(sizes[r.batch], r.categories) for r in clean)
 
 
 def overhead(rows: Sequence[Row]) -> tuple[float, int]:
@@ -136,12 +160,17 @@ def fits_easily(row: Row, limit_bytes: int) -> bool:
 
 
 def largest_that_ran(rows: Sequence[Row], limit_bytes: int) -> Answer | None:
-    """The largest clean size that stayed within the limit without the allocator's having to make room."""
+    """The largest clean size that stayed within the limit without the allocator's having to make room.
+
+    Where the data ended before the size, it is the size that they filled.
+    """
     clean = [r for r in rows if not r.contaminated]
     good = [r for r in clean if fits_easily(r, limit_bytes)]
     if not good:
         return None
     best = max(good, key=lambda r: r.batch)
+    if (most := reached(rows)[best.batch]) < best.batch:
+        return Answer(most, best.status, best.needed_bytes, beyond=best.batch)
     failed = [r.batch for r in clean if not fits_easily(r, limit_bytes) and r.batch > best.batch]
     return Answer(best.batch, best.status, best.needed_bytes, beyond=min(failed, default=None))
 

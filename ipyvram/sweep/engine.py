@@ -135,9 +135,7 @@ class Sweep:
             raise BatchDidNotChange(wording.did_not_change(self.question.name, [t.size for t in ran], batch, loader))
 
     def _clipped(self, trial: Trial) -> bool:
-        """Whether the data gave fewer samples than were asked for; one trial alone does not tell data from loader."""
-        given = answers.seen(trial, answers.batch_axis(self.trials))
-        return len(self.trials) > 1 and not trial.out_of_memory and given is not None and given < trial.size
+        return answers.clipped(trial, self.trials)
 
     def _fits(self, trial: Trial) -> bool:
         limit, needed = self.question.limit_bytes, trial.needed_bytes
@@ -272,7 +270,7 @@ class Sweep:
             return ran
         line = answers.fit_rows(rows)
         predicted = answers.predicted_largest(rows, line, limit, self.question.multiple)
-        if predicted is None or (ran is not None and predicted.batch <= ran.batch):
+        if predicted is None or (ran is not None and (predicted.batch <= ran.batch or self._clipped(self.trials[-1]))):
             return ran
         if self.question.sizes and line is not None and predicted.batch > line.reach - self.question.multiple:
             self._notes.append(wording.room_beyond(self.question.name, predicted.batch))

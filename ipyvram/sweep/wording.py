@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ipyvram.comparison import Row
-from ipyvram.sweep.answers import batch_axis, seen, starved
+from ipyvram.sweep.answers import batch_axis, clipped, seen, starved
 from ipyvram.sweep.fit import Fit
 from ipyvram.units import format_bytes
 
@@ -80,14 +80,14 @@ def notes(
 
 def _about_batches(ran: Sequence[Trial], rows: Sequence[Row], skipped: Sequence[int]) -> Iterator[str]:
     axis = batch_axis(ran)
-    clipped = [t for t in ran if (given := seen(t, axis)) is not None and given < t.size]
-    if clipped:
-        yield f"at {clipped[0].size} the model was given {seen(clipped[0], axis)}: the data have no more"
+    short = [t for t in ran if clipped(t, ran)]
+    if short:
+        yield f"at {short[0].size} the model was given {seen(short[0], axis)}: the data have no more"
     empty = [t for t in ran if starved(t, ran)]
     if empty:
         yield f"at {empty[0].size} the data made no batch: they have no more, and the last smaller one is dropped"
     if skipped:
-        why = "it would be the same" if clipped or empty else "smaller ones ran out of memory"
+        why = "it would be the same" if short or empty else "smaller ones ran out of memory"
         yield f"not run: {', '.join(map(str, skipped))} ({why})"
     if axis == 1:
         yield "the batch is dimension 1 of the model's input"
