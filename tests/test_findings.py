@@ -213,6 +213,11 @@ def test_is_silent_below_it(kind):
     assert kind not in kinds(CASES[kind][1])
 
 
+def test_a_traceback_whose_error_is_not_known_is_told_without_its_name():
+    (finding,) = find(report(observations=seen("traceback", 3 * MIB, name="")))
+    assert "the traceback of an error: %vram free" in finding.text
+
+
 def test_fragmentation_of_a_small_cell_on_a_large_card_is_not_worth_a_word():
     peak = {"parameters": 8 * MIB}
     assert "fragmentation" not in kinds(cuda(peak=peak, card={"cache": 8 * GIB // 100}))  # rounded down: just below

@@ -160,6 +160,20 @@ def test_orphan_optimizer(notebook):
     assert "`optimizer` updates 6 parameters" in found(report, "orphan_optimizer")[0]
 
 
+def test_an_optimizer_of_the_model_before_is_an_orphan_though_old_gradients_are_left(notebook):
+    """The tutorials' loop clears gradients at its beginning: after it, those of the last step are there."""
+    cell = """
+for _ in range(3):
+    optimizer.zero_grad(set_to_none=False)
+    model(x).square().mean().backward()
+    optimizer.step()
+"""
+    assert not found(notebook.measure(cell), "orphan_optimizer")
+    notebook.run("model = new_model()")
+    report = notebook.measure(cell)
+    assert "`optimizer` updates 6 parameters" in found(report, "orphan_optimizer")[0]
+
+
 FUNCTIONAL = """
 weights = [torch.randn(64, 8, requires_grad=True)]
 optimizer = torch.optim.SGD(weights, lr=0.1)

@@ -33,8 +33,9 @@ def _traceback(report: Report) -> Iterator[Finding]:
         if report.oom is not None and o.bytes <= report.oom.pinned_bytes:
             continue  # this very error's: the out-of-memory report says so
         if worth(o.bytes, report):
+            kind = f" ({o.name})" if o.name else ""
             text = (
-                f"{format_bytes(o.bytes)} are held by the traceback of an error ({o.name}): "
+                f"{format_bytes(o.bytes)} are held by the traceback of an error{kind}: "
                 "%vram free --traceback releases them (%debug of that error then no longer works)."
             )
             yield Finding("traceback", text, o.bytes)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ipyvram.probes.keeping import earlier_models
 from ipyvram.probes.reach import storage_of
 from ipyvram.probes.tensors import tensors_in
 from ipyvram.recording import Observation
@@ -18,7 +19,8 @@ from ipyvram.recording import Observation
 class Orphans:
     """An optimizer is an orphan when it stepped, backwards ran, none of them reached one of its parameters, and none had a gradient.
 
-    The last is for those that own copies (32-bit weights, shards) whose gradients the program or a wrapper brings along.
+    The last is for those that own copies (32-bit weights, shards) whose gradients the program or a wrapper brings along; those
+    of a model that a variable held before have only stale ones.
 
     A parameter is untrained when it had a gradient at a step, and no optimizer that stepped or that a variable holds has it.
     """
@@ -54,12 +56,14 @@ class Orphans:
     def observations(self, namespace: Mapping[str, Any]) -> list[Observation]:
         """The orphans among the optimizers that stepped."""
         found: list[Observation] = []
+        earlier = {id(p) for parameters in earlier_models(namespace).values() for p in parameters}
         for ref in self._optimizers.values():
             optimizer = ref()
-            if optimizer is None or not self._leaves or id(optimizer) in self._fed:
+            if optimizer is None or not self._leaves:
                 continue
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            if parameters and not any(id(p) in self._leaves for p in parameters):
+            own = {id(p) for p in parameters}
+            if own and own.isdisjoint(self._leaves) and (id(optimizer) not in self._fed or own <= earlier):
                 found.append(_observation(optimizer, parameters, namespace))
         return found or self._untrained(namespace)
 

@@ -9,6 +9,8 @@ import gc
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import compress, repeat
+from operator import is_
 from types import TracebackType
 from typing import Any
 
@@ -75,11 +77,9 @@ def all_errors(namespace: Mapping[str, Any]) -> list[tuple[str, Any]]:
     if found:  # without one there was none before it; the look over all objects takes some tens of milliseconds
         chained = (error for _, item in found if isinstance(item, BaseException) for error in _chain(item))
         known = {id(error.__traceback__) for error in chained} | {id(item) for _, item in found}
-        found += [
-            ("an earlier one", o)
-            for o in gc.get_objects()
-            if type(o) is TracebackType and _ended_a_cell(o) and id(o) not in known
-        ]
+        objects = gc.get_objects()
+        tracebacks = compress(objects, map(is_, map(type, objects), repeat(TracebackType)))  # a third of a loop's time
+        found += [("an earlier one", o) for o in tracebacks if _ended_a_cell(o) and id(o) not in known]
     return found
 
 
