@@ -11,8 +11,9 @@ import torch
 from ipyvram.probes.stepping import TURNS
 
 #: Bounds on the trace of a cell that finishes no optimizer step (inference, raw loops). What a cell loads, builds and imports
-#: before its first forward is not counted.
+#: before its first forward is not counted. A few slow passes may be one step: on a CPU its forward and backward can take minutes.
 MAX_UNSTEPPED_S = 20.0
+FEW_PASSES = 16
 MAX_UNSTEPPED_EVENTS = 300_000
 #: … and on what that may cost the cell: a graph that grows by thousands of small gradients is read again for each.
 MAX_UNSTEPPED_OWN_S = 5.0
@@ -25,7 +26,7 @@ class Bounds:
     Attributes
     ----------
     steps : int
-        Optimizer steps after which it ends; 0 where it has no such bound.
+        Optimizer steps after which it ends; 0 where it has no bound at all.
     why : str
         The reason of a stretch after the first, in words.
     evaluation : bool
@@ -36,6 +37,8 @@ class Bounds:
         Steps of the program before it.
     began_ns, own_s : int, float
         The time when it began, and what ipyvram had taken of it by then.
+    passes : int
+        Forwards and backwards in it.
     """
 
     steps: int = 1
@@ -45,16 +48,17 @@ class Bounds:
     first: int = 0
     began_ns: int = 0
     own_s: float = 0.0
+    passes: int = 0
 
     def begin(self, first: int, now_ns: int, own_s: float) -> None:
         """It begins now."""
-        self.first, self.began_ns, self.own_s = first, now_ns, own_s
+        self.first, self.began_ns, self.own_s, self.passes = first, now_ns, own_s, 0
 
     def expired(self, steps: int, now_ns: int, own_s: float, events: int) -> str:
         """Why it should end without an optimizer step, an empty string while it should not."""
-        if steps != self.first:
+        if steps != self.first or not self.steps:
             return ""
-        if (now_ns - self.began_ns) / 1e9 > MAX_UNSTEPPED_S:
+        if (now_ns - self.began_ns) / 1e9 > MAX_UNSTEPPED_S and not 0 < self.passes <= FEW_PASSES:
             return f"{MAX_UNSTEPPED_S:.0f} s without an optimizer step"
         if own_s - self.own_s > MAX_UNSTEPPED_OWN_S:
             return f"{MAX_UNSTEPPED_OWN_S:.0f} s of its own work without an optimizer step"

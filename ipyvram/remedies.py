@@ -239,7 +239,9 @@ def _autocast(s: Situation) -> Iterator[Remedy]:
     copies = sum(t.bytes for t in s.live if t.category == "parameters" and t.dtype == "float32")
     saves = (full - copies) / 2
     if saves > 0 and s.oom.phase in ("forward", "backward"):
-        text = "torch.autocast(..., dtype=torch.bfloat16): activations in half the bytes"
+        kind = s.device.partition(":")[0]
+        text = f'with torch.autocast("{kind}", dtype=torch.bfloat16) around the forward: activations in half the bytes'
+        text += ", slow on most CPUs" if kind == "cpu" else ""
         found = _remedy(s, "autocast", text, saves)
         yield replace(found, enough=None) if found.enough else found
 
@@ -262,7 +264,7 @@ def _smaller_batch(s: Situation) -> Iterator[Remedy]:
     fits = next((fits // m * m for m in (32, 8, 4, 2) if fits >= 2 * m), fits)
     text = f"batch {fits} instead of {s.batch}"
     if later:
-        text += ", where the optimizer keeps up to two states of each parameter"
+        text += ", which leaves room for two states of each parameter (Adam's)"
     elif not s.steps:
         text = (
             f"a smaller batch: at most {fits} instead of {s.batch} by what was there so far, and perhaps far fewer, as no step has "

@@ -150,7 +150,7 @@ class Report:
             return how
         if 0 < self.traced_steps < self.steps:
             return f"exact for {self.traced_steps} of {self.steps:,} steps"
-        if self.steps:  # an evaluation may have followed
+        if self.steps and self.traced_steps:  # an evaluation may have followed
             return f"exact for its {self.steps} steps" if self.steps > 1 else "exact for its step"
         return "exact for the traced part"
 

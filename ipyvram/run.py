@@ -155,6 +155,7 @@ class Run:
         if not self._ran:
             self._ran = True
             self._bounds.begin(self._bounds.first, self._clock(), self.guard.seconds)
+        self._bounds.passes += 1
         if module is not None:
             if self._tracing.notice(module):
                 self._owners.forget()  # what no trace followed so far

@@ -45,7 +45,40 @@ def test_time_is_bounded(program, monkeypatch):
     monkeypatch.setattr(bounds, "MAX_UNSTEPPED_S", 0.0)
     report = measured(program)
     assert report.measurement.ended_by == "0 s without an optimizer step"
-    assert report.measurement.events < 50
+    assert report.measurement.events < 50 + bounds.FEW_PASSES * 20
+
+
+@pytest.mark.parametrize("passes", [2, 40])
+def test_the_first_step_of_a_slow_machine_is_traced(passes, monkeypatch):
+    """Whatever the time, a few passes may be one step. More of them end the trace, and then nothing is said of any step."""
+    monkeypatch.setattr(bounds, "MAX_UNSTEPPED_S", 0.0)
+    model = nn.Linear(100, 100)
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def cell():
+        for _ in range(2):
+            for _ in range(passes // 2):
+                model(torch.ones(2, 100)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    report = measured(cell)
+    assert report.steps == 2
+    if passes <= bounds.FEW_PASSES:
+        assert (report.traced_steps, report.peak["optimizer_state"]) == (2, 2 * report.peak["parameters"] + 8)
+    else:
+        assert (report.traced_steps, report.peak_provenance) == (0, "exact for the traced part")
+
+
+def test_a_budget_holds_to_the_end(monkeypatch):
+    monkeypatch.setattr(bounds, "MAX_UNSTEPPED_S", 0.0)
+
+    def cell():
+        inference()
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.ones(2**20)
+
+    assert measured(cell, budget_bytes=2**20).measurement.ended_by == "end of cell"
 
 
 def test_what_reading_costs_the_cell_is_bounded(monkeypatch):

@@ -127,7 +127,7 @@ def test_before_a_step_has_finished_a_batch_is_a_bound(notebook):  # noqa: F811
     start(notebook)
     way = remedy(notebook.measure("train()", budget_bytes=20 * MIB), "smaller_batch")
     if way is not None:
-        assert (way.enough is None) == ("at most" in way.text or "up to two states" in way.text)
+        assert (way.enough is None) == ("at most" in way.text or "room for two states" in way.text)
 
 
 def test_pieces_in_the_cache_move_with_the_batch_and_in_a_first_backward_states_are_to_come():
@@ -143,7 +143,7 @@ def test_pieces_in_the_cache_move_with_the_batch_and_in_a_first_backward_states_
 
     forward = replace(oom, phase="forward")
     assert said(oom=forward, steps=(step,)) == ("batch 64 instead of 100", True)  # 100 * 1700 / (1200 + 800) = 85
-    backward, account_ = replace(oom, phase="backward"), "where the optimizer keeps up to two states of each parameter"
+    backward, account_ = replace(oom, phase="backward"), "which leaves room for two states of each parameter (Adam's)"
     assert said(oom=backward) == (f"batch 48 instead of 100, {account_}", None)  # 100 * (1700 - 3 * 200) / 2000 = 55
     assert said(oom=forward)[0].startswith("a smaller batch: at most 64 instead of 100 by what was there so far")
 
@@ -154,6 +154,7 @@ def test_autocast_saves_what_it_says(notebook):  # noqa: F811
     report = notebook.measure("train()", budget_bytes=round(whole * 0.9))
     way = remedy(report, "autocast")
     assert way.enough is None  # which layers keep full precision shows when it runs
+    assert way.text.startswith('with torch.autocast("cpu", dtype=torch.bfloat16) around the forward')
     notebook.run("optimizer.zero_grad(set_to_none=True)")
     cast = peak(notebook, "train(cast=True)")
     assert cast <= whole * 0.9

@@ -185,6 +185,7 @@ def test_several_optimizers_leave_nothing_behind():
 
 def test_steps_are_counted_when_the_trace_ended_before_the_first(monkeypatch):
     monkeypatch.setattr(bounds, "MAX_UNSTEPPED_S", -1.0)
+    monkeypatch.setattr(bounds, "FEW_PASSES", 0)
     net, before = model(), global_state()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     _, recording, report = measured(lambda run: train(net, optimizer, batches(4)))

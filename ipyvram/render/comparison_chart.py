@@ -144,7 +144,9 @@ def _speed(c: Comparison) -> Iterable[str]:
         yield _words(left - 6, y(tick) + 4, speed(tick), "end")
     yield _rule(left, right, y(0.95 * best), KNEE_COLOUR, 0.9, "2 3")
     knee_is_left = c.knee is not None and x(c.knee) < (left + right) / 2
-    yield _words_beside([(x(r.batch), y(value)) for r, value in points], left, right, y(0.95 * best), "95 % of the best")
+    yield _words_beside(
+        [(x(r.batch), y(value)) for r, value in points], left, right, y(0.95 * best), "95 % of the best"
+    )
     path = " L".join(f"{x(r.batch):.1f} {y(value):.1f}" for r, value in points)
     yield f'<path d="M{path}" fill="none" stroke="currentColor" stroke-width="1.5"/>'
     for row, value in points:

@@ -107,9 +107,7 @@ def _headline(c: Comparison) -> list[tuple[str, str]]:
     if knee is not None:
         share = f"{c.share_of_best(knee) or 0:.0%}".replace("%", " %")
         words = f"the smallest size that is about as fast as any ({share})"
-        parts.append(
-            (f"Knee: {knee.batch}", words + (f", {format_bytes(knee.peak_bytes)}" if knee.peak_bytes else ""))
-        )
+        parts.append((f"Knee: {knee.batch}", words + (f", {format_bytes(knee.peak_bytes)}" if knee.peak_bytes else "")))
     if c.accumulation is not None:
         parts.append((f"Effective {c.accumulation.effective}", accumulation_words(c.accumulation)))
     return parts

@@ -64,7 +64,9 @@ def timeline(report: Report) -> tuple[str, str]:
 def _anything(report: Report) -> bool:
     """Whether memory of the device was in use: the process's own, with no tensor below it, tells nothing."""
     data = report.timeline_data
-    sampled = (max((n or 0 for n in column), default=0) for name, column in data.sampled.items() if name != "process_rss")
+    sampled = (
+        max((n or 0 for n in column), default=0) for name, column in data.sampled.items() if name != "process_rss"
+    )
     return bool(report.peak_bytes and (data.time_s or data.sampled_time_s)) or any(sampled)
 
 
