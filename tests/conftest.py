@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import gc
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,12 @@ settings.load_profile("same")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--overwrite", action="store_true", help="write golden files anew instead of comparing with them")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported need not be looked through again by every search for tensors, and every collection, of every test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -82,19 +85,11 @@ def stub_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
 @pytest.fixture
 def run_on_stub(stub_environment: dict[str, str]) -> Callable[..., Any]:
     """Run lines of Python with the stub; what they leave in ``result`` comes back as JSON would give it."""
+    from tests import warm
+
+    warm.serve(stub_environment)
 
     def call(code: str, **settings: object) -> Any:
-        program = textwrap.dedent(code) + "\nimport json\nprint('\\n' + json.dumps(result))\n"
-        variables = {f"IPYVRAM_STUB_{name}": str(value) for name, value in settings.items()}
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, **stub_environment, **variables},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        return warm.run(code, {f"IPYVRAM_STUB_{name}": str(value) for name, value in settings.items()})
 
     return call

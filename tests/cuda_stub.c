@@ -66,11 +66,18 @@ static Owner *owner_of(int pid) {
     abort();
 }
 
-__attribute__((constructor)) static void begin(void) {
-    devices = setting("IPYVRAM_STUB_DEVICES", 1);
+static void configure(void) {
+    devices = setting("IPYVRAM_STUB_DEVICES", devices);
     capacity = setting("IPYVRAM_STUB_BYTES", capacity);
     capability = setting("IPYVRAM_STUB_CAPABILITY", capability);
     multiprocessors = setting("IPYVRAM_STUB_MULTIPROCESSORS", multiprocessors);
+}
+
+static void forked(void) { mine = NULL; }
+
+__attribute__((constructor)) static void begin(void) {
+    configure();
+    pthread_atfork(NULL, NULL, forked);
     const char *path = getenv("IPYVRAM_STUB_CARD");
     int file = path ? open(path, O_RDWR | O_CREAT, 0600) : -1;
     if (file >= 0 && ftruncate(file, sizeof(Cards)) != 0) abort();
@@ -79,11 +86,9 @@ __attribute__((constructor)) static void begin(void) {
     if (file >= 0) close(file);
 }
 
-static void forked(void) { mine = NULL; }
-
 static Owner *me(void) {
     if (!mine) {
-        pthread_atfork(NULL, NULL, forked);
+        configure(); /* anew in a process that was forked: its environment may have changed */
         mine = owner_of(getpid());
     }
     return mine;
@@ -403,7 +408,7 @@ Error cudaGetDriverEntryPoint(const char *symbol, void **function, unsigned long
 
 /* -- Devices. */
 
-Error cudaGetDeviceCount(int *count) { *count = devices; return cudaSuccess; }
+Error cudaGetDeviceCount(int *count) { me(); *count = devices; return cudaSuccess; }
 Error cudaGetDevice(int *device) { *device = current; return cudaSuccess; }
 Error cudaSetDevice(int device) {
     if (device < 0 || device >= devices) return failed(cudaErrorInvalidDevice);
@@ -576,7 +581,7 @@ Error cudaGetSymbolAddress(void **address, const void *symbol) { *address = (voi
 
 /* What has nothing to answer: every call succeeds. */
 #define SUCCEEDS(name) Error name(void) { here(); return cudaSuccess; }
-SUCCEEDS(__cudaInitModule) SUCCEEDS(__cudaLaunchKernel) SUCCEEDS(__cudaRegisterFatBinaryEnd) SUCCEEDS(__cudaUnregisterFatBinary)
+SUCCEEDS(__cudaInitModule) SUCCEEDS(__cudaLaunchKernel)
 SUCCEEDS(cudaLaunchKernel) SUCCEEDS(cudaLaunchKernelExC) SUCCEEDS(cudaLaunchCooperativeKernel) SUCCEEDS(cudaFuncSetAttribute)
 SUCCEEDS(cudaDeviceSynchronize) SUCCEEDS(cudaStreamSynchronize) SUCCEEDS(cudaStreamQuery) SUCCEEDS(cudaStreamWaitEvent)
 SUCCEEDS(cudaEventQuery) SUCCEEDS(cudaEventRecord) SUCCEEDS(cudaEventRecordWithFlags) SUCCEEDS(cudaEventSynchronize)
@@ -585,6 +590,8 @@ SUCCEEDS(cudaGraphExecDestroy) SUCCEEDS(cudaGraphLaunch) SUCCEEDS(cudaGraphRetai
 SUCCEEDS(cudaHostUnregister) SUCCEEDS(cudaKernelSetAttributeForDevice) SUCCEEDS(cudaMemPoolSetAccess)
 SUCCEEDS(cudaMemcpyToSymbol) SUCCEEDS(cudaProfilerStart) SUCCEEDS(cudaProfilerStop) SUCCEEDS(cudaThreadExchangeStreamCaptureMode)
 SUCCEEDS(cudaUserObjectRelease) SUCCEEDS(cudaStreamUpdateCaptureDependencies)
+void __cudaRegisterFatBinaryEnd(void) {} /* what an import of torch calls makes no context */
+void __cudaUnregisterFatBinary(void) {}
 void __cudaRegisterFunction(void) {}
 void __cudaRegisterVar(void) {}
 
@@ -600,7 +607,7 @@ int nvmlShutdown(void) { return 0; }
 const char *nvmlErrorString(int result) { return "the stub says no"; }
 int nvmlSystemGetCudaDriverVersion_v2(int *version) { *version = VERSION; return 0; }
 int nvmlSystemGetDriverVersion(char *text, unsigned length) { snprintf(text, length, "stub"); return 0; }
-int nvmlDeviceGetCount_v2(unsigned *count) { *count = devices; return 0; }
+int nvmlDeviceGetCount_v2(unsigned *count) { me(); *count = devices; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
     *device = (void *)(uintptr_t)(index + 1);
     return index < (unsigned)devices ? 0 : 2;

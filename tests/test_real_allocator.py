@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from tests import cuda_stub
-
-ROOT = Path(__file__).parents[1]
 MIB = 1 << 20
 
 #: Setting of torch → what else the program does, see `tests.real_allocator.Plan`.
@@ -31,26 +22,19 @@ CASES = {
 _NEWER = ("large_segment_size_mb",)  # options that older torch refuses
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    if why := cuda_stub.missing():
-        pytest.skip(why)
-    return cuda_stub.build(tmp_path_factory.mktemp("cuda_stub"))
-
-
 @pytest.mark.parametrize("conf", CASES)
-def test_blocks_events_and_counters_are_those_of_torch(environment, conf):
+def test_blocks_events_and_counters_are_those_of_torch(run_on_stub, conf):
     pools = CASES[conf].get("pools")  # a full card within a private pool is another matter
-    plan = {"conf": conf, "seed": 1, "operations": 300, **CASES[conf]}
-    card = {"IPYVRAM_STUB_BYTES": str((16_000 if pools else 2_000) * MIB), "IPYVRAM_STUB_DEVICES": "2"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.real_allocator", json.dumps(plan)],
-        env={**os.environ, **environment, **card, "PYTORCH_CUDA_ALLOC_CONF": conf},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if any(name in conf for name in _NEWER) and "Unrecognized" in done.stderr:
-        pytest.skip("this torch does not know the option")
-    assert done.stdout.strip() == "the same", done.stdout + done.stderr[-2000:]
+    program = f"""
+        import os
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = {conf!r}
+        from tests.real_allocator import Plan, run
+        result = run(Plan(**{ {"conf": conf, "seed": 1, "operations": 300, **CASES[conf]} }))
+    """
+    try:
+        differences = run_on_stub(program, BYTES=(16_000 if pools else 2_000) * MIB, DEVICES=2)
+    except AssertionError as error:
+        if any(name in conf for name in _NEWER) and "Unrecognized" in str(error):
+            pytest.skip("this torch does not know the option")
+        raise
+    assert differences == []

@@ -35,15 +35,6 @@ for step in range(1000):
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _few_objects():
-    """Trials look at all objects of the process several times; those of the test session need not be among them."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture
 def helpers():
     """A library module of which the sweep saves nothing."""
