@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from itertools import takewhile
 
+from ipyvram.marks import root_forwards
 from ipyvram.recording import Claim, Recording
 
 #: Of an image: grey, colour, with transparency.
@@ -25,10 +26,15 @@ class Batches:
     ----------
     time_first : collection of int
         How many samples layers were given in dimension 1, see `probes.sequences`.
+    forwards : sequence of (int, int, bool)
+        See `marks.root_forwards`. A validation has a batch of its own: training is not asked for its size, nor the reverse.
     """
 
-    def __init__(self, claims: Iterable[Claim], time_first: Collection[int] = ()) -> None:
-        self._time_first = frozenset(time_first)
+    def __init__(
+        self, claims: Iterable[Claim], time_first: Collection[int] = (), forwards: Sequence[tuple[int, int, bool]] = ()
+    ) -> None:
+        self._time_first, self._forwards = frozenset(time_first), forwards
+        self._begins, self._ends = [begin for begin, _, _ in forwards], [end for _, end, _ in forwards]
         given = [
             (c.time_ns, c.shape, c.name) for c in claims if c.category == "inputs" and c.shape and not _is_one_sample(c)
         ]
@@ -40,17 +46,29 @@ class Batches:
     @classmethod
     def of(cls, recording: Recording) -> Batches:
         told = recording.environment.get("time_first_samples", "")
-        return cls(recording.claims, [int(samples) for samples in told.split(",") if samples])
+        time_first = [int(samples) for samples in told.split(",") if samples]
+        return cls(recording.claims, time_first, root_forwards(recording.marks))
 
     def size(self, begin_ns: int, end_ns: int) -> int:
-        """The most common number of samples among the inputs of that time; 0 where there were none, or single samples only."""
-        of_time = slice(bisect_left(self._times, begin_ns), bisect_right(self._times, end_ns))
-        shapes = self._shapes[of_time]
-        if images := _listed_images(shapes, self._names[of_time]):
+        """The most common number of samples among the inputs of that time; 0 where there were none, or single samples only.
+
+        Of forwards under autograd and others, those of the last one's kind count.
+        """
+        last = bisect_right(self._begins, end_ns) - 1
+        if last >= 0 and begin_ns <= self._ends[last]:
+            end_ns = max(end_ns, self._ends[last])  # keyword arguments are seen when it returns
+        of_time = range(bisect_left(self._times, begin_ns), bisect_right(self._times, end_ns))
+        chosen = [i for i in of_time if last < 0 or self._recorded(self._times[i]) == self._forwards[last][2]]
+        shapes = [self._shapes[i] for i in chosen]
+        if images := _listed_images(shapes, [self._names[i] for i in chosen]):
             return images
         states = [shape for shape in shapes if _is_state(shape, shapes[0])]
         sizes = Counter(shape[1] for shape in states) or Counter(map(self._samples, shapes))
         return sizes.most_common(1)[0][0] if sizes else 0
+
+    def _recorded(self, time_ns: int) -> bool:
+        """Whether autograd recorded the forward that was given something at that time."""
+        return self._forwards[min(bisect_left(self._ends, time_ns), len(self._ends) - 1)][2]
 
     def _samples(self, shape: tuple[int, ...]) -> int:
         time_first = len(shape) > 1 and shape[1] in self._time_first and shape[0] not in self._time_first

@@ -52,7 +52,7 @@ def step_accounts(
                 peak=_at(accounts, top),
                 end=_at(accounts, last),
                 peak_phase=_phase_at(phases, begins, int(time_ns[top])),
-                batch=batches.size(begin if rows else 0, end),  # the first batch is there before its forward begins
+                batch=batches.size(begin if rows else 0, int(time_ns[top])) or batches.size(begin, end),
             )
         )
         begin = end

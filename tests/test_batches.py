@@ -73,3 +73,19 @@ CLAIMS = st.lists(
 def test_a_stretch_of_time_is_as_its_claims_alone(claims, begin, end):
     inside = [claim for claim in claims if begin <= claim.time_ns <= end]
     assert Batches(claims).size(begin, end) == Batches(inside).size(0, 20)
+
+
+TRAINED, EVALUATED = (20, 30, True), (0, 10, False)
+
+
+@pytest.mark.parametrize(
+    ("end", "size"),
+    [(5, 16), (12, 16), (25, 4), (40, 4)],  # within the evaluation, after it, within training, after that
+)
+def test_a_validation_has_a_batch_of_its_own(end, size):
+    """Its arguments are claimed before its forward begins, or when it returns."""
+    claims = [
+        Claim(at, "cpu", at, 4, "inputs", "ids", "", shape, "int64")
+        for at, shape in [(-1, (16, 8)), (9, (16, 8)), (29, (4, 8))]
+    ]
+    assert Batches(claims, forwards=[EVALUATED, TRAINED]).size(-5, end) == size

@@ -69,3 +69,40 @@ def test_a_program_that_keeps_off_the_card_is_refused_before_it_computes_at_larg
     with pytest.raises(CannotEstimate, match=r"\.to\('cuda'\)"):
         ask(train, rule="largest", limit_bytes=CARD.total_bytes // 2)
     assert seen == [16]
+
+
+def test_a_model_called_with_keywords_shows_that_the_data_have_no_more():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(256, 64)
+
+        def forward(self, *, features):
+            return self.body(features)
+
+    model, data = Net(), torch.randn(100, 256)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def train(batch_size):
+        model.to("cuda")
+        for _ in range(3):
+            model(features=data[:batch_size].to("cuda")).sum().backward()
+            optimizer.step()
+
+    found = ask(train, rule="largest", limit_bytes=CARD.total_bytes // 2)
+    assert [row.seen for row in found.rows] == [*(row.batch for row in found.rows[:-1]), 100]
+    assert any("the data have no more" in note for note in found.notes)
+
+
+def test_a_search_ends_where_the_memory_does_not_grow_and_nothing_shows_the_batch():
+    weights, data = torch.randn(256, 256, requires_grad=True), torch.randn(100, 256)
+    optimizer = torch.optim.SGD([weights], lr=0.1)
+
+    def train(batch_size):
+        for _ in range(3):
+            (data[:batch_size].to("cuda") @ weights.to("cuda")).sum().backward()
+            optimizer.step()
+
+    found = ask(train, rule="largest", limit_bytes=CARD.total_bytes // 2)
+    assert found.largest is not None
+    assert any("nothing shows that the batch really changed" in note for note in found.notes)

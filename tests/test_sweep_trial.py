@@ -147,6 +147,21 @@ for _ in range(9):
     assert MeasuredTrials(body(cell, space(setup)))(16, 3).shape == (16, 3)
 
 
+@pytest.mark.parametrize("evaluate", ["model.eval()\n    with torch.no_grad():\n        ", "model.eval()\n    "])
+def test_a_validation_within_the_steps_is_not_the_batch(evaluate):
+    cell = f"""
+batch_size = 8
+model = torch.nn.Linear(4, 4)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+for _ in range(9):
+    {evaluate}model(torch.zeros(64, 4))
+    model.train()
+    model(torch.zeros(batch_size, 4)).sum().backward()
+    optimizer.step()
+"""
+    assert MeasuredTrials(body(cell, space()))(16, 3).shape == (16, 4)
+
+
 def test_the_last_smaller_batch_of_an_epoch_is_not_the_batch():
     cell = """
 batch_size = 8

@@ -210,13 +210,14 @@ class Phases:
 
     def _end_root(self, module: nn.Module, kwargs: dict[str, Any], output: Any, raised: bool) -> None:
         label = self._paths.get(id(module), type(module).__name__)
+        if not self._in_backward:  # before the mark: what follows it is the next forward's
+            self._guard("forward", lambda: self._owners.inputs(module, (), kwargs))
         self._mark("forward", False, label, raised)
         if self._in_backward:
             return
         self._on_phase(False)
         self._owners.module(module, label)  # a lazy module has its parameters now
         self.buckets.update(bucket_bytes(module))
-        self._owners.inputs(module, (), kwargs)
         self._owners.outputs(output, f"output of {label}")
         if torch.is_grad_enabled():
             self._owners.graphs.read((t for t in tensors_in(output) if t.grad_fn is not None), since=self._since)

@@ -77,7 +77,6 @@ class Estimation:
         self.ways = Ways(card, self.memory)
         self._owners = Owners(self._clock, self._identify, namespace)
         self._phases = Phases(self._clock, self._owners, self._on_step, self._on_forward, self._guard)
-        self.shape: tuple[int, ...] = ()  # of the largest batch that a root module was given
         self._forwards = self._graded = 0
         self._begin_s = 0.0
 
@@ -182,9 +181,6 @@ class Estimation:
     def _on_forward(self, module: torch.nn.Module | None, args: tuple[Any, ...]) -> None:
         if module is None:  # a backward
             return
-        batch = next((a for a in args if isinstance(a, torch.Tensor) and a.dim()), None)
-        if batch is not None and (not self.shape or batch.shape[0] > self.shape[0]):
-            self.shape = tuple(batch.shape)
         if self._phases.steps or self._phases.in_backward or next(module.parameters(), None) is None:
             return  # transforms of single images are modules, too
         self._forwards += 1

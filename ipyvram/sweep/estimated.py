@@ -13,6 +13,7 @@ from ipyvram.options import Options
 from ipyvram.simulated.estimation import Estimation
 from ipyvram.simulated.recorded import PREDICTED
 from ipyvram.simulated.refusal import CannotEstimate
+from ipyvram.sweep.batch_seen import BatchSeen
 from ipyvram.sweep.failures import one_line
 from ipyvram.sweep.rehearsal import script_of
 from ipyvram.sweep.trial import Body, ProgramFailed, Trial, with_figures
@@ -57,6 +58,8 @@ class EstimatedTrials:
             The code raised something.
         """
         estimation = Estimation(Options(trace_steps=STEPS), self._card, self._body.namespace, self._body.cell)
+        batches = BatchSeen()
+        batches.start()
         try:
             with self._quiet():
                 recording = estimation.run(lambda: self._body.run(size), extra=(self._body,))
@@ -64,7 +67,9 @@ class EstimatedTrials:
             raise
         except Exception as error:
             raise ProgramFailed(one_line(error)) from error
-        trial = Trial(size=size, shape=estimation.shape, steps=estimation.steps)
+        finally:
+            batches.stop()
+        trial = Trial(size=size, shape=batches.shape, steps=estimation.steps)
         found = with_figures(trial, analyse(recording))
         if not found.peak_bytes and not found.out_of_memory:
             raise CannotEstimate(NOT_ON_THE_CARD)

@@ -7,17 +7,14 @@ swallow it.
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import module as global_hooks
 from torch.optim import optimizer as optimizer_hooks
 
-from ipyvram.probes.tensors import tensors_in
+from ipyvram.sweep.batch_seen import BatchSeen
 
 
 class Enough(BaseException):
@@ -36,46 +33,40 @@ class Watch:
 
     Attributes
     ----------
-    shape : tuple of int
-        Of the largest batch (by dim 0) that a root module was given; empty where none was.
     steps : int
         Finished steps of the first optimizer.
     """
 
     def __init__(self, warmup: int, timed: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self._warmup, self._timed, self._clock = warmup, timed, clock
-        self.shape: tuple[int, ...] = ()
-        self._learns = False  # whether a module with parameters was given it: a loss may be given the words of all samples in a row
+        self._batches = BatchSeen(self._count)
         self.steps = 0
         self._seconds: list[float] = []
         self._samples: list[int] = []
         self._total = self._since = 0  # samples since the start, since the last step
-        self._depth = 0
-        self._root: nn.Module | None = None
-        self._unseen = False  # inside a root module that was not given a tensor by position
-        self._leader: int | None = None
         self._optimizer: int | None = None
         self._last = self._begin = 0.0
-        self._thread = threading.get_ident()
-        self._handles: list[Any] = []
+        self._handle: Any = None
         self._duration = 0.0
 
     def start(self) -> None:
         """Register the hooks; after those of the measurement, so that its work is not in our times."""
-        self._handles = [
-            global_hooks.register_module_forward_pre_hook(self._before_forward),
-            global_hooks.register_module_forward_hook(self._after_forward, always_call=True),
-            optimizer_hooks.register_optimizer_step_post_hook(self._after_step),
-        ]
+        self._batches.start()
+        self._handle = optimizer_hooks.register_optimizer_step_post_hook(self._after_step)
         self._begin = self._last = self._clock()
 
     def stop(self) -> None:
         """Take the hooks away."""
-        for handle in self._handles:
-            handle.remove()
-        if self._handles:
+        self._batches.stop()
+        if self._handle is not None:
+            self._handle.remove()
             self._duration = self._clock() - self._begin
-        self._handles, self._root = [], None  # a model that is held here would count as left over
+        self._handle = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `BatchSeen.shape`."""
+        return self._batches.shape
 
     @property
     def timed_steps(self) -> int:
@@ -95,36 +86,9 @@ class Watch:
             return samples / statistics.median(self._seconds) if samples else None
         return self._total / self._duration if self._total and self._duration and not self.steps else None
 
-    # -- hooks -------------------------------------------------------------------------------------------------------
-
-    def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if threading.get_ident() != self._thread:
-            return
-        if self._depth == 0:
-            self._unseen = not self._look(module, args)
-            self._root = module
-        elif self._unseen:  # called with keywords only, which these hooks are not shown: its first part tells
-            self._unseen = not self._look(self._root, args)
-        self._depth += 1
-
-    def _look(self, root: nn.Module | None, args: tuple[Any, ...]) -> bool:
-        batch = next((t for t in tensors_in(args) if isinstance(t, Tensor) and t.dim() > 0), None)
-        if batch is None:
-            return False
-        shape = tuple(batch.shape)
-        learns = root is not None and next(root.parameters(), None) is not None
-        if not self.shape or (learns, shape[0]) > (self._learns, self.shape[0]):
-            self.shape, self._learns = shape, learns
-        if self._leader is None:
-            self._leader = id(root)
-        if id(root) == self._leader:
-            self._total += shape[0]
-            self._since += shape[0]
-        return True
-
-    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if threading.get_ident() == self._thread:
-            self._depth = max(0, self._depth - 1)
+    def _count(self, samples: int) -> None:
+        self._total += samples
+        self._since += samples
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._optimizer is None:
