@@ -150,7 +150,7 @@ OPTIONS = (
     Option(
         "--batch", "NAME=SIZES", "batch",
         "run the cell at these batch sizes (8,16,32 or 8..128 or 8:128:*2 or 8:128:+8) and compare them; NAME is the cell's"
-        " variable, and all variables are afterwards as before",
+        " variable, or an argument in its calls; all variables are afterwards as before",
         parse_batch, ("batch_size=8,16,32", "batch_size=8..128"), words=True, takes_cell=True,
     ),
     Option(

@@ -54,6 +54,23 @@ def test_without_an_assignment_the_namespace_holds_the_size(source):
     assert run(source, 7, {})["seen"] == 7
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "seen = dict(bs=32)['bs']",
+        "seen = dict(dict(bs=32), bs=64)['bs']",
+        "def f():\n    return dict(bs=2 * 16)\nseen = f()['bs']",
+        "def f(bs):\n    return bs\nseen = f(bs=32)",
+    ],
+)
+def test_a_name_that_is_no_variable_is_the_argument_of_calls(source):
+    assert run(source, 7)["seen"] == 7
+
+
+def test_a_variable_comes_before_an_argument_of_its_name():
+    assert run("bs = 32\nseen = dict(bs=2 * bs)['bs']", 7)["seen"] == 14
+
+
 def test_functions_of_earlier_cells_read_their_globals():
     namespace = {}
     exec("def inner():\n    return bs\ndef outer():\n    return (lambda: inner())()\nbs = 32", namespace)
@@ -94,7 +111,6 @@ def test_the_cell_itself_is_not_changed():
     ("source", "says"),
     [
         ("x = 1", "bs is used nowhere in this cell"),
-        ("loader = dict(bs=32)", "bs = 32 on a line of its own"),
         ("def f(bs):\n    return bs\nf(3)", r"outside f\(\), where it is local"),
         ("def f():\n    bs = 3\n    return bs\nf()", r"outside f\(\), where it is local"),
         ("x = (", "the cell cannot be read"),

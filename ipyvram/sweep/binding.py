@@ -1,7 +1,8 @@
 """Where a cell gets its batch size from: the cell's text, the name and the namespace come in, code for any size goes out.
 
 A value put into the namespace would be overwritten by the cell's own ``batch_size = 32``, so such assignments are
-rewritten; without one, the namespace is the place. Nothing is run here.
+rewritten; without one, the namespace is the place. A name that is no variable may be an argument that calls of the cell are
+given by keyword: ``DataLoader(data, batch_size=32)``. Nothing is run here.
 """
 
 from __future__ import annotations
@@ -23,26 +24,30 @@ class Binding:
     Attributes
     ----------
     name : str
-        The variable.
+        The variable, or the argument.
     tree : ast.Module
         The cell; never changed.
     own : bool
-        Whether the cell assigns the name itself; if not, the namespace is to hold the value during a trial.
+        Whether the cell gives the name its value itself; if not, the namespace is to hold it during a trial.
+    argument : bool
+        Whether it does so only by keyword in calls.
     """
 
     name: str
     tree: ast.Module
     own: bool
+    argument: bool = False
 
     def code(self, size: int, compile_: Callable[[ast.Module], CodeType]) -> CodeType:
-        """The cell with its own assignments of the name giving ``size``, compiled."""
+        """The cell with its own values of the name replaced by ``size``, compiled."""
         return compile_(self.module(size))
 
     def module(self, size: int) -> ast.Module:
-        """The cell with its own assignments of the name giving ``size``."""
+        """The cell with its own values of the name replaced by ``size``."""
         if not self.own:
             return self.tree
-        tree: ast.Module = _Rewrite(self.name, size).visit(copy.deepcopy(self.tree))
+        rewrite = _RewriteArgument if self.argument else _Rewrite
+        tree: ast.Module = rewrite(self.name, size).visit(copy.deepcopy(self.tree))
         return ast.fix_missing_locations(tree)
 
     def namespace(self, size: int) -> dict[str, Any]:
@@ -75,6 +80,8 @@ def bind(name: str, source: str, namespace: Mapping[str, Any]) -> Binding:
         return Binding(name, tree, own=True)
     if _reads(tree, name) or any(name in globals_of(f.__code__) for f in functions_used(tree, namespace)):
         return Binding(name, tree, own=False)
+    if any(isinstance(node, ast.keyword) and node.arg == name for node in ast.walk(tree)):
+        return Binding(name, tree, own=True, argument=True)
     raise ValueError(f"{name} is used nowhere in this cell{_hint(tree, name)}")
 
 
@@ -206,15 +213,13 @@ def _reads(tree: ast.Module, name: str) -> bool:
 
 def _hint(tree: ast.Module, name: str) -> str:
     """What the user may have meant, where the name is there in another role."""
-    if any(isinstance(n, ast.keyword) and n.arg == name for n in ast.walk(tree)):
-        return f" but as an argument: write {name} = 32 on a line of its own, and {name}={name} in the call"
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             local = [n.id for n in ast.walk(node) if _stores(n) and isinstance(n, ast.Name)]
             if name in local or any(a.arg == name for a in ast.walk(node) if isinstance(a, ast.arg)):
                 return f" outside {node.name}(), where it is local: assign {name} at the cell's top level and use that"
     return (
-        " nor in the functions it calls: name the variable that holds the batch size, "
+        " nor in the functions it calls: name the variable, or the argument of a call, that holds the batch size, "
         f"and make the batches (the loader, too) in this cell, by {name}"
     )
 
@@ -252,3 +257,16 @@ class _Rewrite(ast.NodeTransformer):
 
     def _constant(self, like: ast.expr) -> ast.Constant:
         return ast.copy_location(ast.Constant(self.size), like)
+
+
+class _RewriteArgument(ast.NodeTransformer):
+    """Make every call that is given an argument of this name be given another value."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name, self.size = name, size
+
+    def visit_keyword(self, node: ast.keyword) -> ast.AST:
+        if node.arg != self.name:
+            return self.generic_visit(node)
+        node.value = ast.copy_location(ast.Constant(self.size), node.value)
+        return node
