@@ -225,3 +225,38 @@ def test_a_function_can_be_estimated(notebook):
 
 def test_steps_are_bounded_by_the_argument(notebook):
     assert ipyvram.estimate(TRAIN, card="T4", namespace=notebook, steps=1).steps == 1
+
+
+EVALUATE = """
+with torch.no_grad():
+    model(torch.zeros(4096, 64, device="cuda"))
+"""
+
+
+def evaluates_later(report) -> bool:
+    return "evaluates_later" in [finding.kind for finding in report.findings]
+
+
+def test_an_evaluation_that_an_estimate_does_not_reach_is_told(notebook):
+    cell = TRAIN.replace("model.to(device)", "model.to('cuda'); device = 'cuda'")
+    report = ipyvram.estimate(cell + EVALUATE, namespace=notebook)
+    assert evaluates_later(report)
+    assert "not in it: what comes after 3 steps" in report.measurement.notes[0]
+    assert not evaluates_later(ipyvram.estimate(cell, namespace=notebook))
+    assert not evaluates_later(ipyvram.estimate("model.to('cuda')" + EVALUATE + cell, namespace=notebook))
+    one = ipyvram.estimate(
+        "device = 'cuda'; model.cuda()\nfor x, y in [next(iter(loader))]:" + STEP + EVALUATE, namespace=notebook
+    )
+    assert not evaluates_later(one)
+    assert "not in it" not in one.measurement.notes[0]
+
+
+def test_an_evaluation_in_a_function_of_another_cell_is_told(notebook):
+    exec(
+        "class Trainer:\n    def test(self, model):\n        with torch.inference_mode():\n            model(self.data)",
+        notebook,
+    )
+    exec("def finish():\n    Trainer().test(model)", notebook)
+    cell = TRAIN.replace("model.to(device)", "model.to('cuda'); device = 'cuda'")
+    assert evaluates_later(ipyvram.estimate(cell + "\nfinish()", namespace=notebook))
+    assert not evaluates_later(ipyvram.estimate(cell, namespace=notebook))

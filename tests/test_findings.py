@@ -54,6 +54,11 @@ def row(bytes_: int, category: str, name: str = "", shape: tuple[int, ...] | Non
 
 #: kind → (a report that triggers it, a near miss, what the sentence must contain)
 CASES = {
+    "evaluates_later": (
+        report(observations=seen("evaluates_later", 0, name="3 steps")),
+        report(),
+        ("ends after 3 steps", "evaluation"),
+    ),
     "traceback": (
         report(observations=seen("traceback", 3 * MIB, name="KeyError")),
         report(observations=seen("traceback", 1 * MIB, name="KeyError")),  # 1 % of the peak

@@ -1,4 +1,4 @@
-"""What an estimate has to say first: whether the card is too small."""
+"""What an estimate has to say: whether the card is too small, and what it has not looked at."""
 
 from __future__ import annotations
 
@@ -25,4 +25,14 @@ def _does_not_fit(report: Report) -> Iterator[Finding]:
         yield Finding("does_not_fit", text, report.peak_bytes)
 
 
-RULES: tuple[Rule, ...] = (_does_not_fit,)
+def _evaluates_later(report: Report) -> Iterator[Finding]:
+    """The observation's ``name`` is after what the estimate ended."""
+    for o in observed(report, "evaluates_later"):
+        text = (
+            f"The estimate ends after {o.name}: an evaluation that this cell makes later is not in it, and may need more with a "
+            "larger batch. Estimate it in a cell of its own."
+        )
+        yield Finding("evaluates_later", text)
+
+
+RULES: tuple[Rule, ...] = (_does_not_fit, _evaluates_later)

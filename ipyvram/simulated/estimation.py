@@ -35,7 +35,7 @@ from ipyvram.simulated.kernels import CudaKernels
 from ipyvram.simulated.memory import DEVICE, DeviceMemory
 from ipyvram.simulated.recorded import predicted
 from ipyvram.simulated.refusal import CannotEstimate
-from ipyvram.simulated.state import State, names_used, refuse_begun_generators
+from ipyvram.simulated.state import State, mentions, names_used, refuse_begun_generators
 from ipyvram.simulated.swap import Found, Swap
 from ipyvram.simulated.ways import Ways
 from ipyvram.sweep.uninterrupted import uninterrupted
@@ -45,6 +45,9 @@ MAX_FORWARDS = 64
 MAX_INFERENCES = 32
 MAX_EVENTS = 1_000_000
 MAX_SECONDS = 60.0
+
+#: Names in code that evaluates a model.
+EVALUATING = frozenset({"eval", "no_grad", "inference_mode"})
 
 _running = threading.Lock()
 
@@ -77,6 +80,7 @@ class Estimation:
         self.ways = Ways(card, self.memory)
         self._owners = Owners(self._clock, self._identify, namespace)
         self._phases = Phases(self._clock, self._owners, self._on_step, self._on_forward, self._guard)
+        self.evaluated = False  # whether a model that trains was also run without gradients, or in evaluation mode
         self._forwards = self._graded = 0
         self._begin_s = 0.0
 
@@ -100,7 +104,7 @@ class Estimation:
         if not _running.acquire(blocking=False):
             raise CannotEstimate("an estimate cannot run inside another one")
         undo: list[Callable[[], None]] = [_running.release]
-        self._names = names_used(code or getattr(body, "__code__", None))
+        self._code = code or getattr(body, "__code__", None)
         start_ns = self._clock()
         try:
             self._prepare(undo, extra)
@@ -131,7 +135,7 @@ class Estimation:
         state = State(self.namespace, self._note)
         undo.append(state.restore)
         state.save(extra)
-        refuse_begun_generators(self.namespace, self._names)
+        refuse_begun_generators(self.namespace, names_used(self._code))
         patches = Patches()
         undo.append(patches.undo)
         swap = Swap(self.memory.expect, self._note)
@@ -181,6 +185,8 @@ class Estimation:
     def _on_forward(self, module: torch.nn.Module | None, args: tuple[Any, ...]) -> None:
         if module is None:  # a backward
             return
+        if not (module.training and torch.is_grad_enabled()) and any(p.requires_grad for p in module.parameters()):
+            self.evaluated = True
         if self._phases.steps or self._phases.in_backward or next(module.parameters(), None) is None:
             return  # transforms of single images are modules, too
         self._forwards += 1
@@ -197,6 +203,16 @@ class Estimation:
     def _end(self, why: str) -> None:
         self.ended_by = why
         raise _Enough
+
+    @property
+    def left_out(self) -> str:
+        """What of the program was not run, in words; empty where all of it was."""
+        return "" if self.ended_by == "end of cell" else f"what comes after {self.ended_by}"
+
+    @property
+    def evaluates_later(self) -> bool:
+        """Whether the code says that it evaluates, and has not done so when it was ended."""
+        return bool(self.left_out) and not self.evaluated and mentions(self._code, self.namespace, EVALUATING)
 
     def environment(self) -> dict[str, str]:
         """As in a measured run, with what the card is like."""

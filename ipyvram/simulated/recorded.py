@@ -70,17 +70,18 @@ def fits(memory: DeviceMemory, capacity: int) -> tuple[OutOfMemory, int] | None:
 
 
 def _verdict(estimation: Estimation, stop_ns: int) -> tuple[Observation, ...]:
-    """One observation where the card is too small: what was asked for when, and what was left."""
+    """Where the card is too small: what was asked for when, and what was left; where the estimate ends before an evaluation."""
+    later = (Observation("evaluates_later", name=estimation.ended_by),) if estimation.evaluates_later else ()
     card = estimation.card
     room = card.total_bytes - card.context_bytes
     failed = fits(estimation.memory, room)
     if failed is None:
-        return ()
+        return later
     failure, time_ns = failed
     phases = phase_spans(tuple(estimation._phases.marks), stop_ns)
     phase = next((p for p in phases if p.begin_ns <= time_ns < max(p.end_ns, p.begin_ns + 1)), None)
     when = "" if phase is None else f"step {phase.step}, {phase.name}"
-    return (Observation("does_not_fit", failure.requested, card.name, when, failure.free, DEVICE),)
+    return (Observation("does_not_fit", failure.requested, card.name, when, failure.free, DEVICE), *later)
 
 
 def predicted(estimation: Estimation, start_ns: int, stop_ns: int) -> Recording:
@@ -159,4 +160,5 @@ def notes(estimation: Estimation) -> list[str]:
     if e.ways.recurrent_bound:
         left_out.append("cuDNN's reserve of recurrent layers (an upper bound is counted)")
     what = "; ".join(left_out) or "nothing of note"
-    return [f"{PREDICTED}; not known exactly: {what}", *e.notes]
+    after = f"; not in it: {e.left_out}" if e.left_out else ""
+    return [f"{PREDICTED}; not known exactly: {what}{after}", *e.notes]

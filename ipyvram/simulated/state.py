@@ -197,6 +197,21 @@ def names_used(code: types.CodeType | None) -> frozenset[str]:
     return frozenset(code.co_names).union(*inside)
 
 
+def mentions(code: types.CodeType | None, namespace: dict[str, Any], wanted: frozenset[str]) -> bool:
+    """Whether code, or a function or class of the notebook that it leads to by name, names one of ``wanted``."""
+    open_codes, seen = [code], set[int]()
+    while open_codes:
+        names = names_used(open_codes.pop())
+        if names & wanted:
+            return True
+        for value in [namespace[name] for name in names & namespace.keys()]:
+            if id(value) not in seen:
+                seen.add(id(value))
+                own = vars(value).values() if type(value) is type else (value,)
+                open_codes += [part.__code__ for part in own if isinstance(part, types.FunctionType)]
+    return False
+
+
 def refuse_begun_generators(namespace: dict[str, Any], names: frozenset[str]) -> None:
     """Refuse code that uses a generator of an earlier cell.
 
