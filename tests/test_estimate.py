@@ -260,3 +260,10 @@ def test_an_evaluation_in_a_function_of_another_cell_is_told(notebook):
     cell = TRAIN.replace("model.to(device)", "model.to('cuda'); device = 'cuda'")
     assert evaluates_later(ipyvram.estimate(cell + "\nfinish()", namespace=notebook))
     assert not evaluates_later(ipyvram.estimate(cell, namespace=notebook))
+
+
+@pytest.mark.parametrize("data", ["[[1.0] * 1000] * 100", "tuple(range(100_000))", "range(100_000)", "3.0"])
+def test_a_list_that_becomes_a_tensor_on_the_card_counts(data, notebook):
+    report = ipyvram.estimate(f"x = torch.tensor({data}, device='cuda')", namespace=notebook)
+    x = torch.tensor(eval(data))
+    assert report.end["inputs"] == -(-x.nbytes // 512) * 512

@@ -26,7 +26,7 @@ from ipyvram.probes.owners import Owners
 from ipyvram.probes.phases import Phases
 from ipyvram.probes.stacks import Interner, StackReader
 from ipyvram.recording import Cell, Origin, Recording, Stack
-from ipyvram.simulated import cuda_api, programs
+from ipyvram.simulated import cuda_api, programs, typed
 from ipyvram.simulated.autocast import Autocast
 from ipyvram.simulated.device import OnCard
 from ipyvram.simulated.front import Front, keep_on_in_the_engine
@@ -144,6 +144,7 @@ class Estimation:
         cuda_api.install(patches, self.card, self.memory)
         programs.install(patches, self._note)
         programs.devices(patches, self.namespace)
+        typed.install(patches, self.namespace)
         keep_on_in_the_engine(patches)
         self._kernels = CudaKernels(self.card, self._note)
         for context in (self._kernels, Autocast()):

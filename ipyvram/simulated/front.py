@@ -15,9 +15,13 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from ipyvram.patches import Patches
 from ipyvram.simulated.placeholders import host_copy
+from ipyvram.simulated.typed import card_dtype
 
 CARD = torch.device("cuda", 0)
 META = torch.device("meta")
+
+#: Data that torch reads value by value.
+_PLAIN = (list, tuple, range, bool, int, float, complex)
 
 Handler = Callable[["Front", Any, Any, dict[str, Any]], Any]
 _HANDLERS: dict[Any, Handler] = {}
@@ -102,8 +106,9 @@ def _get_device(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> i
 def _type(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if len(args) > 1 or kwargs:
         wanted = args[1] if len(args) > 1 else kwargs.get("dtype")
-        if isinstance(wanted, str) and ".cuda." in wanted:
-            return args[0].to(META, getattr(torch, wanted.rsplit(".", 1)[1].removesuffix("Tensor").lower()))
+        dtype = card_dtype(wanted)
+        if dtype is not None:
+            return args[0].to(META, dtype)
         return func(*args, **kwargs)
     name = str(func(*args))
     return name.replace("torch.meta.", "torch.cuda.").replace("torch.Meta", "torch.cuda.")
@@ -164,6 +169,17 @@ def _to(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     if kwargs.get("device") is not None:
         kwargs = {**kwargs, "device": place(kwargs["device"])}
     return func(args[0], *rest, *args[2:], **kwargs)  # type: ignore[no-any-return]
+
+
+@_for(torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
+def _from_data(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    """A list, or a number, becomes a tensor on ``meta`` without an operator: what it would ask for is asked for here."""
+    if kwargs.get("device") is not None:
+        kwargs = {**kwargs, "device": place(kwargs["device"])}
+    made: Tensor = func(*args, **kwargs)
+    if made.device.type != "meta" or not isinstance(args[-1] if args else None, _PLAIN):
+        return made
+    return torch.empty(made.shape, dtype=made.dtype, device=META, requires_grad=made.requires_grad)
 
 
 @_for(torch._C._nn._parse_to)
