@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ipyvram import grouping
-from ipyvram.batches import Batches
+from ipyvram.batches import Batches, always_the_same
 from ipyvram.earlier import gradients_of, in_order, there_before
 from ipyvram.findings import find
 from ipyvram.grouping import by_line, by_module, group, holders
@@ -182,6 +182,11 @@ class _Account:
         mine = [o for o in self.recording.observations if o.device in ("", self.device.id)]
         if emptied := self._emptied():
             mine.append(Observation("empty_cache", emptied, device=self.device.id))
+        if any(always_the_same(s.attribution.claims, s.recording.marks) for s in self.stretches):
+            mine.append(Observation("same_input", device=self.device.id))
+        at = int(self.ledger.time_ns[self.peak.instant])
+        if any(p.name == "forward" and not p.grad and p.begin_ns <= at < p.end_ns for p in self.phases):
+            mine.append(Observation("peak_without_gradients", device=self.device.id))
         return (*mine, *unused_graphs(self.recording.marks, self.ledger, self.attribution, self.device.id))
 
     def _emptied(self) -> int:

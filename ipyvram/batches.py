@@ -5,13 +5,14 @@ The batch is dimension 0 of what a root module is called with; dimension 1 where
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import takewhile
 
-from ipyvram.marks import root_forwards
-from ipyvram.recording import Claim, Recording
+from ipyvram.marks import optimizer_steps, root_forwards
+from ipyvram.recording import Claim, Mark, Recording
 
 #: Of an image: grey, colour, with transparency.
 CHANNELS = (1, 3, 4)
@@ -73,6 +74,32 @@ class Batches:
     def _samples(self, shape: tuple[int, ...]) -> int:
         time_first = len(shape) > 1 and shape[1] in self._time_first and shape[0] not in self._time_first
         return shape[1] if time_first else shape[0]
+
+
+def always_the_same(claims: Mapping[int, tuple[Claim, ...]], marks: tuple[Mark, ...]) -> bool:
+    """Whether training gave its modules the same whole tensors in every step, of at least two: a full graph, all of the data.
+
+    Parameters
+    ----------
+    claims : mapping of int to tuple of Claim
+        Allocation → its claims.
+    """
+    forwards, steps = root_forwards(marks), [end for _, end in optimizer_steps(marks)]
+    ends, given = [end for _, end, _ in forwards], dict[int, set[int]]()
+    for row, made in claims.items():
+        for claim in made:
+            at = bisect_left(ends, claim.time_ns)
+            if claim.category == "inputs" and claim.shape and at < len(forwards) and forwards[at][2]:
+                step = bisect_right(steps, forwards[at][0])
+                given.setdefault(step, set()).add(row if _is_whole(claim) else -1)
+    sets = list(given.values())
+    return len(sets) > 1 and -1 not in sets[0] and all(rows == sets[0] for rows in sets)
+
+
+def _is_whole(claim: Claim) -> bool:
+    """Whether a tensor is all of its storage: no slice of a data set."""
+    bits = int("".join(filter(str.isdigit, claim.dtype)) or 8)
+    return math.prod(claim.shape or ()) * bits >= claim.nbytes * 8
 
 
 def _listed_images(shapes: list[tuple[int, ...]], names: list[str]) -> int:

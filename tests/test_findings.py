@@ -304,6 +304,20 @@ def test_without_a_bound_none_is_said(fields):
     assert "--max-batch" not in " ".join(f.text for f in find(held(**fields)))
 
 
+def test_what_is_the_same_in_every_step_may_be_no_batch():
+    made = report({"activations": 900, "parameters": 100}, steps=3, batch=64, observations=seen("same_input", 0))
+    assert "for each of 64 samples, the same in every step: where they can be cut into batches" in text(made, "lever")
+    assert "--max-batch" not in text(made, "lever")
+
+
+def test_a_peak_in_an_evaluation_speaks_of_its_own_batch():
+    evaluation = seen("peak_without_gradients", 0)
+    made = report(
+        {"temporaries": 900, "parameters": 100}, steps=3, batch=64, peak_phase="forward", observations=evaluation
+    )
+    assert "for each of 64 samples in a forward without gradients: a smaller batch there" in text(made, "lever")
+
+
 def test_the_other_lever():
     made = report({"parameters": 5, "optimizer_state": 1, "activations": 4}, steps=1)
     assert "a smaller batch lowers only the rest" in text(made, "lever")

@@ -350,6 +350,31 @@ def test_lever_is_the_batch_or_the_model(notebook):
     assert "a smaller batch lowers only the rest" in found(notebook.measure("train(batch=2)"), "lever")[0]
 
 
+STEP = "optimizer.zero_grad(); nn.MSELoss()(model(x), y).backward(); optimizer.step()"
+SAME = "the same in every step"
+
+
+@pytest.mark.parametrize(
+    ("loop", "same"),
+    [
+        (f"for _ in range(3): {STEP}", True),  # a full graph: there are no others
+        (f"for i in range(3):\n    with torch.no_grad(): model(torch.randn(8, 64))\n    {STEP}", True),
+        (f"for i in range(3):\n    x = torch.randn(2048, 64); {STEP}", False),
+        (f"X = torch.randn(3 * 2048, 64)\nfor i in range(3):\n    x = X[i * 2048:(i + 1) * 2048]; {STEP}", False),
+        (f"X = torch.randn(3 * 2048, 64)\nfor i in range(3):\n    x = X[torch.arange(2048)]; {STEP}", False),
+    ],
+)
+def test_what_every_step_is_given_may_be_all_there_is(loop, same, notebook):
+    notebook.run("x = torch.randn(2048, 64)\ny = model(x).detach()")
+    (text,) = found(notebook.measure(loop), "lever")
+    assert (SAME in text) == same
+
+
+def test_a_peak_in_an_evaluation_is_lowered_there(notebook):
+    cell = "train(batch=8)\nwith torch.no_grad():\n    model(torch.randn(4096, 64))"
+    assert "samples in a forward without gradients" in found(notebook.measure(cell), "lever")[0]
+
+
 def test_optimizer_temporaries(notebook):
     notebook.run("optimizer = torch.optim.Adam(model.parameters(), foreach=True)")
     assert found(notebook.measure("train(batch=2)"), "optimizer_temporaries")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ipyvram.findings.worth import Rule, code, worth
+from ipyvram.findings.worth import Rule, code, observed, worth
 from ipyvram.report import Report
 from ipyvram.report_rows import AFTER_TRACE, Finding, TensorRow
 from ipyvram.units import format_bytes, format_share
@@ -54,11 +54,8 @@ def _lever(report: Report) -> Iterator[Finding]:
         return
     moving, fixed = moving_bytes(report), sum(report.peak[c] for c in _FIXED)
     if moving >= LEVER_SHARE * report.peak_bytes and report.batch:
-        each = f"{format_bytes(moving / report.batch)} for each of {report.batch} samples: batch size is the lever."
-        text = (
-            f"Activations, the batch and what comes with them are {format_share(moving, report.peak_bytes)} of the peak, "
-            f"{each if report.batch > 1 else 'for a batch of one: smaller inputs are the lever.'}{_room(report)}"
-        )
+        part = format_share(moving, report.peak_bytes)
+        text = f"Activations, the batch and what comes with them are {part} of the peak, {_each(report, moving)}"
         yield Finding("lever", text, moving)
     elif fixed >= LEVER_SHARE * report.peak_bytes:
         text = (
@@ -66,6 +63,18 @@ def _lever(report: Report) -> Iterator[Finding]:
             "a smaller batch lowers only the rest."
         )
         yield Finding("lever", text, fixed)
+
+
+def _each(report: Report, moving: int) -> str:
+    """What a sample takes, and where there may be fewer of them."""
+    if report.batch == 1:
+        return "for a batch of one: smaller inputs are the lever."
+    each = f"{format_bytes(moving / report.batch)} for each of {report.batch} samples"
+    if any(observed(report, "peak_without_gradients")):
+        return f"{each} in a forward without gradients: a smaller batch there is the lever."
+    if any(observed(report, "same_input")):
+        return f"{each}, the same in every step: where they can be cut into batches, the size of these is the lever."
+    return f"{each}: batch size is the lever.{_room(report)}"
 
 
 def moving_bytes(report: Report) -> int:
