@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,23 @@ class Row:
     retries: int = 0
     contaminated: bool = False
     note: str = ""
+
+
+def share_given(sizes: Iterable[tuple[int, int | None]]) -> float:
+    """Samples the model is given for each that a size asks for: 1, unless the program splits or doubles its batches."""
+    size, given = min(((size, given) for size, given in sizes if given), default=(1, 1))
+    return given / size
+
+
+def is_short(size: int, given: int | None, share: float) -> bool:
+    """Whether the model was given fewer samples than the size asks for."""
+    return bool(given) and given is not None and given + 1 <= share * size
+
+
+def reached(rows: Sequence[Row]) -> dict[int, int]:
+    """Size asked for → the size whose samples the model was given, which is less where the data ended."""
+    share = share_given((r.batch, r.seen) for r in rows)
+    return {r.batch: int((r.seen or 0) / share) if is_short(r.batch, r.seen, share) else r.batch for r in rows}
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,13 +194,21 @@ def test_a_gap_that_a_search_left_is_told():
 
 def test_of_very_many_sizes_some_stand_for_all():
     first = measured().rows[0]
-    many = measured(rows=tuple(replace(first, batch=16 * i) for i in range(1, 65)), largest=None, knee=None)
+    many = measured(
+        rows=tuple(replace(first, batch=16 * i, seen=16 * i) for i in range(1, 65)), largest=None, knee=None
+    )
     sizes = put_into_words(many).sizes
     assert len(sizes) == 10
     assert (sizes[0], sizes[-1]) == ("16", "1024")
     assert len(put_into_words(measured()).sizes) == 5
     assert text(many).count("at peak") == 2
     assert html(many).count(">1024<") == html(many).count(">16<")
+
+
+def test_sizes_beyond_the_data_are_drawn_as_what_the_data_filled():
+    first = measured().rows[0]
+    rows = tuple(replace(first, batch=16 * i, seen=16) for i in (1, 2))
+    assert "timed at one size only" in chart(measured(rows=rows, largest=None, knee=None))
 
 
 def test_a_narrow_page_leaves_out_what_follows_from_another_column():

@@ -15,7 +15,7 @@ from ipyvram.render.html import FOLDED_FROM, MAX_BYTES, MIN_OTHER_BYTES, html, p
 from ipyvram.render.summary import summarise, tensor_words
 from ipyvram.render.text import TENSOR_ROWS as TEXT_ROWS
 from ipyvram.render.text import text
-from ipyvram.report_rows import TensorRow
+from ipyvram.report_rows import Finding, TensorRow
 from ipyvram.units import format_bytes
 from tests import reports
 from tests.sanitizer import GITHUB, JUPYTERLAB, Sanitizer
@@ -119,6 +119,12 @@ def test_what_users_write_is_only_text():
         assert not any(name.startswith("on") for _, attributes in tags.tags for name in attributes)
         assert "\x1b" not in markup
         assert tags.text.count("<script>alert(1)</script>") >= 3
+
+
+def test_code_in_a_finding_is_shown_as_code():
+    finding = Finding("old_model", "The previous `<model>` is alive: del `opt`.", 10)
+    markup = html(reports.training(findings=(finding,)))
+    assert re.search(r"The previous <code[^>]*>&lt;model&gt;</code> is alive: del <code[^>]*>opt</code>\.", markup)
 
 
 def test_a_page_stands_alone():

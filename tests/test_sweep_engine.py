@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ipyvram.render.comparison import bundle
+from ipyvram.render.comparison_chart import chart
 from ipyvram.sweep.engine import BatchDidNotChange, Question, Sweep
 from ipyvram.sweep.trial import CONFIRMING_STEPS, ProgramFailed, Trial
 
@@ -276,6 +277,8 @@ def test_the_search_stops_where_the_data_end_and_its_answer_is_what_they_filled(
     assert (found.largest.batch, found.largest.status, found.largest.needed_bytes) == (50, "verified", 200 * MIB)
     words = " ".join(bundle(found)["text/plain"].split())
     assert "Largest that fits: 50 · verified, 200 MiB of 93.1 GiB; the data have no more" in words
+    assert ">50</text>" in chart(found)
+    assert f">{found.rows[-1].batch}</text>" not in chart(found)
 
 
 @pytest.mark.parametrize("share", [0.25, 2])

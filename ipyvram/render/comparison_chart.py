@@ -8,8 +8,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
-from ipyvram.comparison import Comparison, Row
+from ipyvram.comparison import Comparison, Row, reached
 from ipyvram.render.axes import byte_ticks, round_bytes
 from ipyvram.render.comparison_words import speed
 from ipyvram.render.palette import COLOURS, LIMIT_COLOUR, PAPER, STACK
@@ -25,7 +26,9 @@ Scale = Callable[[float], float]
 
 
 def chart(comparison: Comparison) -> str:
-    """The picture; empty with fewer than two sizes to draw."""
+    """The picture; empty with fewer than two sizes to draw. Where the data ended, a size is drawn as the one they filled."""
+    sizes = reached(comparison.rows)
+    comparison = replace(comparison, rows=tuple(replace(r, batch=sizes[r.batch]) for r in comparison.rows))
     rows = [r for r in comparison.rows if r.peak_bytes is not None]
     if len(rows) < 2:
         return ""
@@ -131,7 +134,7 @@ def _speed(c: Comparison) -> Iterable[str]:
     if not points:
         return
     yield _words(left, TOP - 14, "samples/s", "start", bold=True)
-    if len(points) < 2:
+    if len({r.batch for r, _ in points}) < 2:
         yield _words(left, (TOP + BOTTOM) / 2, "timed at one size only", "start")
         return
     first, last = points[0][0].batch, points[-1][0].batch

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 from itertools import compress
 
-from ipyvram.comparison import Comparison, Row
+from ipyvram.comparison import Comparison, Row, reached
 from ipyvram.render.comparison_chart import HEIGHT, WIDTH, chart
 from ipyvram.render.comparison_words import COLUMNS, FIGURES, Words, columns_shown, put_into_words, sentence
 from ipyvram.render.framing import framed
@@ -56,9 +56,9 @@ def _main_table(c: Comparison, words: Words) -> str:
     columns = [Column(COLUMNS[i], numeric=i in FIGURES) for i in compress(range(len(COLUMNS)), shown)]
     columns.insert(2, Column("by category"))
     widest = max((r.peak_bytes or 0 for r in c.rows), default=0)
-    rows = []
+    rows, sizes = [], reached(c.rows)
     for row, cells in zip(c.rows, words.cells, strict=True):
-        answer = c.largest is not None and row.batch == c.largest.batch
+        answer = c.largest is not None and sizes[row.batch] == c.largest.batch
         marked = [f"<strong>{escape(cell)}</strong>" if answer or (row.batch == c.knee and i == 0) else escape(cell) for i, cell in enumerate(cells)]  # fmt: skip
         marked.insert(2, _bar(row, widest))
         rows.append(marked)

@@ -19,6 +19,7 @@ from ipyvram.render.markup import (
     escape,
     folded,
     meter,
+    prose,
     stacked_bar,
     style,
     swatch,
@@ -165,7 +166,7 @@ def _trouble(s: Summary) -> str:
 
 def _remark(text: str, colour: str) -> str:
     look = style(f"border-left:3px solid {colour}", "padding:1px 0 1px 10px", "margin:6px 0")
-    return f"<div{look}>{escape(text)}</div>"
+    return f"<div{look}>{prose(text)}</div>"
 
 
 def _bar(s: Summary, drawn: bool, lean: bool) -> str:

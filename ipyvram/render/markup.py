@@ -7,6 +7,7 @@ hex or ``rgba()``, no ``var()``, no ids. Text that a user could have written goe
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -25,6 +26,12 @@ def clean(text: object) -> str:
 def escape(text: object) -> str:
     """`clean` text as HTML, in an attribute or between tags."""
     return html.escape(clean(text))
+
+
+def prose(text: str) -> str:
+    """A sentence of ours: escaped, and what stands between backticks as code."""
+    look = style("color:inherit", "background:none")
+    return re.sub("`([^`]+)`", rf"<code{look}>\1</code>", escape(text))
 
 
 def unbroken(text: object) -> str:

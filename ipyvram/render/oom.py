@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ipyvram.render.markup import MUTED, Column, Part, escape, folded, legend, stacked_bar, style, swatch, table
+from ipyvram.render.markup import MUTED, Column, Part, escape, folded, legend, prose, stacked_bar, style, swatch, table
 from ipyvram.render.palette import ALL_COLOURS, COLOURS, LETTERS, TROUBLE_COLOUR
 from ipyvram.render.summary import tensor_words
 from ipyvram.report_rows import LABELS, OutOfMemory, place_words
@@ -125,7 +125,7 @@ def _remedies(oom: OutOfMemory) -> str:
     if not oom.remedies:
         return ""
     columns = [Column("saves", numeric=True), Column("enough?", muted=True), Column("way out", wrap=True)]
-    rows = [[saves, enough, escape(words)] for saves, enough, words in remedy_words(oom)]
+    rows = [[saves, enough, prose(words)] for saves, enough, words in remedy_words(oom)]
     words = "Ways out, cheapest first; savings predicted from this cell's own account:"
     return f"<div{style(MUTED)}>{escape(words)}</div>" + table("Ways out", columns, rows)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ipyvram.comparison import Accumulation, Answer, Row
+from ipyvram.comparison import Accumulation, Answer, Row, is_short, reached, share_given
 from ipyvram.sweep.fit import Fit, Point, fit
 
 if TYPE_CHECKING:
@@ -37,23 +37,7 @@ def clipped(trial: Trial, trials: Sequence[Trial]) -> bool:
     """Whether the data had fewer samples than this size asks for. One trial alone does not tell data from program."""
     axis, alone = batch_axis(trials), len(trials) < 2
     ran = [(t.size, seen(t, axis)) for t in trials if not t.out_of_memory]
-    return not (alone or trial.out_of_memory) and _is_short(trial.size, seen(trial, axis), _share(ran))
-
-
-def _share(sizes: Iterable[tuple[int, int | None]]) -> float:
-    """Samples the model is given for each that a size asks for: 1, unless the program splits or doubles its batches."""
-    size, given = min(((size, given) for size, given in sizes if given), default=(1, 1))
-    return given / size
-
-
-def _is_short(size: int, given: int | None, share: float) -> bool:
-    return bool(given) and given is not None and given + 1 <= share * size
-
-
-def reached(rows: Sequence[Row]) -> dict[int, int]:
-    """Size asked for → the size whose samples the model was given, which is less where the data ended."""
-    share = _share((r.batch, r.seen) for r in rows)
-    return {r.batch: int((r.seen or 0) / share) if _is_short(r.batch, r.seen, share) else r.batch for r in rows}
+    return not (alone or trial.out_of_memory) and is_short(trial.size, seen(trial, axis), share_given(ran))
 
 
 def starved(trial: Trial, trials: Sequence[Trial]) -> bool:

@@ -68,7 +68,7 @@ def notes(
         pass  # nothing was timed
     elif ran and all(t.steps == 0 for t in ran):
         yield "there is no optimizer step: each trial was the whole cell, and its speed includes the tracing"
-    elif few := [str(r.batch) for r in rows if r.peak_bytes is not None and r.steps < 3 and r.seen != 0]:
+    elif few := [str(r.batch) for r in rows if r.samples_per_s is not None and r.steps < 3]:
         yield f"fewer than 3 steps were timed at {', '.join(few)}: those speeds are rough"
     if line is not None and line.linear and line.per_sample_bytes > 0:
         yield from _about_the_fixed_part(rows, line)
