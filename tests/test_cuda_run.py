@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ipyvram.analysis import analyse
 from ipyvram.caching_allocator import Settings
 from ipyvram.ledger import build
 from ipyvram.options import Options
-from ipyvram.recording import CATEGORIES, Recording
+from ipyvram.recording import CATEGORIES, Cell, Recording
 from ipyvram.run import Run
 from tests import nvml_stub
 from tests.simulated_cuda import MIB, WORKSPACE, SimulatedCuda
@@ -339,6 +340,9 @@ def test_an_emptied_cache_is_told_from_a_full_card():
         recording, report = measured(cuda, program)
         assert recording.counters_end["cuda:0"]["retries"] == 0
         assert [f.bytes for f in report.findings if f.kind == "empty_cache"] == [240 * MIB]
+        for source, told in [("torch.cuda.empty_cache()", 1), ("trainer.train()", 0)]:  # some trainers empty it
+            report = analyse(replace(recording, cell=Cell(source=source)))
+            assert len([f for f in report.findings if f.kind == "empty_cache"]) == told
         kept.clear()
         _, report = measured(cuda, lambda: program(full=True))
         assert not [f for f in report.findings if f.kind == "empty_cache"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections import UserDict
 
 import torch
 from torch import nn
@@ -35,6 +36,23 @@ def test_each_is_found_once_by_its_shortest_path():
 
 def test_names_that_begin_with_an_underscore_are_ipythons():
     assert names({"_": torch.ones(1), "__": torch.ones(1), "_oh": {1: torch.ones(1)}}) == {}
+
+
+class Store(UserDict):
+    """As of a graph's data or a tokenizer's output: items by name, kept in a dict of its own."""
+
+
+class Data:
+    def __init__(self, **items):
+        self._store, self._other = Store(items), torch.ones(1)
+
+    def __getitem__(self, key):
+        raise AssertionError("code of the user's")
+
+
+def test_items_that_an_object_keeps_to_itself_are_its_own():
+    found = names({"data": Data(x=torch.ones(2)), "batch": Store(ids=torch.ones(3))})
+    assert set(found) == {"data['x']", "data._other", "batch['ids']"}
 
 
 def test_closures_and_partials_lead_on():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,6 +155,49 @@ def test_what_autograd_computed_from_the_parameters_is_no_copy_of_them():
     owners.namespace()
     kinds = {claim.name: claim.category for claim in owners.claims}
     assert (kinds["fast['weight']"], kinds["average['weight']"]) == ("", COPY)
+
+
+class Average:
+    def __init__(self, parameters):
+        self.shadow = [p.detach().clone() for p in parameters]
+
+
+def test_a_list_with_all_parameters_in_their_order_is_a_copy_of_them():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 4), nn.Linear(4, 1))
+    model[0].requires_grad_(False)
+    variables = {
+        "average": Average(model.parameters()),
+        "trained": Average(p for p in model.parameters() if p.requires_grad),
+        "turned": Average(reversed(list(model.parameters()))),
+        "few": Average(model[1].parameters()),
+        "batches": [torch.zeros(2, 3), torch.zeros(2)],
+    }
+    owners = new_owners({"model": model, "layer": model[1], **variables})
+    owners.namespace(before=True)
+    kinds: dict[str, set[str]] = {}
+    for claim in owners.claims:
+        kinds.setdefault(claim.name.partition("[")[0], set()).add(claim.category)
+    assert kinds["average.shadow"] == kinds["trained.shadow"] == {COPY}
+    assert kinds["turned.shadow"] == kinds["few.shadow"] == kinds["batches"] == {""}
+
+
+class Cache:
+    """As of keys and values that generation keeps: an object with one of its own for each layer."""
+
+    def __init__(self, *layers):
+        self.layers = [SimpleNamespace(keys=keys) for keys in layers]
+
+
+def test_what_an_object_among_the_results_holds_is_claimed_by_its_path(owners):
+    result = {"logits": torch.zeros(4), "cache": Cache(torch.zeros(2), torch.zeros(3))}
+    owners.outputs(result, "output of model")
+    owners.outputs(torch.zeros(1), "loss")
+    assert [(claim.name, claim.category) for claim in owners.claims] == [
+        ("output of model['logits']", "outputs"),
+        ("output of model['cache'].layers[0].keys", "outputs"),
+        ("output of model['cache'].layers[1].keys", "outputs"),
+        ("loss", "outputs"),
+    ]
 
 
 @pytest.mark.parametrize("move", [nn.Module.half, lambda net: net.apply(replace_storages)])

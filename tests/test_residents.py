@@ -96,6 +96,26 @@ def named(found):
     return [h for r in found for h in r.holdings if h.kind not in ("elsewhere", "cycle")]
 
 
+def test_the_shortest_path_names_a_holder_and_an_average_is_parameters(notebook):  # noqa: F811
+    notebook.run("""
+from collections import UserDict
+from types import SimpleNamespace
+model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
+optimizer = torch.optim.Adam(model.parameters())
+model(torch.ones(1, 64)).sum().backward()
+optimizer.step()
+trainer = SimpleNamespace(optimizer=optimizer, scheduler=SimpleNamespace(optimizer=optimizer))
+average = SimpleNamespace(shadow=[p.detach().clone() for p in model.parameters()])
+batch = UserDict(ids=torch.zeros(10))
+del optimizer
+""")
+    (cpu,) = residents.look(notebook.names)
+    rows = {(h.holder, h.category): h.example for h in cpu.holdings}
+    assert rows["trainer", "optimizer_state"].startswith("trainer.optimizer.state[0]")
+    assert rows["average", "parameters"] == "average.shadow[0]"
+    assert rows["batch", "inputs"] == "batch['ids']"
+
+
 def test_looking_changes_nothing(notebook):  # noqa: F811
     notebook.run("train(1)")
     before = set(notebook.names)

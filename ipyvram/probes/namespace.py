@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections import deque
+from collections import UserDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -22,6 +22,7 @@ _CLOSED = frozenset({
 #: Depth into objects and containers, and how many of them: at the start and the end of a cell, some 20 µs each.
 DEEP = 6, 200_000
 SHALLOW = 1, 2_000  #: at each backward
+RESULT = 5, 2_000  #: of what a model gives, at each forward
 _LEAVES = (type, types.ModuleType, types.CodeType, str, bytes, int, float, complex, type(None))
 _YIELDED = (Tensor, nn.Module, torch.optim.Optimizer)
 
@@ -77,6 +78,14 @@ def holdings(
         cut()
 
 
+def member_path(path: str, key: str, kind: type, value: Any) -> str:
+    """How one gets to a member of an object; the items of a mapping that it keeps to itself are its own: ``data['x']``."""
+    kept = key.startswith("_") or (key == "data" and issubclass(kind, UserDict))
+    if kept and issubclass(type(value), Mapping) and hasattr(kind, "__getitem__"):
+        return path
+    return f"{path}.{key}"
+
+
 _LEAF, _OPEN, _FOUND = range(3)
 
 
@@ -119,4 +128,4 @@ def _parts(name: str, value: Any, kind: type) -> Iterator[tuple[str, Any]]:
     elif kind.__module__.partition(".")[0] not in _CLOSED:
         members = getattr(value, "__dict__", None)
         if type(members) is dict:
-            yield from ((f"{name}.{key}", item) for key, item in list(members.items()))
+            yield from ((member_path(name, key, kind, item), item) for key, item in list(members.items()))

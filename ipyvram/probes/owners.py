@@ -19,14 +19,16 @@ from torch.nn.parameter import is_lazy
 from ipyvram.probes.claiming import LASTING, Claiming, Identify
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.collection import without_collection
+from ipyvram.probes.copies import copies_in
 from ipyvram.probes.graph_claims import DATA, GraphClaims
 from ipyvram.probes.leftovers import Left, left_by, leftovers
-from ipyvram.probes.namespace import DEEP, SHALLOW, holdings
+from ipyvram.probes.namespace import DEEP, RESULT, SHALLOW, holdings
 from ipyvram.probes.tensors import gradient_of, is_parameter, shape_of, storage_key, tensors_in
 from ipyvram.probes.variables import Variables
 from ipyvram.recording import Claim
 
-#: Held under the name of a parameter of a model and of its shape: an average, a best state, or gradients by name.
+#: Held under the name of a parameter of a model and of its shape, or in a list with all others: an average, a best state, or
+#: gradients by name.
 COPY = "copy"
 #: Saved for backward by a graph that was there before the cell.
 KEPT = "kept"
@@ -151,9 +153,15 @@ class Owners:
                     self._claiming.give_name(tensor, self.variable_of(tensor) or name)
 
     def outputs(self, value: Any, name: str) -> None:
-        """What a root module or the user keeps as a result."""
+        """What a root module or the user keeps as a result; objects are looked into, too (a cache of keys and values)."""
+        named = set[int]()
+        for path, found in holdings({name: value}, *RESULT):
+            if isinstance(found, Tensor):
+                named.add(id(found))
+                self._claiming.claim(found, "outputs", path)
         for tensor in tensors_in(value):
-            self._claiming.claim(tensor, "outputs", name)
+            if id(tensor) not in named:
+                self._claiming.claim(tensor, "outputs", name)
 
     def gradients(self, parameters: Iterable[Tensor]) -> None:
         """``.grad`` of leaves, after the engine or an optimizer touched them."""
@@ -191,9 +199,10 @@ class Owners:
         # The whole before its parts: the path within the model says more than the one within a part of it.
         for name, module in sorted(modules, key=lambda m: -sum(1 for _ in m[1].modules())):
             _tolerate(self.module, module, name, before, deep)
+        copies = copies_in(found) if deep else set[int]()
         for name, value in found:
             if not isinstance(value, nn.Module):
-                _tolerate(self._variable, value, name, before, deep)
+                _tolerate(self._variable, value, name, before, deep, id(value) in copies)
         if left and not before:
             self._in_functions(deep)
         if before or left:
@@ -233,7 +242,7 @@ class Owners:
             category = _OF_GRAPHS.get(left.category, left.category)
             self._claiming.claim(left.tensor, category, left.name, "", before, (left.graph_of, left.in_error))
 
-    def _variable(self, value: Any, name: str, before: bool, deep: bool) -> None:
+    def _variable(self, value: Any, name: str, before: bool, deep: bool, copied: bool = False) -> None:
         if isinstance(value, torch.optim.Optimizer):
             if deep or not self.follows(value):
                 self.optimizer(value, before)
@@ -248,7 +257,7 @@ class Owners:
             path = name.partition("['")[2].removesuffix("']")
             result = value.grad_fn is not None
             # What autograd computed from the parameters (fast weights of an inner loop) is a result of the program.
-            copied = bool(path) and not result and self._paths.get(path) == tuple(shape_of(value))
+            copied = copied or (bool(path) and not result and self._paths.get(path) == tuple(shape_of(value)))
             if result:
                 self._claiming.claim_once(value, "outputs", name, "", before)
             self._claiming.claim_once(value, COPY if copied else "", name, "", before)

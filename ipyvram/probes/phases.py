@@ -234,7 +234,8 @@ class Phases:
         def begin() -> None:
             self._owners.namespace(deep=False)
             if self._in_backward == 1:  # not the graph that a reentrant checkpoint recomputed
-                self._owners.outputs([r for r in roots if isinstance(r, Tensor)], "loss")
+                for root in (r for r in roots if isinstance(r, Tensor)):
+                    self._owners.outputs(root, "loss")
             leaves.extend(self._owners.graphs.read(roots, backward=True))
             self.orphans.backward(leaves)
             self._on_phase(True)

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from ipyvram.probes.copies import Shapes, is_copy
+from ipyvram.probes.namespace import member_path
+
 #: Objects looked into at most: a notebook that holds more plain Python data than this is told so by `Walk.complete`.
 MAX_OBJECTS = 400_000
 #: Items of one list of plain data looked at before it is taken for plain data throughout.
@@ -59,6 +62,8 @@ class Walk:
     ----------
     borders : iterable of objects
         Dictionaries not to be entered: the notebook's namespace, `sys.modules`.
+    orders : frozenset of Shapes
+        By which a list is known to be a copy of a model's parameters, see `copies`.
 
     Attributes
     ----------
@@ -72,7 +77,8 @@ class Walk:
         False when the walk ended at `MAX_OBJECTS`.
     """
 
-    def __init__(self, borders: Iterable[object] = ()) -> None:
+    def __init__(self, borders: Iterable[object] = (), orders: frozenset[Shapes] = frozenset()) -> None:
+        self.orders = orders
         self.storages: dict[Storage, str] = {}
         self.categories: dict[Storage, str] = {}
         self.modules: dict[int, str] = {}
@@ -84,9 +90,9 @@ class Walk:
     def root(self, value: Any, path: str) -> list[Storage]:
         """Walk from one object; the storages that only now were reached."""
         fresh: list[Storage] = []
-        todo: list[tuple[Any, str, str]] = [(value, path, "")]
-        while todo:
-            item, path, role = todo.pop()
+        todo: deque[tuple[Any, str, str]] = deque([(value, path, "")])
+        while todo:  # the shortest path first
+            item, path, role = todo.popleft()
             kind = type(item)
             if issubclass(kind, _ATOMS) or id(item) in self._seen:
                 continue
@@ -99,6 +105,8 @@ class Walk:
                 fresh += self._tensor(item, path, role)
             elif issubclass(kind, nn.Module):
                 self.modules[id(item)] = path
+            elif self.orders and issubclass(kind, (list, tuple)) and is_copy(item, self.orders):
+                role = "parameters"
             for child, name, *given in _children(item, kind, path):
                 todo.append((child, name, given[0] if given else role))
         return fresh
@@ -134,7 +142,7 @@ def _attributes(item: Any, path: str) -> Iterator[tuple[Any, str]]:
         found = None
     if isinstance(found, dict):
         for name, value in list(found.items()):
-            yield value, f"{path}.{name}"
+            yield value, member_path(path, name, type(item), value)
     elif gc.is_tracked(item):
         for value in gc.get_referents(item):
             yield value, path
@@ -220,7 +228,7 @@ def _traceback_parts(traceback: types.TracebackType, path: str) -> Iterator[tupl
     steps: list[types.TracebackType] = [traceback]
     while (following := steps[-1].tb_next) is not None:
         steps.append(following)
-    for step in reversed(steps):  # the walk takes the last first: the user's own frame names what it hands on
+    for step in steps:  # the user's own frame first: it names what it hands on
         yield step.tb_frame, path
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ipyvram.probes import counters, keeping, roots
+from ipyvram.probes.copies import orders_of
 from ipyvram.probes.cycles import in_cycles
 from ipyvram.probes.graph import GraphWalk
 from ipyvram.probes.reach import Storage, Walk, storage_of
@@ -26,8 +27,10 @@ Entry = tuple[str, str, str, str]  # holder, kind, category, path
 
 def look(namespace: Mapping[str, Any]) -> tuple[Resident, ...]:
     """Every device that holds tensors, accelerators first."""
-    walk, entries = Walk((namespace,)), dict[Storage, Entry]()
-    for name, value in _in_order(roots.variables(namespace)):
+    variables = _in_order(roots.variables(namespace))
+    orders = orders_of(value for _, value in variables if issubclass(type(value), nn.Module))
+    walk, entries = Walk((namespace,), orders), dict[Storage, Entry]()
+    for name, value in variables:
         _add(walk, entries, value, name, "variable")
     _name_old_models(namespace, entries)
     for name, value in roots.outputs(namespace):
