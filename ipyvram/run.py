@@ -79,6 +79,7 @@ class Run:
         self._samples: tuple[Samples, ...] = ()
         self._held: tuple[tuple[int, str], dict[str, int]] = ((0, ""), {})
         self._recording: Recording | None = None
+        self._rose: Observation | None = None  # the last step, not traced, by whose end memory had risen
         self._held_by_error: Callable[[], None] = lambda: None
         self._watch = Watch()
         self._evaluations = Evaluations(self._on_evaluation)
@@ -178,6 +179,9 @@ class Run:
         if not self._armed:
             self.guard("the watch for growth is blind", self._see_figures)
             reason, news, self._phases.news = self._watch.reason(), self._phases.news, None
+            if (rose := self._watch.rose) is not None:
+                self._rose = Observation("rose", rose[1], count=steps, device=rose[0])
+                self._watch.rose = None
             if news is not None:
                 self._retrace(Bounds(why=news.why, awaited=news.optimizer))
             elif reason:
@@ -290,6 +294,8 @@ class Run:
                 if oom is None and (caught := self._oom.event) is not None:
                     survived = Observation("caught_oom", caught.requested_bytes, device=caught.device)
                     observations = (*observations, survived)
+                if self._rose is not None:
+                    observations = (*observations, self._rose)
             self._held_by_error = lambda: None
             self._recording = self._record(stop_ns, error, observations, oom)
             self._owners.claims.clear()

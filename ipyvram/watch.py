@@ -107,6 +107,9 @@ class Watch:
         self._pending = ""
         self._accelerated = False
         self.retraces = 0
+        self.rose: tuple[str, int] | None = (
+            None  #: device and bytes of the allocator's own mark, where that rose since a step
+        )
 
     # -- while a trace runs ------------------------------------------------------------------------------------------
 
@@ -186,6 +189,8 @@ class Watch:
             if value - known > max(least, share * known):
                 self._known[device, name] = value
                 self._pending = f"memory grew by {format_bytes(int(value - known))}"
+                if name == "allocated_peak":
+                    self.rose = device, int(value)
 
     def allows(self) -> bool:
         """Whether another trace is within the bound."""

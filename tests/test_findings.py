@@ -304,6 +304,17 @@ def test_without_a_bound_none_is_said(fields):
     assert "--max-batch" not in " ".join(f.text for f in find(held(**fields)))
 
 
+def test_the_step_is_told_by_whose_end_the_peak_was_there():
+    late = (row(50 * MIB, "other", AFTER_TRACE),)
+    made = report(tensors_at_peak=late)
+    peak = made.peak_bytes
+    known = replace(made, observations=seen("rose", peak, count=31, device=made.device))
+    earlier = replace(made, observations=seen("rose", peak // 2, count=31, device=made.device))
+    assert "after the traced part, by the end of step 31: " in text(known, "after_trace")
+    assert text(known, "after_trace").endswith("--trace-steps 31.")
+    assert "by the end of" not in text(earlier, "after_trace")
+
+
 def test_what_is_the_same_in_every_step_may_be_no_batch():
     made = report({"activations": 900, "parameters": 100}, steps=3, batch=64, observations=seen("same_input", 0))
     assert "for each of 64 samples, the same in every step: where they can be cut into batches" in text(made, "lever")

@@ -591,6 +591,8 @@ def test_growth_seen_by_the_sampler_starts_a_trace():
     _, recording, report = measured(body)
     assert recording.traced_steps == 4
     assert report.measurement.ended_by == "3 steps; then step 7 (memory grew by 954 MiB)"
+    (rose,) = (o for o in recording.observations if o.kind == "rose")
+    assert (rose.bytes, rose.count, rose.device) == (10**9, 6, "cuda:0")
 
 
 def test_a_trace_on_request():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ipyvram.findings.worth import Rule, code, observed, worth
+from ipyvram.findings.worth import MIN_SHARE, Rule, code, observed, worth
 from ipyvram.report import Report
 from ipyvram.report_rows import AFTER_TRACE, Finding, TensorRow
 from ipyvram.units import format_bytes, format_share
@@ -157,9 +157,11 @@ def _inputs(report: Report) -> list[TensorRow]:
 def _after_trace(report: Report) -> Iterator[Finding]:
     row = next((t for t in report.tensors_at_peak if t.name == AFTER_TRACE), None)
     if row is not None and worth(row.bytes, report):
+        by = next((o.count for o in observed(report, "rose") if o.bytes >= (1 - MIN_SHARE) * report.peak_bytes), 0)
+        when, more = (f", by the end of step {by}", f" {by}") if by else ("", "")
         text = (
-            f"The peak came after the traced part: {format_bytes(row.bytes)} of it have no category. "
-            "Trace more with --trace-steps."
+            f"The peak came after the traced part{when}: {format_bytes(row.bytes)} of it have no category. "
+            f"Trace more with --trace-steps{more}."
         )
         yield Finding("after_trace", text, row.bytes)
 
