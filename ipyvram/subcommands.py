@@ -189,6 +189,8 @@ def run_subcommand(line: str, namespace: dict[str, Any] | None = None) -> Any:
     if subcommand is None:
         close = difflib.get_close_matches(name, SUBCOMMANDS, 1)
         guess = f": did you mean %vram {close[0]}?" if close else ""
+        if name in (namespace or {}):
+            guess = f", and {name} is a variable: %vram who tells what each of them holds"
         raise ValueError(
             f"%vram {name} is not a subcommand{guess} (there are {', '.join(SUBCOMMANDS)}; %vram -h tells what they do); "
             "to measure a cell, put %%vram on its first line and code below it"

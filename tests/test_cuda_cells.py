@@ -275,6 +275,31 @@ said("functional", m.report)
 
 
 @pytest.mark.kernel
+def test_graphs_that_a_cell_lets_go_of_are_its_peak(run_on_stub):
+    """Evaluated anew without gradients, the peak is what the first evaluation left; a backward of the cell before is no waste."""
+    found = run_on_stub(
+        """
+import torch, ipyvram
+from torch import nn
+
+net = nn.Sequential(nn.Linear(1000, 1000), nn.ReLU(), nn.Linear(1000, 10)).cuda()
+result = {}
+for name, cell in {
+    "eval": "outputs = [net(torch.randn(512, 1000, device='cuda')) for _ in range(5)]",
+    "again": "outputs = []\\nwith torch.no_grad():\\n    net(torch.randn(512, 1000, device='cuda'))",
+    "forward": "loss = net(torch.randn(512, 1000, device='cuda')).sum()",
+    "backward": "loss.backward()\\nloss = net(torch.randn(8, 1000, device='cuda')).sum()",
+}.items():
+    with ipyvram.measure() as m:
+        exec(cell)
+    result[name] = [f.text for f in m.report.findings if f.kind == "let_go_graph"]
+"""
+    )
+    assert "`outputs` of an earlier cell kept" in found.pop("again")[0]
+    assert found == {"eval": [], "forward": [], "backward": []}
+
+
+@pytest.mark.kernel
 def test_a_trial_is_no_leftover_where_the_same_tensors_lie_in_larger_blocks(run_on_stub):
     """A block of the large pool may be larger than asked for by up to a mebibyte: no memory that a trial left."""
     found = run_on_stub(

@@ -12,7 +12,7 @@ from ipyvram.findings.batch import batch_bounds, fewer_temporaries
 from ipyvram.findings.worth import code
 from ipyvram.grouping import batch_size
 from ipyvram.recording import Observation
-from ipyvram.report_rows import AFTER_TRACE, StepAccount, TensorRow
+from ipyvram.report_rows import AFTER_TRACE, Phase, StepAccount, TensorRow
 from tests.made import MIB, account, report
 
 GIB = 2**30
@@ -174,6 +174,19 @@ CASES = {
         report({"activations": 5, "other": 5}, steps=1, batch=4),
         report({"activations": 4, "other": 6}, steps=1, batch=4),
         ("50 % of the peak, 1 B for each of 4 samples",),
+    ),
+    "let_go_graph": (
+        report(
+            {"activations": 90 * MIB, "parameters": 10 * MIB},
+            tensors_at_peak=tuple(row(45 * MIB, "activations", f"graph of t[{i}]", graph_of=f"t[{i}]") for i in range(2)),
+            phases=(Phase(0.1, 0.2, "forward", 1),),
+        ),
+        report(  # the backward of what was computed in the cell before
+            {"activations": 90 * MIB, "parameters": 10 * MIB},
+            tensors_at_peak=(row(90 * MIB, "activations", "graph of t[0]", graph_of="t[0]"),),
+            phases=(Phase(0.1, 0.2, "backward", 1), Phase(0.3, 0.4, "forward", 1)),
+        ),
+        ("`t` of an earlier cell kept 90.0 MiB of the peak", "del t first"),
     ),
     "kept_graph": (
         report({"activations": 9 * MIB}, end=account(activations=8 * MIB), tensors_at_peak=(row(8 * MIB, "activations", "graph of t", graph_of="t"),)),

@@ -103,6 +103,11 @@ def test_mistakes_are_told(line, told):
         run_subcommand(line)
 
 
+def test_the_name_of_a_variable_is_told_from_a_subcommand():
+    with pytest.raises(ValueError, match="%vram model is not a subcommand, and model is a variable: %vram who tells"):
+        run_subcommand("model", {"model": object()})
+
+
 def test_without_a_report_it_says_how_to_make_one():
     journal.clear()
     with pytest.raises(ValueError, match="put %%vram on the first line"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from ipyvram.findings.worth import MIN_SHARE, Rule, code, observed, worth
@@ -130,14 +131,19 @@ def _earlier_results(report: Report) -> int:
     return sum(t.bytes for t in rows)
 
 
-def _kept(report: Report) -> list[tuple[str, int]]:
-    """Variable → bytes at the peak that its graph of an earlier cell kept, and keeps still."""
+def _graphs(report: Report) -> dict[str, int]:
+    """Tensor → bytes at the peak that its graph of an earlier cell kept."""
     found: dict[str, int] = {}
     for row in report.tensors_at_peak:
         if row.category == "activations" and row.graph_of:
             found[row.graph_of] = found.get(row.graph_of, 0) + row.bytes
+    return found
+
+
+def _kept(report: Report) -> list[tuple[str, int]]:
+    """The same, of those that keep it still."""
     still = report.end.get("activations", 0)
-    return [(name, count) for name, count in found.items() if count <= still]
+    return [(name, count) for name, count in _graphs(report).items() if count <= still]
 
 
 def _kept_graph(report: Report) -> Iterator[Finding]:
@@ -148,6 +154,27 @@ def _kept_graph(report: Report) -> Iterator[Finding]:
                 f"del {name}, or append .detach() where it is made."
             )
             yield Finding("kept_graph", text, count)
+
+
+def _let_go_graph(report: Report) -> Iterator[Finding]:
+    """The peak was there before: the cell made a variable anew whose graphs an earlier one had left.
+
+    A cell that begins with a backward runs it through such a graph, which is no waste.
+    """
+    first = min(report.phases, key=lambda phase: phase.start_s, default=None)
+    if first is None or first.name != "forward":
+        return
+    found: dict[str, int] = {}
+    for name, count in _graphs(report).items():
+        variable = re.split(r"\W", name, maxsplit=1)[0]
+        found[variable] = found.get(variable, 0) + count
+    for variable, count in found.items():
+        if count > report.end.get("activations", 0) and worth(count, report):
+            text = (
+                f"{code(variable)} of an earlier cell kept {format_bytes(count)} of the peak in its graph until this cell let "
+                f"go of it: del {variable} first, to see what this cell itself takes."
+            )
+            yield Finding("let_go_graph", text, count)
 
 
 def _inputs(report: Report) -> list[TensorRow]:
@@ -205,4 +232,4 @@ def optimizer_is_foreach(report: Report) -> bool:
     return report.environment.get("optimizer_implementation", default) == "foreach"
 
 
-RULES: tuple[Rule, ...] = (_idle_gpu, _no_gpu, _lever, _kept_graph, _after_trace, _optimizer_temporaries)
+RULES: tuple[Rule, ...] = (_idle_gpu, _no_gpu, _lever, _kept_graph, _let_go_graph, _after_trace, _optimizer_temporaries)
