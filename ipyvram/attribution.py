@@ -4,7 +4,8 @@ Rules, in order (the first that applies wins; `docs/architecture.md` gives the r
 
 1. claimed as parameter, buffer, optimizer state, gradient: that, for life; but a leaf that is only a module's argument
    (adversarial examples, gradient penalties) is an input;
-2. claimed as input: that, unless the forward made it (a discriminator fed by a generator);
+2. claimed as input: that, unless the forward made it (a discriminator fed by a generator); a plain attribute of a module
+   before its forwards: *buffer*;
 3. saved for backward: *activation* until the graph lets go; what was handed in, or was there before the forward that
    saved it, is an *input*; what outlives its graph is an *output*;
 4. claimed as output: that, unless the forward itself let it go, or only the graph held it (*activation*); held in a dict under the name of a parameter, or cloned
@@ -44,7 +45,7 @@ from ipyvram.recording import CATEGORIES, Claim, Recording
 from ipyvram.unclaimed import INDEX, Unclaimed
 
 #: Private categories of claims, see `probes.owners`.
-RELEASED, DATA, COPY, KEPT = "released", "data", "copy", "kept"
+RELEASED, DATA, COPY, KEPT, ATTRIBUTE = "released", "data", "copy", "kept", "attribute"
 _FOR_LIFE = ("parameters", "buffers", "optimizer_state", "gradients")
 _SAVED = ("activations", DATA, KEPT)
 _UNKNOWN = -1
@@ -239,6 +240,8 @@ class _Attributor:
             result = "outputs"
         if result == "inputs":
             return INDEX["inputs"], None, 0
+        if ATTRIBUTE in kinds:
+            return INDEX["buffers"], None, 0
         if saved:
             if result is None and self._is_data(row, saved):
                 return INDEX["inputs"], None, 0

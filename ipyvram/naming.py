@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from ipyvram.attribution import COPY, DATA, KEPT, RELEASED, Attribution
+from ipyvram.attribution import ATTRIBUTE, COPY, DATA, KEPT, RELEASED, Attribution
 from ipyvram.ledger import Ledger
 from ipyvram.marks import models
 from ipyvram.recording import Cell, Claim, Frame, Origin, Recording, Stack
@@ -104,14 +104,14 @@ class Names:
         path = ""
         if not claim.module:  # a tensor of nobody's model
             return path
-        if claim.category in ("parameters", "gradients", "buffers"):
+        if claim.category in ("parameters", "gradients", "buffers", ATTRIBUTE):
             path = claim.name.removesuffix(".grad").rpartition(".")[0]
         elif claim.category == "optimizer_state":
             path = claim.name.rpartition(".")[0].rpartition(".")[0]
         return (self._model_of(claim) + path).rstrip(".")
 
     def _model_of(self, claim: Claim) -> str:
-        lasting = claim.category in ("parameters", "gradients", "buffers", "optimizer_state")
+        lasting = claim.category in ("parameters", "gradients", "buffers", ATTRIBUTE, "optimizer_state")
         return claim.module + "." if lasting and claim.module in self._models else ""
 
 

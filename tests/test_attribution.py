@@ -683,3 +683,50 @@ def test_a_backward_of_an_earlier_cells_loss_frees_activations():
     assert report.start["activations"] == kept
     assert report.end["activations"] == 0
     assert report.start["inputs"] == size_of((x, y))
+
+
+class Keeping(nn.Module):
+    """Keeps keys as a plain attribute, made before or in its first forward, and the last batch."""
+
+    def __init__(self, early: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(256, 64)
+        self.keys = torch.zeros(128, 64) if early else None
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.keys is None:
+            self.keys = torch.zeros(128, 64)
+        self.seen = [x]
+        return (self.linear(x) * self.keys).sum()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_what_a_module_keeps_as_a_plain_attribute_is_its_buffer(grad):
+    model, (x, _) = Keeping(early=True), features()
+
+    def cell() -> None:
+        for _ in range(2):
+            with torch.set_grad_enabled(grad):
+                y = model(x)
+            if grad:
+                y.backward()
+
+    report = closes(measured(cell, {"model": model, "x": x}))
+    assert report.end["other"] == 0
+    assert report.end["buffers"] == report.peak["buffers"] == 128 * 64 * FLOAT
+    assert named(report, "buffers").keys() == {"keys"}
+    assert report.end["inputs"] == 128 * 256 * FLOAT  # though the module keeps it, too
+
+
+def test_what_a_forward_made_a_module_keep_is_a_result_with_its_name():
+    model, (x, _) = Keeping(early=False), features()
+
+    def cell() -> None:
+        with torch.no_grad():
+            model(x)
+
+    report = closes(measured(cell, {"model": model, "x": x}))
+    assert report.end["outputs"] == 128 * 64 * FLOAT
+    assert "keys" in named(report, "outputs")
+    assert report.end["inputs"] == 128 * 256 * FLOAT

@@ -23,13 +23,15 @@ from ipyvram.probes.copies import copies_in
 from ipyvram.probes.graph_claims import DATA, GraphClaims
 from ipyvram.probes.leftovers import Left, left_by, leftovers
 from ipyvram.probes.namespace import DEEP, RESULT, SHALLOW, holdings
-from ipyvram.probes.tensors import gradient_of, is_parameter, shape_of, storage_key, tensors_in
+from ipyvram.probes.tensors import attributes_of, gradient_of, is_parameter, shape_of, storage_key, tensors_in
 from ipyvram.probes.variables import Variables
 from ipyvram.recording import Claim
 
 #: Held under the name of a parameter of a model and of its shape, or in a list with all others: an average, a best state, or
 #: gradients by name.
 COPY = "copy"
+#: A plain attribute of a module: what it keeps beside parameters and buffers (keys and values, a queue).
+ATTRIBUTE = "attribute"
 #: Saved for backward by a graph that was there before the cell.
 KEPT = "kept"
 
@@ -90,6 +92,9 @@ class Owners:
             if not is_lazy(buffer):
                 self._paths[path] = tuple(shape_of(buffer))
                 self._claiming.claim_once(buffer, "buffers", path, label, before)
+        for path, tensor in attributes_of(root):
+            # Met after its forwards, it may be a result of them as well.
+            self._claiming.claim_once(tensor, "" if again and not before else ATTRIBUTE, path, label, before)
         if not lazy:
             self._modules[root] = label, _first_storage(root)
             self._seen[root] = label

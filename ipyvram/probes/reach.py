@@ -164,7 +164,8 @@ def _module_parts(module: nn.Module, path: str) -> Iterator[tuple[Any, ...]]:
             for key, member in list(value.items()):
                 yield member, f"{path}.{key}", _MEMBERS[name]
         else:
-            yield value, f"{path}.{name}", ""
+            plain = issubclass(type(value), Tensor) and not value.requires_grad
+            yield value, f"{path}.{name}", "buffers" if plain else ""
 
 
 def _optimizer_parts(optimizer: torch.optim.Optimizer, path: str) -> Iterator[tuple[Any, ...]]:

@@ -136,3 +136,18 @@ def gradient_of(tensor: Tensor) -> Tensor | None:
 def is_parameter(tensor: Tensor) -> bool:
     """Whether a tensor is, by its type, part of a model; lazy and subclassed parameters too."""
     return isinstance(tensor, nn.Parameter)
+
+
+_OF_ANY_MODULE = frozenset(vars(nn.Module()))
+
+
+def attributes_of(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that modules hold as plain attributes, alone or in containers, with their paths; none that autograd follows."""
+    seen = set[int]()
+    for path, module in root.named_modules():
+        for key, value in list(vars(module).items()):
+            if key not in _OF_ANY_MODULE and type(value) not in _ATOMS and id(value) not in seen:
+                seen.add(id(value))  # many share one configuration
+                for tensor in tensors_in(value, 100):
+                    if not tensor.requires_grad:
+                        yield f"{path}.{key}".lstrip("."), tensor
