@@ -75,3 +75,34 @@ def test_a_loop_with_lightning(tmp_path):
     )  # fmt: skip
     loader = data()
     check(measured(lambda: trainer.fit(model, loader), {"model": model, "trainer": trainer, "loader": loader}), model)
+
+
+def test_a_transformers_trainer(tmp_path):
+    """Evaluation among the steps, a batch that is given by keyword, keys and values that the model returns."""
+    transformers = pytest.importorskip("transformers")
+    words, length = 100, 16
+    config = transformers.GPT2Config(
+        n_layer=2, n_embd=32, n_head=2, vocab_size=words, n_positions=length, bos_token_id=0, eos_token_id=0
+    )
+    model = transformers.GPT2LMHeadModel(config)
+    rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(words, (24, length))]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=8, per_device_eval_batch_size=12, eval_strategy="steps", eval_steps=1,
+        report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, num_train_epochs=1,
+    )  # fmt: skip
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+    report = measured(trainer.train, {"model": model, "trainer": trainer})
+    parameters = sum(p.nbytes for p in model.parameters())
+    assert sum(report.peak.values()) == report.peak_bytes
+    assert report.peak["other"] == 0
+    assert (report.steps, report.batch, {row.batch for row in report.step_accounts}) == (3, 8, {8})
+    assert report.peak["parameters"] == parameters
+    assert report.peak["optimizer_state"] >= 2 * parameters
+    assert any(t.name.endswith("transformer.wte.weight.exp_avg") for t in report.tensors_at_peak)
+
+    def inference() -> None:
+        with torch.no_grad():
+            model(torch.randint(words, (2, length)), use_cache=True)
+
+    names = {t.name for t in measured(inference, {"model": model}).tensors_at_peak}
+    assert any(name.startswith("output of model[") for name in names)
