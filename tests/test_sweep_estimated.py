@@ -50,6 +50,18 @@ def test_a_table_of_sizes_without_a_run():
     assert all(torch.equal(a, b) and b.device.type == "cpu" for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_what_cudnn_works_in_is_named_as_not_counted():
+    def train(batch: int) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(7200, 1)).cuda()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(3):
+            model(torch.randn(batch, 3, 32, 32, device="cuda")).sum().backward()
+            optimizer.step()
+
+    notes = " ".join(ask(train, sizes=(8, 16), limit_bytes=2**30).notes)
+    assert "nothing for other programs or what cuDNN works in (at 16 up to about " in notes
+
+
 def test_the_largest_size_stays_within_the_limit_and_the_next_does_not():
     limit = 2 << 30
     _, train = make()

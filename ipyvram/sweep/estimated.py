@@ -75,5 +75,7 @@ class EstimatedTrials:
             raise CannotEstimate(NOT_ON_THE_CARD)
         # What is left out is the same for every size but for its amount, and a comparison says it once.
         room = f"{PREDICTED}; {format_bytes(self._card.context_bytes)} are counted for the CUDA context, and nothing for other programs"
+        if bound := estimation.ways.convolution_bound:
+            room += f" or what cuDNN works in (at {size} up to about {format_bytes(bound)})"
         same = dict.fromkeys(room if note.startswith(PREDICTED) else note for note in found.notes)
         return replace(found, notes=tuple(same), script=script_of(recording, found.device))
