@@ -285,3 +285,15 @@ def test_the_number_of_traces_is_bounded():
     watch.see_figures("cuda:0", {"allocated_peak": 900 * MIB})
     assert not watch.allows()
     assert watch.reason() == ""
+
+
+def test_a_long_cell_has_room_for_later_traces_up_to_a_bound():
+    """Layer after layer is trained, or unfrozen: the last of them is the peak."""
+    watch, traced_at = Watch(Held()), []
+    for step in range(1, 401):
+        watch.see_figures("cuda:0", {"allocated_peak": 100 * MIB * step})
+        if watch.reason():
+            watch.retraces += 1
+            traced_at.append(step)
+    assert len(traced_at) == 12
+    assert all(step >= 10 * place for place, step in enumerate(traced_at) if place >= MAX_RETRACES)
