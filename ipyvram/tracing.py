@@ -68,7 +68,10 @@ class Tracing:
     def _start_storages(self) -> None:
         skip = frozenset({"cuda"} if self._history is not None else ())
         self._reader = stacks = StackReader(self.stacks)
-        trace = StorageTrace(self._clock, stacks, self.origins, budget=self._budget, skip=skip, expired=self._expired)
+        followed = next((p.followed for p in reversed(self._probes) if isinstance(p, StorageTrace)), None)
+        trace = StorageTrace(
+            self._clock, stacks, self.origins, budget=self._budget, skip=skip, expired=self._expired, followed=followed
+        )
         self._probes.append(trace)
         trace.start()
         self._storages = trace

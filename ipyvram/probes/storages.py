@@ -69,9 +69,13 @@ class StorageTrace:
         Device types that another probe follows.
     expired : callable, optional
         Asked now and then; a text that is not empty ends the trace, and says why.
+    followed : mapping of int to Live, optional
+        What an earlier trace of the cell has left in `followed`: it counts from the start of this one.
 
     Attributes
     ----------
+    followed : dict of int to Live
+        When it has stopped: what this and earlier traces have seen and is still there.
     notes : list of str
         What the trace could not see, one line each.
     active : bool
@@ -92,7 +96,9 @@ class StorageTrace:
         device_names: Mapping[str, str] | None = None,
         skip: frozenset[str] = frozenset(),
         expired: Callable[[], str] = str,
+        followed: Mapping[int, Live] | None = None,
     ) -> None:
+        self.followed = dict(followed or {})
         self.notes: list[str] = []
         self.event_count = 0
         self.refused: OomEvent | None = None
@@ -135,6 +141,8 @@ class StorageTrace:
             self._stop_ns = self._clock()
             self._flush()
             self.active, self._ended_by = False, ended_by
+            both = self.followed | self._live
+            self.followed = {key: live for key, live in both.items() if live() is not None}
             self._live.clear()
             self._held.clear()
 
@@ -185,12 +193,17 @@ class StorageTrace:
             held = self._held.get(storage._cdata)
             if held is not None and held[0]() is storage:
                 return held[1]
-            if before and storage.device.type == "cpu":
+            if before and storage.device.type == "cpu" and not self._is_followed(storage):
                 self._serial += 1
                 self._held[storage._cdata] = (weakref.ref(storage), self._serial)
                 return self._serial
             known = self._found(storage, log, before)
         return known.serial
+
+    def _is_followed(self, storage: torch.UntypedStorage) -> bool:
+        """Whether an earlier trace of the cell has seen it: then it is the cell's, used or not."""
+        live = self.followed.get(storage._cdata)
+        return live is not None and live() is storage
 
     def _found(self, storage: torch.UntypedStorage, log: StorageLog, before: bool, origin: int = -1) -> Live:
         """A storage that no operator was seen to make."""
