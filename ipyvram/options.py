@@ -6,9 +6,10 @@ torch or IPython; whether a device exists is asked where torch is at hand (`run.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -267,10 +268,25 @@ def parse(line: str) -> Options:
         if len(words) > 1 and not option.words:
             extra = " ".join(words[1:])
             raise ValueError(f"{extra!r} after {option.flag} {words[0]}: the label goes before the first option")
-        values[option.field] = _parse_value(option, " ".join(words))
+        values[option.field] = _parse_words(option, words)
         position = end
     _check_together(values)
     return Options(**values)
+
+
+def _parse_words(option: Option, words: Sequence[str]) -> Any:
+    """The value; of one that goes wrong by a label behind it, that is said (a card has a figure in its name, or is a size)."""
+    try:
+        return _parse_value(option, " ".join(words))
+    except ValueError:
+        for count in range(len(words) - 1, 0, -1):
+            begin, rest = " ".join(words[:count]), " ".join(words[count:])
+            with contextlib.suppress(ValueError):
+                if any(c.isdigit() for c in begin) and _parse_value(option, begin) is not None:
+                    break
+        else:
+            raise
+    raise ValueError(f"{rest!r} after {option.flag} {begin}: the label goes before the first option")
 
 
 def _check_together(values: dict[str, Any]) -> None:
