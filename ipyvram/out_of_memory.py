@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ipyvram.batches import Batches
 from ipyvram.earlier import Earlier, trains_in, unused, used_in
+from ipyvram.grouping import batch_size
 from ipyvram.marks import PhaseSpan
 from ipyvram.recording import Observation, OomEvent, Recording
 from ipyvram.remedies import Situation, remedies
@@ -90,7 +91,8 @@ def with_remedies(
         live=live,
         steps=tuple(s for s in steps if s.step < oom.step or not oom.step),
         observations=observations,
-        batch=Batches.of(recording).size(last_step, event.time_ns) or None,
+        # Keyword arguments are seen when the forward returns, which this one did not: what the frames held of them tells.
+        batch=Batches.of(recording).size(last_step, event.time_ns) or batch_size(live),
         device=event.device,
         making_state=event.making_state,
         implementation=recording.environment.get("optimizer_implementation", _default(event.device)),

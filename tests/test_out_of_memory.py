@@ -108,6 +108,18 @@ def test_another_error_is_no_out_of_memory(notebook):  # noqa: F811
     assert notebook.measure("raise RuntimeError('CUDA out of patience')", budget_bytes=20 * MIB).oom is None
 
 
+def test_a_batch_that_was_given_by_keyword_has_a_size_though_the_forward_did_not_return(notebook):  # noqa: F811
+    notebook.run(
+        "class Keyword(torch.nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.net = model\n"
+        "    def forward(self, features=None):\n        return self.net(features).sum()\n"
+        "keyword = Keyword()"
+    )
+    report = notebook.measure("x = torch.randn(4096, 64)\nkeyword(features=x).backward()", budget_bytes=6 * MIB)
+    assert report.oom.phase == "forward"
+    assert "instead of 4096" in remedy(report, "smaller_batch").text
+
+
 def test_the_smaller_batch_fits(notebook):  # noqa: F811
     start(notebook)
     notebook.run("train(steps=1, batch=8)")
