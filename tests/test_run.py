@@ -186,8 +186,9 @@ def test_several_optimizers_leave_nothing_behind():
 def test_steps_are_counted_when_the_trace_ended_before_the_first(monkeypatch):
     monkeypatch.setattr(bounds, "MAX_UNSTEPPED_S", -1.0)
     monkeypatch.setattr(bounds, "FEW_PASSES", 0)
-    net, before = model(), global_state()
+    net = model()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    before = global_state()
     _, recording, report = measured(lambda run: train(net, optimizer, batches(4)))
     assert (recording.steps, recording.traced_steps) == (4, 0)
     assert "without an optimizer step" in report.measurement.ended_by
@@ -339,8 +340,9 @@ STOPPING = {
 @pytest.mark.parametrize("steps", [2, 5])
 @pytest.mark.parametrize("fault", STOPPING)
 def test_a_fault_in_the_end_itself_leaves_nothing_armed(fault, steps, monkeypatch, caplog):
-    net, before = model(), global_state()
-    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)  # the first of its class has torch put a hook into the class
+    before = global_state()
     owner, name = STOPPING[fault]
     with ipyvram.measure("faulty", device="cpu") as m:
         train(net, optimizer, batches(steps))
