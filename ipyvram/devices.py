@@ -7,6 +7,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -64,23 +65,42 @@ def use_device(device: str | None) -> Callable[[], None]:
     if device is None:
         return lambda: None
     wanted = check_device(device)
-    context = torch._GLOBAL_DEVICE_CONTEXT
-    default = getattr(context, "device_context", None)
-    before = default.device if default is not None else None
-    untouched = not hasattr(context, "device_context")
+    put_back = keep_default_device()
     current = torch.cuda.current_device() if wanted.type == "cuda" and in_use() else None
     torch.set_default_device(wanted)
     if wanted.type == "cuda":
         torch.cuda.set_device(wanted)
 
     def undo() -> None:
-        torch.set_default_device(before)
-        if untouched and hasattr(context, "device_context"):
-            del context.device_context  # torch 2.6 cannot tell its default device once it was set to None
+        put_back()
         if wanted.type == "cuda":
             torch.cuda.set_device(0 if current is None else current)  # 0 is what a process starts with
 
     return undo
+
+
+def _holder() -> Any:
+    return getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None)
+
+
+def default_device() -> torch.device | None:
+    """torch's default device; None where none is set."""
+    context = getattr(_holder(), "device_context", None)
+    return None if context is None else context.device
+
+
+def keep_default_device() -> Callable[[], None]:
+    """What puts torch's default device back as it is now."""
+    holder, before, set_default = _holder(), default_device(), torch.set_default_device
+    untouched = not hasattr(holder, "device_context")
+
+    def put_back() -> None:
+        if default_device() != before:
+            set_default(before)
+        if untouched and hasattr(holder, "device_context"):
+            del holder.device_context  # torch 2.6 cannot tell its default device once it was set to None
+
+    return put_back
 
 
 def describe(name: str) -> Device:

@@ -238,3 +238,11 @@ def test_torch_is_not_made_to_warn_of_what_the_notebook_keeps(recwarn):
     notebook["kept"] = torch.ones(3, requires_grad=True).exp()
     ipyvram.estimate("kept.sum()", card="T4", namespace=notebook)
     assert [str(w.message) for w in recwarn if ".grad attribute" in str(w.message)] == []
+
+
+def test_a_default_device_that_the_cell_sets_is_its_own():
+    before = torch.get_default_device()
+    untouched = not hasattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context")
+    ipyvram.estimate("torch.set_default_device('cuda'); torch.zeros(3)", card="T4", namespace=make_notebook())
+    assert torch.get_default_device() == before  # torch 2.6 cannot tell it after one was set and taken away
+    assert untouched == (not hasattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context"))

@@ -19,6 +19,9 @@ from ipyvram.probes.owners import Owners
 from ipyvram.probes.phases import Phases
 from tests.networks import Checkpointed
 
+#: Looked at before anything is watched: then it is ours.
+LOG_NEEDS_TEST_TOOLS = "torch.testing" in inspect.getsource(autograd_graph._register_logging_hooks_on_whole_graph)
+
 
 def watched(**namespace) -> SimpleNamespace:
     """Phases with owners that claim nothing, started; ``seen`` holds what they were told."""
@@ -147,7 +150,7 @@ def test_in_place_relu_and_modified_activations_behave_as_without(seen):
 
 
 def test_the_users_own_debug_log_of_autograd_still_runs(seen, caplog):
-    if "torch.testing" in inspect.getsource(autograd_graph._register_logging_hooks_on_whole_graph):
+    if LOG_NEEDS_TEST_TOOLS:
         pytest.importorskip("expecttest", reason="the log of autograd of this old torch imports torch's own test tools")
     with caplog.at_level(logging.DEBUG, logger=autograd_graph.__name__):
         (torch.ones(1, requires_grad=True) * 2).sum().backward()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ipyvram.cards import Card
+from ipyvram.devices import default_device, keep_default_device
 from ipyvram.patches import Patches
 from ipyvram.simulated.front import CARD, META, place
 from ipyvram.simulated.memory import DeviceMemory
@@ -129,17 +130,8 @@ def _answers(card: Card, memory: DeviceMemory) -> dict[str, Any]:
 
 def _default_device(patches: Patches) -> None:
     """``torch.set_default_device("cuda")`` in the cell, or in an earlier one, means the card."""
-    set_default = torch.set_default_device
-    holder = getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None)
-    context = getattr(holder, "device_context", None)
-    before = None if context is None else context.device
-
-    def put_back() -> None:
-        current = getattr(holder, "device_context", None)
-        if (None if current is None else current.device) != before:
-            set_default(before)
-
-    patches.later(put_back)
+    set_default, before = torch.set_default_device, default_device()
+    patches.later(keep_default_device())
     if before is not None and place(before) == META:
         set_default(META)
     patches.set(torch, "set_default_device", lambda device: set_default(place(device)))
