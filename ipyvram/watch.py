@@ -107,9 +107,8 @@ class Watch:
         self._pending = ""
         self._accelerated = False
         self.retraces = 0
-        self.rose: tuple[str, int] | None = (
-            None  #: device and bytes of the allocator's own mark, where that rose since a step
-        )
+        #: Device and bytes of the allocator's own mark, where that rose since a step.
+        self.rose: tuple[str, int] | None = None
 
     # -- while a trace runs ------------------------------------------------------------------------------------------
 
