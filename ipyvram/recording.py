@@ -24,9 +24,6 @@ CATEGORIES = (
     "temporaries", "buffers", "outputs", "workspaces", "other",
 )  # fmt: skip
 
-#: What else takes room on the card.
-CARD_CATEGORIES = ("cache", "context", "other_processes", "free")
-
 
 class Action(IntEnum):
     """Kinds of events, named as in the traces of torch's CUDA allocator."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ipyvram.render.palette import ALL_COLOURS, CARD_COLOURS, CATEGORIES
+from ipyvram.render.palette import ALL_COLOURS, CATEGORIES
 from ipyvram.report import Report
 from ipyvram.report_rows import LABELS, GroupRow, StepAccount, TensorRow
 from ipyvram.units import format_bytes, format_duration, format_share
@@ -336,8 +336,3 @@ def tensor_words(row: TensorRow) -> tuple[str, str, str]:
 def group_words(row: GroupRow, otherwise: str) -> str:
     """What a group is about: its key, and the text of the line."""
     return f"{row.key or otherwise}  {row.source}".strip() if row.source else row.key or otherwise
-
-
-def is_card_part(category: str) -> bool:
-    """Whether a part of the bar belongs to the card and not to the cell's tensors."""
-    return category in CARD_COLOURS

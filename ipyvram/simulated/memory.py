@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from ipyvram.probes.clock import Clock
-from ipyvram.recording import Action, Origin
+from ipyvram.recording import Origin
 
 DEVICE = "cuda:0"
 
@@ -144,6 +144,3 @@ class DeviceMemory:
         """What dies from now on dies after the cell."""
         self._references.clear()
         self._serials.clear()
-
-
-ACTIONS = {True: Action.ALLOC, False: Action.FREE_REQUESTED}

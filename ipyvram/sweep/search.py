@@ -31,8 +31,7 @@ MOST_WRONG = 2
 #: After a miss the next size is this share of the bracket lower.
 BACK_STEP = 0.05
 
-TUTORIAL_START = 16
-TUTORIAL_STEP = 16
+TUTORIAL_STEP = 16  #: and where they start
 TUTORIAL_MAX_TRIALS = 64
 
 
