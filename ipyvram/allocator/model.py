@@ -58,8 +58,8 @@ class CachingAllocator:
     Attributes
     ----------
     allocated_peak, reserved_peak : int
-    retries : int
-        As in ``memory_stats``: ``num_alloc_retries``.
+    retries, ooms : int
+        As in ``memory_stats``: ``num_alloc_retries`` and ``num_ooms``.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class CachingAllocator:
         self.blocks, self.settings = blocks or Blocks(), settings or Settings()
         self.capacity, self.allowed, self.card = capacity, allowed, card or capacity
         self.allocated_peak, self.reserved_peak = self.allocated, self.reserved
-        self.retries = 0
+        self.retries = self.ooms = 0
         self._record = record or (lambda action, address, size, stream, private: None)
         ends = (address + segment.size for address, segment in self.blocks.segments.items())
         self._next = max(_BASE, *(-(-end // _PAGE) * _PAGE for end in ends)) if self.blocks.segments else _BASE
@@ -96,6 +96,18 @@ class CachingAllocator:
     def active(self) -> int:
         """Bytes in blocks that are live or awaited by another stream."""
         return self.allocated + sum(b.size for b in self.blocks.awaiting.values())
+
+    @property
+    def inactive_split(self) -> int:
+        """Bytes of free blocks in segments that are partly in use; expandable segments do not count."""
+        segments = self.blocks.segments
+        found = (
+            size
+            for pool in self.blocks.pools.values()
+            for address, size in pool.free_blocks()
+            if not self.blocks.is_expandable(address) and (address not in segments or segments[address].size != size)
+        )
+        return sum(found)
 
     # -- what a program does -----------------------------------------------------------------------------------------
 
@@ -178,6 +190,7 @@ class CachingAllocator:
         return found
 
     def _fail(self, pool: Pool, rounded: int) -> NoReturn:
+        self.ooms += 1
         free = self.capacity - self.reserved
         self._record(Action.OOM, free, rounded, pool.stream, pool.private)
         raise OutOfMemory(self.settings.segment_size(rounded), self.allocated, self.reserved, free)
