@@ -96,6 +96,18 @@ def test_it_does_not_leave_from_below_another():
     assert _get_current_dispatch_mode() is None
 
 
+def test_it_does_not_leave_in_the_middle_of_a_backward():
+    """Whose end would bring it back, for good."""
+    mode, left = entered(Notes()), []
+    x = torch.ones(3, requires_grad=True)
+    y = x * 2
+    y.register_hook(lambda gradient: left.append(mode.leave()))
+    y.sum().backward()
+    assert left == [False]
+    assert mode.leave()
+    assert _get_current_dispatch_mode() is None
+
+
 def test_torchs_compiler_is_not_loaded_by_it():
     import subprocess
     import sys

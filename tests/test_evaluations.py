@@ -188,6 +188,38 @@ def test_a_first_forward_without_gradients_is_an_evaluation(evaluation, batches)
     assert ("evaluation" in report.measurement.ended_by) == (batches > 1)
 
 
+@pytest.mark.parametrize("batches", [1, 2, 5])
+@pytest.mark.parametrize("turned", [True, False], ids=["begins outside", "begins inside"])
+def test_a_trace_may_begin_or_end_within_inference_mode(turned, batches):
+    """Its end puts torch's flags back as they were at its begin, whatever mode has come or gone meanwhile."""
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+    seen = []
+
+    def cell() -> None:
+        for _ in range(2):
+            train(model, optimizer)
+            if turned:
+                model.eval()
+            with torch.inference_mode():
+                for _ in range(batches):
+                    model(torch.randn(LARGE, WIDTH))
+            torch.empty(()).random_().item()  # what a loader does first
+            seen.append(flags())
+
+    report = measured(cell)
+    assert all(modes == python == snapshot for modes, python, snapshot in seen)
+    assert flags() == (False, False, False)
+    assert report.batch == LARGE
+    assert report.measurement.notes == ()
+
+
+def flags() -> tuple[bool, bool, bool]:
+    """Whether there is a mode, and whether torch asks one."""
+    included = torch._C._dispatch_tls_is_dispatch_key_included
+    return torch._C._len_torch_dispatch_stack() > 0, included("Python"), included("PythonTLSSnapshot")
+
+
 def test_turning_gradients_off_where_a_trace_has_seen_it_begins_none():
     """A target network in each step, and a norm that is clipped in places of its own."""
 

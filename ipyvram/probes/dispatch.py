@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _DISABLED = Tensor.__torch_dispatch__
 _WITHOUT_MEMORY = "torch._subclasses."  # where torch keeps the tensors that its compiler and exporter run programs with
+_FLAGS = ("Python", "PythonTLSSnapshot")
 _NUMBERS = frozenset({int, float, complex, bool})
 
 
@@ -48,8 +49,11 @@ class Mode(TorchDispatchMode):
         self.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self) -> bool:
-        """Go away if nothing is above; else False: leaving from below would break the flags that torch keeps for the others."""
-        if dispatch_modes._get_current_dispatch_mode() is not self:
+        """Go away if nothing is above; else False: leaving from below would break the flags that torch keeps for the others.
+
+        Nor in the middle of a backward, whose end would bring the mode back.
+        """
+        if dispatch_modes._get_current_dispatch_mode() is not self or torch._C._current_graph_task_id() != -1:
             return False
         _entered.discard(self)
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
@@ -98,6 +102,19 @@ def _with_tensors(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 # Assigned, not defined in the class: there torch would wrap it in a function that imports its compiler (seconds).
 Mode.__torch_dispatch__ = _dispatch  # type: ignore[method-assign,assignment]
+
+
+def agree() -> None:
+    """Torch's flags say again whether there is any mode.
+
+    The end of `torch.inference_mode` puts them back as they were at its begin. If a mode has left meanwhile, every operator
+    would fail for want of it; if one came, it would see none.
+    """
+    there = torch._C._len_torch_dispatch_stack() > 0
+    for key in _FLAGS:
+        if torch._C._dispatch_tls_is_dispatch_key_included(key) is not there:
+            torch._C._dispatch_tls_set_dispatch_key_included(key, there)
+
 
 _entered: weakref.WeakSet[Mode] = weakref.WeakSet()
 

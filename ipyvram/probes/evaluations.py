@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.modules import module as global_hooks
 
 from ipyvram.patches import Patches
+from ipyvram.probes.dispatch import agree
 from ipyvram.probes.phases import hide_hooks
 from ipyvram.probes.stacks import OURS
 
@@ -67,7 +68,9 @@ class Evaluations:
         def leave(context: Any, *error: Any) -> Any:
             if context is self._context:
                 self._expect_nothing()
-            return turn_on(context, *error)
+            ended = turn_on(context, *error)
+            agree()  # a trace may have begun or ended meanwhile
+            return ended
 
         for original, ours in ((turn_off, enter), (turn_on, leave)):
             self._switches.set(switch, original.__name__, functools.wraps(original)(ours))
