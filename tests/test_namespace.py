@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections import UserDict
+import weakref
+from collections import UserDict, deque
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -98,3 +100,46 @@ def test_modules_of_python_and_proxies_are_left_alone():
             raise AssertionError(f"asked a proxy for {name}")
 
     assert names({"sys": sys, "torch": torch, "proxy": Proxy(), "cls": nn.Linear}) == {}
+
+
+@dataclass(slots=True)
+class Seen:
+    state: torch.Tensor
+    reward: float
+
+
+def test_a_replay_memory_and_what_else_keeps_tensors():
+    def steps():
+        model = nn.Linear(2, 1)
+        while True:
+            yield model
+
+    training = steps()
+    next(training)
+    memory = deque([Seen(torch.ones(4), 1.0), Seen(torch.ones(4), 0.0)], maxlen=100)
+    found = names({"memory": memory, "bank": {torch.ones(1)}, "training": training})
+    assert set(found) == {"memory[0].state", "memory[1].state", "bank[…]", "model"}
+
+
+def test_a_generator_that_has_been_looked_at_lets_go_of_what_it_held():
+    def batches():
+        while True:
+            x = torch.ones(2)
+            held = weakref.ref(x)
+            yield held
+            x = None
+            yield held
+
+    found = batches()
+    held = next(found)
+    assert set(names({"found": found})) == {"x"}
+    next(found)
+    assert held() is None
+
+
+def test_data_that_holds_no_tensor_is_not_walked_through():
+    frames = [{"name": "train", "filename": "train.py", "line": n} for n in range(100)]
+    snapshot = {"device_traces": [[{"action": "alloc", "addr": n, "frames": frames} for n in range(1000)]]}
+    cut: list[str] = []
+    found = dict(holdings({"snapshot": snapshot, "x": {"y": torch.ones(1)}}, 6, 2500, lambda: cut.append("cut")))
+    assert (set(found), cut) == ({"x['y']"}, [])

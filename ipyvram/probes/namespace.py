@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import types
 from collections import UserDict, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ipyvram.probes.tensors import plain_data
+from ipyvram.probes.variables import OWN_COPY, variables_of
 
 #: Instances of these packages' classes lead to half of the interpreter, and to none of the user's tensors.
 _CLOSED = frozenset({
@@ -25,6 +27,7 @@ SHALLOW = 1, 2_000  #: at each backward
 RESULT = 5, 2_000  #: of what a model gives, at each forward
 _LEAVES = (type, types.ModuleType, types.CodeType, str, bytes, int, float, complex, type(None))
 _YIELDED = (Tensor, nn.Module, torch.optim.Optimizer)
+_leads_on = gc.is_tracked
 
 
 def holdings(
@@ -107,19 +110,29 @@ def _optimizes(value: Any, kind: type) -> bool:
 
 
 def _parts(name: str, value: Any, kind: type) -> Iterator[tuple[str, Any]]:
-    """What a container or an object is made of, as far as it can be reached without running code of the user's."""
+    """What a container or an object is made of, as far as it can be reached without running code of the user's.
+
+    What Python's collector does not track leads nowhere: numbers, texts, and dicts and tuples of nothing else.
+    """
     if issubclass(kind, dict):
         for key, item in list(dict.items(value)):
-            yield f"{name}[{key!r}]" if type(key) in (str, int) else f"{name}[…]", item
-    elif issubclass(kind, (list, tuple)):
+            if _leads_on(item):
+                yield f"{name}[{key!r}]" if type(key) in (str, int) else f"{name}[…]", item
+    elif issubclass(kind, (list, tuple, deque)):
         if len(value) and not plain_data(value):
-            yield from ((f"{name}[{i}]", item) for i, item in enumerate(value[: DEEP[1]]))
+            items = list(islice(value, DEEP[1]))
+            yield from ((f"{name}[{i}]", item) for i, item in enumerate(items) if _leads_on(item))
+    elif issubclass(kind, (set, frozenset)):
+        yield from ((f"{name}[…]", item) for item in list(islice(value, DEEP[1])) if _leads_on(item))
     elif issubclass(kind, types.FunctionType):
         for variable, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
             try:
                 yield variable, cell.cell_contents
             except ValueError:  # not assigned yet
                 continue
+    elif issubclass(kind, types.GeneratorType):
+        if value.gi_frame is not None and not value.gi_running and OWN_COPY.isdisjoint(value.gi_code.co_names):
+            yield from variables_of(value.gi_frame).items()
     elif issubclass(kind, types.MethodType):
         yield name, value.__self__
     elif issubclass(kind, functools.partial):
@@ -128,4 +141,18 @@ def _parts(name: str, value: Any, kind: type) -> Iterator[tuple[str, Any]]:
     elif kind.__module__.partition(".")[0] not in _CLOSED:
         members = getattr(value, "__dict__", None)
         if type(members) is dict:
-            yield from ((member_path(name, key, kind, item), item) for key, item in list(members.items()))
+            found = list(members.items())
+            yield from ((member_path(name, key, kind, item), item) for key, item in found if _leads_on(item))
+        yield from _slots(name, value, kind)
+
+
+def _slots(name: str, value: Any, kind: type) -> Iterator[tuple[str, Any]]:
+    """Members of an object whose class has ``__slots__``."""
+    for owner in kind.__mro__:
+        if "__slots__" in vars(owner):
+            for key, member in vars(owner).items():
+                if type(member) is types.MemberDescriptorType and not key.startswith("__"):
+                    try:
+                        yield f"{name}.{key}", member.__get__(value)
+                    except AttributeError:  # not assigned yet
+                        continue

@@ -21,7 +21,7 @@ _DEPTH = 40  # frames: a trainer of a framework has about twenty between its loo
 # Before 3.13 `f_locals` of a function is a copy that the frame keeps: it is emptied, else it would hold the last batch while
 # the program makes the next one. A function that asks for that very copy itself is left alone.
 _COPIES = sys.version_info < (3, 13)
-_OWN_COPY = frozenset({"locals", "vars"})
+OWN_COPY = frozenset({"locals", "vars"})
 
 
 class Variables:
@@ -39,9 +39,9 @@ class Variables:
         found: dict[Place, Any] = {}
         for frame in _frames(sys._getframe(1)):
             code = frame.f_code
-            if not code.co_filename.startswith(_CLOSED) and _OWN_COPY.isdisjoint(code.co_names):
+            if not code.co_filename.startswith(_CLOSED) and OWN_COPY.isdisjoint(code.co_names):
                 self._codes[id(code)] = code
-                found |= {(id(code), n): value for n, value in _read(frame, None).items() if not n.startswith("_")}
+                found |= {(id(code), n): value for n, value in variables_of(frame).items() if not n.startswith("_")}
         return found
 
     def some(self, wanted: Mapping[int, tuple[str, ...]]) -> dict[Place, Any]:
@@ -53,7 +53,7 @@ class Variables:
                 break
             code = id(frame.f_code)
             if code in wanted and code not in parts:
-                parts[code] = _read(frame, wanted[code])
+                parts[code] = variables_of(frame, wanted[code])
             frame = frame.f_back
         return {(code, name): parts[code][name] for code in reversed(parts) for name in parts[code]}
 
@@ -67,7 +67,8 @@ def _frames(frame: FrameType | None) -> list[FrameType]:
     return found[::-1]
 
 
-def _read(frame: FrameType, names: tuple[str, ...] | None) -> dict[str, Any]:
+def variables_of(frame: FrameType, names: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """What a function that runs, or a generator that waits, holds in its variables; it goes on as if nobody had looked."""
     copied = _COPIES and bool(frame.f_code.co_flags & inspect.CO_OPTIMIZED)
     if copied and sys.gettrace() is not None:
         return {}  # a debugger writes the copy back into the function
