@@ -16,6 +16,8 @@ T = TypeVar("T")
 OURS = os.path.dirname(os.path.abspath(ipyvram.__file__)) + os.sep
 _FOREIGN = tuple({os.path.join(sysconfig.get_paths()[k], "") for k in ("stdlib", "platstdlib", "purelib", "platlib")})
 _TYPED = ("<ipython-input", "<timed exec>", "<timed eval>")  # cells, and what `%%time` runs
+# Frames of C++ stand beside Python's where a program asked torch for both.
+_NATIVE = (".c", ".cc", ".cpp", ".cu", ".cuh", ".cxx", ".h", ".hpp", ".S", "??")
 _DEPTH = 8  # user frames kept: enough to tell a helper from its caller
 
 
@@ -36,7 +38,11 @@ def is_user_file(filename: str) -> bool:
     """Whether frames of ``filename`` are the user's: a cell, a script or a module that is not installed."""
     if filename.startswith("<") and not filename.startswith(_TYPED):
         return False  # <frozen importlib>, <string>, generated code
-    return not filename.startswith((OURS, *_FOREIGN)) and "site-packages" not in filename
+    return (
+        not filename.startswith((OURS, *_FOREIGN))
+        and "site-packages" not in filename
+        and not filename.endswith(_NATIVE)
+    )
 
 
 class StackReader:
