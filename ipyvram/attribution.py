@@ -8,8 +8,10 @@ Rules, in order (the first that applies wins; `docs/architecture.md` gives the r
    before its forwards: *buffer*;
 3. saved for backward: *activation* until the graph lets go; what was handed in, or was there before the forward that
    saved it, is an *input*; what outlives its graph is an *output*;
-4. claimed as output: that, unless the forward itself let it go, or only the graph held it (*activation*); held in a dict under the name of a parameter, or cloned
-   outside any phase in the shape of one and kept beyond the step: *parameter* (an average of the weights, a best state);
+4. claimed as output: that, unless the forward itself let it go, or only the graph held it (*activation*); held in
+   a dict under the name of a parameter, in a container with one for each, or cloned outside any phase in the shape of one
+   and kept beyond the step: *parameter* (an average of the weights, a best state); *gradient* if made after a backward and
+   before the step that follows; *optimizer state* if written or computed where the program steps by hand;
 5. the size of a workspace of cuBLAS, or the first of the size of cuBLASLt's, and never freed: *workspace*; the size of a bucket in which several processes gather
    gradients, and there in more than one step: *gradient*;
 6. born in a phase and alive when it ends. Forward under autograd: *activation* if it ends with the backward that follows
@@ -45,10 +47,11 @@ from ipyvram.recording import CATEGORIES, Claim, Recording
 from ipyvram.unclaimed import INDEX, Unclaimed
 
 #: Private categories of claims, see `probes.owners`.
-RELEASED, DATA, COPY, KEPT, ATTRIBUTE = "released", "data", "copy", "kept", "attribute"
+RELEASED, DATA, COPY, STATE, KEPT, ATTRIBUTE = "released", "data", "copy", "state", "kept", "attribute"
 _FOR_LIFE = ("parameters", "buffers", "optimizer_state", "gradients")
 _SAVED = ("activations", DATA, KEPT)
 _UNKNOWN = -1
+_COPYING = ("aten.clone", "aten._to_copy")
 _LOADING = (
     "rand",
     "zeros",
@@ -157,6 +160,7 @@ class _Attributor:
         self.roots = root_forwards(recording.marks)
         self.cut = cut_forwards(recording.marks)
         self.stepping = optimizer_steps(recording.marks)
+        self.with_gradients = any(c.category == "gradients" for c in recording.claims)
         self.trained = [(begin, end) for begin, end, grad in self.roots if grad]
         self.trained_begins = [begin for begin, _ in self.trained]
 
@@ -242,16 +246,31 @@ class _Attributor:
             return INDEX["inputs"], None, 0
         if ATTRIBUTE in kinds:
             return INDEX["buffers"], None, 0
+        if COPY in kinds or STATE in kinds:
+            return INDEX[self._copied(row, STATE in kinds)], None, 0
         if saved:
             if result is None and self._is_data(row, saved):
                 return INDEX["inputs"], None, 0
             return INDEX["activations"], self._release(claims, saved), INDEX["outputs"]
         if result is not None and not self._ended_with_forward(row, claims):
             return INDEX["activations" if self._ended_with_backward(row, claims) else result], None, 0
-        if COPY in kinds:
-            phase = self._phase_at(int(self.born_ns[row])) if self.ledger.born[row] else None
-            return INDEX["gradients" if phase is not None and phase.name == "backward" else "parameters"], None, 0
         return _UNKNOWN, None, 0
+
+    def _copied(self, row: int, written: bool) -> str:
+        """What a tensor is that stands in a container with one for each parameter.
+
+        An optimizer needs none of the program's: then it is a copy of gradients when it was made while these waited for their
+        step, else of parameters. Without one the program updates them itself, with what it computed or writes in place; but
+        where a backward leaves no gradient, it is this that is trained, through a function of the parameters.
+        """
+        last = bisect_right(self.starts, int(self.born_ns[row])) - 1
+        phase = self.phases[last] if last >= 0 and self.ledger.born[row] else None
+        if phase is not None and phase.name == "backward" and (self.stepping or self.born_ns[row] < phase.end_ns):
+            return "gradients"
+        op = self.origins[self.ledger.origin[row]].op if self.ledger.origin[row] >= 0 else ""
+        backward = any(p.name == "backward" for p in self.phases)
+        changes = (self.with_gradients and bool(op)) or (written and self.with_gradients >= backward)
+        return "optimizer_state" if changes and not self.stepping and op not in _COPYING else "parameters"
 
     def _ended_with_forward(self, row: int, claims: tuple[Claim, ...]) -> bool:
         """One module's output that was only another one's input."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from ipyvram.attribution import ATTRIBUTE, COPY, DATA, KEPT, RELEASED, Attribution
+from ipyvram.attribution import ATTRIBUTE, COPY, DATA, KEPT, RELEASED, STATE, Attribution
 from ipyvram.ledger import Ledger
 from ipyvram.marks import models
 from ipyvram.recording import Cell, Claim, Frame, Origin, Recording, Stack
@@ -146,7 +146,7 @@ def _best_claim(claims: tuple[Claim, ...], category: str) -> Claim | None:
     if of_category:
         return of_category[0]
     usable = [c for c in claims if c.name and c.category != RELEASED]
-    return next((c for c in usable if c.category in ("", COPY)), usable[0] if usable else None)
+    return next((c for c in usable if c.category in ("", COPY, STATE)), usable[0] if usable else None)
 
 
 def _form(claim: Claim | None, origin: Origin, size: int) -> tuple[tuple[int, ...] | None, str]:

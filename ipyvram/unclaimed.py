@@ -91,7 +91,12 @@ class Unclaimed:
         category[~self.before & (~kept | self._passed_on())] = INDEX["temporaries"]
         self._held(category)
         self._prepared(category)
-        category[self.copied & kept & ~self.named & ~self._in_phase()[0]] = INDEX["parameters"]
+        inside, place = self._in_phase()
+        copied = self.copied & kept & ~self.named & ~inside
+        category[copied] = INDEX["parameters"]
+        if self.stepping:  # made while gradients waited for their step: of these
+            backward = np.array([p.name == "backward" for p in self.phases])[place]
+            category[copied & backward & ~self.before & (self.born_ns > self.phases[0].begin_ns)] = INDEX["gradients"]
         self._survivors(category, kept)
         category[self._recomputed() | self._cut_off()] = INDEX["activations"]
         for bucket in self.buckets:

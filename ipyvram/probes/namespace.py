@@ -6,7 +6,7 @@ import functools
 import gc
 import types
 from collections import UserDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -26,12 +26,17 @@ DEEP = 6, 200_000
 SHALLOW = 1, 2_000  #: at each backward
 RESULT = 5, 2_000  #: of what a model gives, at each forward
 _LEAVES = (type, types.ModuleType, types.CodeType, str, bytes, int, float, complex, type(None))
+_CONTAINERS = (dict, list, tuple)
 _YIELDED = (Tensor, nn.Module, torch.optim.Optimizer)
 _leads_on = gc.is_tracked
 
 
 def holdings(
-    namespace: Mapping[str, Any], depth: int, limit: int, cut: Callable[[], object] = bool
+    namespace: Mapping[str, Any],
+    depth: int,
+    limit: int,
+    cut: Callable[[], object] = bool,
+    containers: list[tuple[str, Collection[Any]]] | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """Tensors, modules, optimizers (the user's own too) and gradient scalers, each once, with the shortest path that leads there.
 
@@ -45,6 +50,9 @@ def holdings(
         Objects looked at before the search ends.
     cut : callable
         Called when it ends so, with something left.
+    containers : list, optional
+        Takes the lists, tuples and dicts that begin with a tensor, or with such a container: a variable of a loop over one has
+        the shorter path to its last tensor, and takes that from what is yielded.
 
     Yields
     ------
@@ -70,6 +78,8 @@ def holdings(
                 inner = [(key, part) for key, part in vars(value).items() if isinstance(part, torch.optim.Optimizer)]
                 queue.extend((f"{name}.{key}", part, level + 1) for key, part in inner)
         elif level < depth:
+            if containers is not None and issubclass(kind, _CONTAINERS) and _begins_with_tensor(value):
+                containers.append((name, value))
             room, before = limit - len(queue), len(queue)
             queue.extend(
                 (child, part, level + 1) for child, part in islice(_parts(name, value, kind), max(0, room) + 1)
@@ -99,6 +109,12 @@ class _Roles(dict[type, int]):
         found = _FOUND if issubclass(kind, _YIELDED) or kind.__name__ == "GradScaler" else _OPEN
         self[kind] = role = _LEAF if issubclass(kind, _LEAVES) else found
         return role
+
+
+def _begins_with_tensor(value: Any, depth: int = 2) -> bool:
+    first = next(iter(dict.values(value) if isinstance(value, dict) else value), None)
+    deeper = depth > 1 and isinstance(first, _CONTAINERS)
+    return isinstance(first, Tensor) or (deeper and _begins_with_tensor(first, depth - 1))
 
 
 def _optimizes(value: Any, kind: type) -> bool:

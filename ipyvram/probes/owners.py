@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from ipyvram.probes.claiming import LASTING, Claiming, Identify
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.collection import without_collection
-from ipyvram.probes.copies import copies_in
+from ipyvram.probes.copies import COPY, STATE, Container, copies_in
 from ipyvram.probes.graph_claims import DATA, GraphClaims
 from ipyvram.probes.leftovers import Left, left_by, leftovers
 from ipyvram.probes.namespace import DEEP, RESULT, SHALLOW, holdings
@@ -27,9 +27,6 @@ from ipyvram.probes.tensors import attributes_of, gradient_of, is_parameter, sha
 from ipyvram.probes.variables import Variables
 from ipyvram.recording import Claim
 
-#: Held under the name of a parameter of a model and of its shape, or in a list with all others: an average, a best state, or
-#: gradients by name.
-COPY = "copy"
 #: A plain attribute of a module: what it keeps beside parameters and buffers (keys and values, a queue).
 ATTRIBUTE = "attribute"
 #: Saved for backward by a graph that was there before the cell.
@@ -195,7 +192,8 @@ class Owners:
 
     def _claim_all(self, before: bool, deep: bool, left: bool) -> None:
         cut = self._not_all_seen if deep else bool
-        found = list(holdings(self._namespace, *(DEEP if deep else SHALLOW), cut))
+        containers: list[Container] = []
+        found = list(holdings(self._namespace, *(DEEP if deep else SHALLOW), cut, containers))
         modules = [
             (name, value)
             for name, value in found
@@ -204,14 +202,27 @@ class Owners:
         # The whole before its parts: the path within the model says more than the one within a part of it.
         for name, module in sorted(modules, key=lambda m: -sum(1 for _ in m[1].modules())):
             _tolerate(self.module, module, name, before, deep)
-        copies = copies_in(found) if deep else set[int]()
+        _tolerate(self._copies, found, containers, before)
         for name, value in found:
             if not isinstance(value, nn.Module):
-                _tolerate(self._variable, value, name, before, deep, id(value) in copies)
+                _tolerate(self._variable, value, name, before, deep)
         if left and not before:
             self._in_functions(deep)
         if before or left:
             self._left_behind(found)
+
+    def in_functions(self) -> None:
+        """Containers with a tensor for each parameter, among the variables of the functions that are running."""
+        variables = Variables().all()
+        held = {name: value for (_, name), value in variables.items() if isinstance(value, (list, tuple, dict))}
+        containers: list[Container] = []
+        found = list(holdings(held, *SHALLOW, bool, containers))
+        _tolerate(self._copies, found, containers, False)
+
+    def _copies(self, found: list[tuple[str, Any]], containers: list[Container], before: bool) -> None:
+        """Containers with a tensor for each parameter of a model."""
+        for name, tensor, kind in copies_in([*(value for _, value in found), *self._seen], containers):
+            self._claiming.claim_once(tensor, kind, name, "", before)
 
     def _in_functions(self, deep: bool) -> None:
         """What is there in the middle of the cell beside the notebook's variables: models and optimizers of earlier traces, the
@@ -247,7 +258,7 @@ class Owners:
             category = _OF_GRAPHS.get(left.category, left.category)
             self._claiming.claim(left.tensor, category, left.name, "", before, (left.graph_of, left.in_error))
 
-    def _variable(self, value: Any, name: str, before: bool, deep: bool, copied: bool = False) -> None:
+    def _variable(self, value: Any, name: str, before: bool, deep: bool) -> None:
         if isinstance(value, torch.optim.Optimizer):
             if deep or not self.follows(value):
                 self.optimizer(value, before)
@@ -258,11 +269,11 @@ class Owners:
             self._state_of(value, name, before)
         elif value.requires_grad and value.is_leaf:
             self._leaf(value, name, before)
-        else:
+        elif not any(self._claiming.is_claimed(value, kind) for kind in (COPY, STATE)):
             path = name.partition("['")[2].removesuffix("']")
             result = value.grad_fn is not None
             # What autograd computed from the parameters (fast weights of an inner loop) is a result of the program.
-            copied = copied or (bool(path) and not result and self._paths.get(path) == tuple(shape_of(value)))
+            copied = bool(path) and not result and self._paths.get(path) == tuple(shape_of(value))
             if result:
                 self._claiming.claim_once(value, "outputs", name, "", before)
             self._claiming.claim_once(value, COPY if copied else "", name, "", before)

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ipyvram.probes.copies import Shapes, is_copy
 from ipyvram.probes.namespace import member_path
 
 #: Objects looked into at most: a notebook that holds more plain Python data than this is told so by `Walk.complete`.
@@ -62,8 +61,8 @@ class Walk:
     ----------
     borders : iterable of objects
         Dictionaries not to be entered: the notebook's namespace, `sys.modules`.
-    orders : frozenset of Shapes
-        By which a list is known to be a copy of a model's parameters, see `copies`.
+    roles : mapping of int to str
+        Categories that are known, by the identity of the tensor.
 
     Attributes
     ----------
@@ -77,8 +76,8 @@ class Walk:
         False when the walk ended at `MAX_OBJECTS`.
     """
 
-    def __init__(self, borders: Iterable[object] = (), orders: frozenset[Shapes] = frozenset()) -> None:
-        self.orders = orders
+    def __init__(self, borders: Iterable[object] = (), roles: Mapping[int, str] | None = None) -> None:
+        self.roles = roles or {}
         self.storages: dict[Storage, str] = {}
         self.categories: dict[Storage, str] = {}
         self.modules: dict[int, str] = {}
@@ -105,8 +104,6 @@ class Walk:
                 fresh += self._tensor(item, path, role)
             elif issubclass(kind, nn.Module):
                 self.modules[id(item)] = path
-            elif self.orders and issubclass(kind, (list, tuple)) and is_copy(item, self.orders):
-                role = "parameters"
             for child, name, *given in _children(item, kind, path):
                 todo.append((child, name, given[0] if given else role))
         return fresh
@@ -119,8 +116,10 @@ class Walk:
             return []
         self.storages[storage] = path
         leaf = tensor.is_leaf and tensor.requires_grad
-        self.categories[storage] = role or (
-            "parameters" if leaf else "outputs" if tensor.grad_fn is not None else "other"
+        self.categories[storage] = (
+            role
+            or self.roles.get(id(tensor))
+            or ("parameters" if leaf else "outputs" if tensor.grad_fn is not None else "other")
         )
         return [storage]
 

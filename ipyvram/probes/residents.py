@@ -13,14 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from ipyvram.probes import counters, keeping, roots
-from ipyvram.probes.copies import orders_of
+from ipyvram.probes.copies import COPY, STATE, Container, copies_in
 from ipyvram.probes.cycles import in_cycles
 from ipyvram.probes.graph import GraphWalk
+from ipyvram.probes.namespace import DEEP, holdings
 from ipyvram.probes.reach import Storage, Walk, storage_of
 from ipyvram.resident import Holding, Resident
 
 #: Tensors without a known holder that are checked for cycles, the largest first: each costs a look at the whole heap.
 MAX_LOOSE = 32
+
+_ROLES = {COPY: "parameters", STATE: "optimizer_state"}
 
 Entry = tuple[str, str, str, str]  # holder, kind, category, path
 
@@ -28,8 +31,7 @@ Entry = tuple[str, str, str, str]  # holder, kind, category, path
 def look(namespace: Mapping[str, Any]) -> tuple[Resident, ...]:
     """Every device that holds tensors, accelerators first."""
     variables = _in_order(roots.variables(namespace))
-    orders = orders_of(value for _, value in variables if issubclass(type(value), nn.Module))
-    walk, entries = Walk((namespace,), orders), dict[Storage, Entry]()
+    walk, entries = Walk((namespace,), _roles(namespace)), dict[Storage, Entry]()
     for name, value in variables:
         _add(walk, entries, value, name, "variable")
     _name_old_models(namespace, entries)
@@ -70,6 +72,13 @@ def _in_order(named: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
         return 0 if issubclass(kind, nn.Module) else 1 if issubclass(kind, torch.optim.Optimizer) else 2
 
     return sorted(named, key=rank)
+
+
+def _roles(namespace: Mapping[str, Any]) -> dict[int, str]:
+    """What the tensors are of containers that have one for each parameter, by identity."""
+    containers: list[Container] = []
+    found = [value for _, value in holdings(namespace, *DEEP, bool, containers)]
+    return {id(tensor): _ROLES[kind] for _, tensor, kind in copies_in(found, containers)}
 
 
 def _add(walk: Walk, entries: dict[Storage, Entry], value: Any, holder: str, kind: str) -> None:
