@@ -14,7 +14,7 @@ from ipyvram.findings import find
 from ipyvram.grouping import by_line, by_module, group, holders
 from ipyvram.instants import instant
 from ipyvram.lifetimes import largest_spans
-from ipyvram.marks import PhaseSpan, module_at
+from ipyvram.marks import PhaseSpan, forwards_of_a_backward, module_at
 from ipyvram.naming import Names
 from ipyvram.out_of_memory import explain, used, with_remedies
 from ipyvram.peak import Peak, peak_of
@@ -184,6 +184,8 @@ class _Account:
             mine.append(Observation("empty_cache", emptied, device=self.device.id))
         if any(always_the_same(s.attribution.claims, s.recording.marks) for s in self.stretches):
             mine.append(Observation("same_input", device=self.device.id))
+        if (calls := forwards_of_a_backward(self.recording.marks)) > 1:
+            mine.append(Observation("forwards", count=calls, device=self.device.id))
         at = int(self.ledger.time_ns[self.peak.instant])
         if any(p.name == "forward" and not p.grad and p.begin_ns <= at < p.end_ns for p in self.phases):
             mine.append(Observation("peak_without_gradients", device=self.device.id))

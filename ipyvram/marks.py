@@ -91,6 +91,20 @@ def root_forwards(marks: tuple[Mark, ...]) -> list[tuple[int, int, bool]]:
     return found
 
 
+def forwards_of_a_backward(marks: tuple[Mark, ...]) -> int:
+    """How often one root module ran under autograd before one backward, at most: once for each state of an episode, say."""
+    most, calls, backwards = 0, dict[str, int](), 0
+    for mark in marks:
+        if mark.kind == "backward":
+            if mark.begin and not backwards:
+                most = max([most, *calls.values()])
+                calls.clear()
+            backwards = max(0, backwards + (1 if mark.begin else -1))
+        elif mark.kind == "forward" and mark.begin and mark.grad and not backwards:
+            calls[mark.name] = calls.get(mark.name, 0) + 1
+    return most
+
+
 def cut_forwards(marks: tuple[Mark, ...]) -> list[tuple[int, int]]:
     """Begin and end in ns of each call of a root module under autograd that an error ended."""
     begins = [mark.time_ns for mark in marks if mark.kind == "forward" and mark.begin]

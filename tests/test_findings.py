@@ -344,7 +344,53 @@ def test_a_peak_in_an_evaluation_speaks_of_its_own_batch():
 
 def test_the_other_lever():
     made = report({"parameters": 5, "optimizer_state": 1, "activations": 4}, steps=1)
-    assert "a smaller batch lowers only the rest" in text(made, "lever")
+    assert text(made, "lever").endswith("a smaller batch lowers only the rest.")  # too small for advice
+
+
+def weights(dtype, *categories):
+    return tuple(TensorRow(40 * MIB, category, "w", dtype=dtype) for category in categories)
+
+
+def test_the_other_lever_says_what_does_lower_it():
+    parts = {"parameters": 40 * MIB, "gradients": 40 * MIB, "optimizer_state": 80 * MIB, "activations": MIB}
+    rows = weights("float32", "parameters", "gradients", "optimizer_state", "optimizer_state")
+    adam = text(report(parts, steps=1, tensors_at_peak=rows), "lever")
+    assert "less state (80.0 MiB now; plain SGD none, 8 bits about a quarter)" in adam
+    assert "training fewer parameters (frozen layers, LoRA: up to 120 MiB)" in adam
+    assert "bfloat16 instead of float32" in adam
+    frozen = report(
+        {"parameters": 40 * MIB, "activations": MIB}, steps=1, tensors_at_peak=weights("float32", "parameters")
+    )
+    assert "bfloat16" in text(frozen, "lever")
+    assert "LoRA" not in text(frozen, "lever")
+    assert "less state" not in text(frozen, "lever")
+    half = report(parts, steps=1, tensors_at_peak=weights("bfloat16", "parameters", "optimizer_state"))
+    assert "bfloat16" not in text(half, "lever")
+    assert "8 bits" not in text(half, "lever")
+
+
+def of_size(step, batch):
+    return StepAccount(step, 0.0, 1.0, 900, 900, {}, {}, batch=batch)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ((64, 64, 64, 17), "samples: batch size is the lever."),
+        ((37, 120, 64, 80), "each of 64 samples, of which steps have 37 to 120: where these can be cut into batches"),
+    ],
+)
+def test_where_steps_have_other_sizes_each_time_they_are_no_free_choice(sizes, said):
+    accounts = tuple(of_size(i, size) for i, size in enumerate(sizes, 1))
+    made = report({"activations": 900, "parameters": 100}, steps=4, batch=64, step_accounts=accounts)
+    assert said in text(made, "lever")
+
+
+@pytest.mark.parametrize(("count", "batch", "said"), [(200, 1, True), (200, 0, True), (200, 64, False), (3, 1, False)])
+def test_an_episode_of_many_forwards_is_no_batch(count, batch, said):
+    seen_so = (Observation("forwards", count=count),)
+    made = report({"activations": 900, "parameters": 100}, steps=3, batch=batch, observations=seen_so)
+    assert ("kept of 200 forwards until one backward: a backward after fewer" in text(made, "lever")) is said
 
 
 @pytest.mark.parametrize(

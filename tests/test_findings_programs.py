@@ -370,6 +370,29 @@ def test_what_every_step_is_given_may_be_all_there_is(loop, same, notebook):
     assert (SAME in text) == same
 
 
+EPISODE = """
+for length in (600, 400, 500, 450):
+    chosen = [model(torch.randn(1, 64)).log_softmax(1)[0, 0] for _ in range(length)]
+    optimizer.zero_grad(); torch.stack(chosen).sum().backward(); optimizer.step()
+"""
+ROLLOUT = """
+for length in (3000, 2000, 2500, 2200):
+    optimizer.zero_grad(); model(torch.randn(length, 64)).log_softmax(1)[:, 0].sum().backward(); optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("loop", "said"),
+    [
+        (EPISODE, "until one backward: a backward after fewer of them is the lever."),
+        (ROLLOUT, "of which steps have 2000 to 3000: where these can be cut into batches"),
+    ],
+)
+def test_the_length_of_an_episode_is_no_free_choice(loop, said, notebook):
+    (text,) = found(notebook.measure(loop), "lever")
+    assert said in text
+
+
 def test_a_peak_in_an_evaluation_is_lowered_there(notebook):
     cell = "train(batch=8)\nwith torch.no_grad():\n    model(torch.randn(4096, 64))"
     assert "samples in a forward without gradients" in found(notebook.measure(cell), "lever")[0]

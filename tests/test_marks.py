@@ -7,7 +7,16 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipyvram.marks import models, module_at, module_track, optimizer_steps, phase_spans, root_forwards, step_ends
+from ipyvram.marks import (
+    forwards_of_a_backward,
+    models,
+    module_at,
+    module_track,
+    optimizer_steps,
+    phase_spans,
+    root_forwards,
+    step_ends,
+)
 from ipyvram.recording import Claim, Mark
 
 
@@ -76,6 +85,12 @@ def test_phases_never_overlap_and_stay_in_order(letters):
 
 def test_root_forwards_leave_out_what_is_recomputed():
     assert root_forwards(marks_of("F f N n B F f b")) == [(1, 2, True), (3, 4, False)]
+
+
+def test_calls_of_one_model_before_one_backward():
+    # Three of a, which a backward follows with what it recomputes; one for each that comes after.
+    assert forwards_of_a_backward(marks_of("Fa f Fa f Fc f Na n Fa f B Fa f b O o Fa f B b Fa f B b Fa f")) == 3
+    assert forwards_of_a_backward(marks_of("Fa f Fa f")) == 0
 
 
 def test_borders_lie_between_steps():

@@ -12,6 +12,10 @@ from ipyvram.units import format_bytes, format_share
 
 #: A category is named as the lever when it is at least half of the peak.
 LEVER_SHARE = 0.5
+#: Steps of so many sizes are not batches of a loader, the last of which is smaller: episodes, graphs.
+SIZES = 3
+#: A program that runs its model so often before one backward does so for each state of an episode; a triplet is three.
+FORWARDS = 8
 #: What is reserved grows with the batch in steps, up to 21 % above the straight line in `benchmarks/batch_answers.py`.
 STEPWISE = 0.25
 #: Optimizer temporaries are worth removing from a tenth of the peak.
@@ -54,20 +58,22 @@ def _lever(report: Report) -> Iterator[Finding]:
     if not report.peak_bytes or not report.steps or (not report.peak_phase and report.peak_time_s < first_s):
         return
     moving, fixed = moving_bytes(report), sum(report.peak[c] for c in _FIXED)
-    if moving >= LEVER_SHARE * report.peak_bytes and report.batch:
+    if moving >= LEVER_SHARE * report.peak_bytes and (report.batch or _forwards(report)):
         part = format_share(moving, report.peak_bytes)
         text = f"Activations, the batch and what comes with them are {part} of the peak, {_each(report, moving)}"
         yield Finding("lever", text, moving)
     elif fixed >= LEVER_SHARE * report.peak_bytes:
         text = (
             f"Parameters, gradients and optimizer state are {format_share(fixed, report.peak_bytes)} of the peak: "
-            "a smaller batch lowers only the rest."
+            f"a smaller batch lowers only the rest.{_fewer_fixed(report)}"
         )
         yield Finding("lever", text, fixed)
 
 
 def _each(report: Report, moving: int) -> str:
     """What a sample takes, and where there may be fewer of them."""
+    if (calls := _forwards(report)) and not any(observed(report, "peak_without_gradients")):
+        return f"kept of {calls} forwards until one backward: a backward after fewer of them is the lever."
     if report.batch == 1:
         return "for a batch of one: smaller inputs are the lever."
     each = f"{format_bytes(moving / report.batch)} for each of {report.batch} samples"
@@ -75,7 +81,39 @@ def _each(report: Report, moving: int) -> str:
         return f"{each} in a forward without gradients: a smaller batch there is the lever."
     if any(observed(report, "same_input")):
         return f"{each}, the same in every step: where they can be cut into batches, the size of these is the lever."
+    sizes = {step.batch for step in report.step_accounts if step.batch}
+    if len(sizes) >= SIZES:
+        return (
+            f"{each}, of which steps have {min(sizes)} to {max(sizes)}: where these can be cut into batches, the size of them is "
+            "the lever."
+        )
     return f"{each}: batch size is the lever.{_room(report)}"
+
+
+def _forwards(report: Report) -> int:
+    """How many forwards of one sample one backward followed, where they are as many as the states of an episode; else 0."""
+    calls = max((o.count for o in observed(report, "forwards")), default=0)
+    return calls if calls >= FORWARDS and report.batch <= 1 else 0
+
+
+def _fewer_fixed(report: Report) -> str:
+    """What lowers parameters, gradients and optimizer state, as far as the account tells that it would."""
+    state, trained = report.peak["optimizer_state"], report.peak["gradients"] + report.peak["optimizer_state"]
+    ways = []
+    if worth(state, report):
+        full = ", 8 bits about a quarter" if _in_full(report, "optimizer_state") else ""
+        ways.append(f"an optimizer with less state ({format_bytes(state)} now; plain SGD none{full})")
+    if worth(trained, report):
+        ways.append(f"training fewer parameters (frozen layers, LoRA: up to {format_bytes(trained)})")
+    if _in_full(report, "parameters"):
+        ways.append("bfloat16 instead of float32 for the model (half of all three, at less precision)")
+    return f" What lowers them: {'; '.join(ways)}." if ways else ""
+
+
+def _in_full(report: Report, category: str) -> bool:
+    """Whether most of it is in float32."""
+    full = sum(t.bytes for t in report.tensors_at_peak if t.category == category and t.dtype == "float32")
+    return 2 * full > report.peak[category]
 
 
 def moving_bytes(report: Report) -> int:
