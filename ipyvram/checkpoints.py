@@ -20,7 +20,7 @@ def best_blocks(activations: Iterable[TensorRow]) -> tuple[int, list[str]]:
     """
     rows = list(activations)
     best, names = 0, list[str]()
-    for depth in (1, 2, 3):
+    for depth in range(1, 1 + max((row.module.count(".") for row in rows), default=0)):
         # A module without parts keeps what a checkpoint around it would keep too.
         whole = {_cut(row.module, depth) for row in rows if row.module.count(".") >= depth}
         blocks: dict[str, list[TensorRow]] = {}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ipyvram.batches import Batches
 from ipyvram.earlier import Earlier, trains_in, unused, used_in
 from ipyvram.grouping import batch_size
-from ipyvram.marks import PhaseSpan
+from ipyvram.marks import PhaseSpan, models
 from ipyvram.recording import Observation, OomEvent, Recording
 from ipyvram.remedies import Situation, remedies
 from ipyvram.report_rows import OutOfMemory, StepAccount, TensorRow
@@ -103,10 +103,19 @@ def with_remedies(
         earlier=tuple(one.row for one in earlier),
         unused=unused(earlier, used(recording)),
         gradients=gradients,
+        checkpoints=own_checkpoints(recording, observations),
         trains_later=trains_in(recording.cell.source),
         backward_since_step=any(p.name == "backward" and p.begin_ns > last_step for p in before),
     )
     return replace(oom, remedies=remedies(situation))
+
+
+def own_checkpoints(recording: Recording, observations: tuple[Observation, ...]) -> dict[str, str]:
+    """Calls of models that set their own checkpoints, by what the paths of their modules begin with."""
+    several = len(models(recording.claims)) > 1
+    offered = [o for o in observations if o.kind == "checkpointing"]
+    paths = [o.name.rpartition(".")[0] if several else o.holder for o in offered]
+    return {f"{path}." if path else "": o.name for path, o in zip(paths, offered, strict=True)}
 
 
 def used(recording: Recording) -> set[str]:

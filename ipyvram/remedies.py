@@ -59,6 +59,8 @@ class Situation:
         Variables of earlier cells that this one does not use.
     gradients : dict of str to int
         Model → its gradients, of models that this cell trains or runs.
+    checkpoints : dict of str to str
+        What the paths of a model's modules in `live` begin with → its own call that sets checkpoints.
     trains_later : bool
         The cell's text goes on to train, as far as it tells.
     """
@@ -79,6 +81,7 @@ class Situation:
     unused: tuple[Unused, ...] = ()
     gradients: dict[str, int] = field(default_factory=dict)
     optimizer: str = ""
+    checkpoints: dict[str, str] = field(default_factory=dict)
     trains_later: bool = False
 
     @property
@@ -331,6 +334,9 @@ def _checkpointing(s: Situation) -> Iterator[Remedy]:
     if names:
         shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         text = f"torch.utils.checkpoint around {len(names)} blocks ({shown}): about a third more computing"
+        for path, call in s.checkpoints.items():
+            if all(f"{name}.".startswith(path) for name in names):
+                text = f"{call} before training sets checkpoints around its blocks: about a third more computing"
         yield _remedy(s, "checkpointing", text, saves)
 
 

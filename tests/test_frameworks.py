@@ -10,6 +10,10 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from ipyvram.analysis import analyse
+from ipyvram.options import Options
+from ipyvram.report import Report
+from ipyvram.run import Run
 from tests.measured import measured
 from tests.networks import perceptron
 
@@ -75,6 +79,41 @@ def test_a_loop_with_lightning(tmp_path):
     )  # fmt: skip
     loader = data()
     check(measured(lambda: trainer.fit(model, loader), {"model": model, "trainer": trainer, "loader": loader}), model)
+
+
+def test_checkpoints_of_transformers_save_what_is_promised():
+    """The way out names the call, and the call saves at least what it says."""
+    transformers = pytest.importorskip("transformers")
+
+    newer = hasattr(transformers.BertForMaskedLM, "activation_checkpointing_enable")
+    enable = "activation_checkpointing_enable" if newer else "gradient_checkpointing_enable"
+
+    def run(checkpoints: bool, **options: int) -> Report:
+        torch.manual_seed(0)
+        model = transformers.BertForMaskedLM(
+            transformers.BertConfig(hidden_size=64, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4, vocab_size=500)
+        )  # fmt: skip
+        if checkpoints:
+            getattr(model, enable)()
+        optimizer, ids = torch.optim.AdamW(model.parameters()), torch.randint(500, (8, 128))
+        run = Run(Options(**options), namespace={"model": model, "optimizer": optimizer, "ids": ids})
+        run.start()
+        error = None
+        try:
+            for _ in range(2):
+                model(input_ids=ids, labels=ids).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        except torch.OutOfMemoryError as caught:
+            error = caught
+        return analyse(run.stop(error))
+
+    whole, checkpointed = run(False).peak_bytes, run(True).peak_bytes
+    failed = run(False, budget_bytes=round(0.95 * whole))
+    assert failed.oom is not None
+    way = next(r for r in failed.oom.remedies if r.kind == "checkpointing")
+    assert way.text.startswith(f"model.{enable}() before")
+    assert 0.6 * (whole - checkpointed) <= way.saves_bytes <= whole - checkpointed
 
 
 def test_a_transformers_trainer(tmp_path):

@@ -357,6 +357,56 @@ def test_checkpoints_go_around_modules_that_have_parts():
     assert "checkpointing" not in ways_of(TRAINING, STEM)
 
 
+def test_blocks_may_lie_deep_in_a_model():
+    deep = tuple(replace(row, module=f"net.encoder.{row.module}") for row in BLOCKS)
+    assert "around 4 blocks (net.encoder.layer1.0," in ways_of(TRAINING, deep)["checkpointing"].text
+
+
+@pytest.mark.parametrize(("path", "named"), [("", True), ("layer1.", True), ("head.", False)])
+def test_a_model_that_sets_its_checkpoints_itself_is_asked_to(path, named):
+    way = ways_of(TRAINING, BLOCKS, checkpoints={path: "net.gradient_checkpointing_enable()"})["checkpointing"]
+    assert way.text.startswith("net.gradient_checkpointing_enable() before training sets") is named
+    assert way.saves_bytes == 100 * MIB
+
+
+OWN = """
+class Own(nn.Module):
+    supports_gradient_checkpointing = {}
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(6))
+    def gradient_checkpointing_enable(self): raise AssertionError("called")
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+class Wrapper(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = Own()
+    def forward(self, x):
+        return self.backbone(x)
+model = {}
+optimizer = torch.optim.Adam(model.parameters())
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "supported", "call"),
+    [
+        ("Own()", True, "model.gradient_checkpointing_enable()"),
+        ("Wrapper()", True, "model.backbone.gradient_checkpointing_enable()"),
+        ("Own()", False, "torch.utils.checkpoint around "),
+    ],
+)
+@pytest.mark.parametrize("other", ["", "other = nn.Linear(4, 4); other(torch.ones(1, 4))\n"])
+def test_the_call_that_works_in_the_users_program_is_named(made, supported, call, other, notebook):  # noqa: F811
+    start(notebook)
+    notebook.run(OWN.format(supported, made) + other)
+    report = notebook.measure(other + "train()", budget_bytes=round(peak(notebook) * 0.85))
+    assert remedy(report, "checkpointing").text.startswith(call)
+
+
 def test_while_a_forward_is_unfinished_nothing_is_called_enough():
     big = tuple(replace(row, bytes=4 * row.bytes) for row in BLOCKS)
     ways = ways_of(TRAINING, big)

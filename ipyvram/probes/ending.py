@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ipyvram.devices import cuda_possible, environment
-from ipyvram.probes import around, keeping
+from ipyvram.probes import around, keeping, offers
 from ipyvram.probes.nvml import Cards
 from ipyvram.probes.orphans import Orphans
 from ipyvram.probes.phases import Phases
@@ -37,6 +37,8 @@ def observe(
     found: list[Observation] = []
     if namespace is not None:
         guard("what keeps memory alive is unknown", lambda: found.extend(keeping.observe(namespace, error)))
+        if _is_out_of_memory(error):
+            guard("what models offer is unknown", lambda: found.extend(offers.checkpointing(namespace)))
     guard("optimizers were not checked", lambda: found.extend(orphans.observations(namespace or {})))
     guard("pinned memory is unknown", lambda: found.extend(around.pinned_host()))
     if cards is not None:
