@@ -17,7 +17,9 @@ from ipyvram.exporting import FORMATS, TABLES, as_csv, as_json, as_page, differe
 from ipyvram.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from ipyvram.notebooks import Found
+    from ipyvram.comparison import Comparison
+    from ipyvram.difference import Difference
+    from ipyvram.notebooks import Compared, Found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,13 +112,43 @@ def _told(parsed: argparse.Namespace) -> int:
     everything = scan_all(tuple(parsed.notebooks))
     for line in everything.skipped:
         print(f"ipyvram {parsed.name}: {line}", file=sys.stderr)
-    if not everything.found:
+    if not everything.found and not (parsed.name == "show" and everything.compared):
         raise ValueError("no report found")
     parsed.tell(parsed, everything.found)
+    if parsed.name == "show" and everything.compared:
+        _show_compared(everything.compared, full=parsed.full, below=bool(everything.found))
     return int(everything.unread > 0)
 
 
+def _show_compared(compared: tuple[Compared, ...], *, full: bool, below: bool) -> None:
+    """Comparisons of batch sizes and of reports, below the reports."""
+    if full:
+        for one in compared:
+            print(f"{one.notebook}, comparison in cell {one.cell}\n{one.made}\n")
+        return
+    from ipyvram.render.columns import columns
+
+    rows = [[one.notebook, str(one.cell), *_in_short(one.made)] for one in compared]
+    told = columns([["notebook", "cell", "comparison", "result"], *rows], right=(1,), widest=100)
+    print("\n" * below + told)
+
+
+def _in_short(made: Comparison | Difference) -> tuple[str, str]:
+    """What was compared, and what came out."""
+    from ipyvram.difference import Difference
+    from ipyvram.render.comparison_words import put_into_words
+    from ipyvram.render.difference import headline
+
+    if isinstance(made, Difference):
+        return ", ".join(side.name for side in made.sides), headline(made)
+    words = put_into_words(made)
+    sizes = ", ".join(str(row.batch) for row in made.rows)
+    return f"{words.title}: {made.name} {sizes}", "; ".join(strong for strong, _ in words.headline) or words.fit
+
+
 def _show(parsed: argparse.Namespace, found: tuple[Found, ...]) -> None:
+    if not found:
+        return
     if parsed.full:
         from ipyvram.render.terminal import looks
         from ipyvram.render.text import text

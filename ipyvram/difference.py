@@ -92,6 +92,37 @@ class Difference:
             "remarks": list(self.remarks),
         }
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Difference:
+        """Inverse of `to_dict`; the rows are made anew of the sides.
+
+        Raises
+        ------
+        ValueError
+            Not such a dict, a damaged one, or one of a newer schema.
+        """
+        try:
+            if data["schema"] > SCHEMA_VERSION:
+                raise ValueError(
+                    f"its schema is {data['schema']}, newer than {SCHEMA_VERSION}: update ipyvram to read it"
+                )
+            sides = [
+                Side(**{k: v for k, v in side.items() if k in Side.__dataclass_fields__}) for side in data["sides"]
+            ]
+            if len(sides) < 2 or any(sum(side.account.values()) != side.peak_bytes for side in sides):
+                raise ValueError("its sides do not add up")
+            return _difference(sides, tuple(map(str, data.get("remarks", ()))))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"not a readable ipyvram comparison: {error}") from error
+
+    def __str__(self) -> str:
+        """The table as text, for ``print`` in a script."""
+        from ipyvram.render.difference import text
+        from ipyvram.render.terminal import looks
+        from ipyvram.render.text import Pen
+
+        return text(self, Pen(**looks()))
+
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
         from ipyvram.render.difference import bundle
 

@@ -1,4 +1,4 @@
-"""Reports out of saved notebooks: paths of ``.ipynb`` files come in, reports and one DataFrame of all come out.
+"""Reports out of saved notebooks: paths of ``.ipynb`` files come in, reports, comparisons and one DataFrame of all reports come out.
 
 A notebook keeps every report in its cell's outputs. Only their JSON is read, never code; what is damaged, foreign or newer
 is skipped and named.
@@ -19,8 +19,11 @@ from ipyvram.report import Report
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ipyvram.comparison import Comparison
+    from ipyvram.difference import Difference
+
 #: Any version: `Report.from_dict` reads the older ones and names the newer ones.
-REPORT_TYPE = re.compile(r"application/vnd\.ipyvram\.report\.v\d+\+json")
+PAYLOAD_TYPE = re.compile(r"application/vnd\.ipyvram\.(report|comparison|difference)\.v\d+\+json")
 
 
 class Found(NamedTuple):
@@ -33,12 +36,21 @@ class Found(NamedTuple):
     execution_count: int | None
 
 
+class Compared(NamedTuple):
+    """A comparison of batch sizes or of reports, and where it stands."""
+
+    made: Comparison | Difference
+    notebook: str
+    cell: int
+
+
 class Scan(NamedTuple):
-    """What one notebook held: its reports, and a line for each that could not be read."""
+    """What one notebook held: its reports and comparisons, and a line for each that could not be read."""
 
     found: tuple[Found, ...]
     skipped: tuple[str, ...]
     unread: int = 0  #: files of which nothing could be read
+    compared: tuple[Compared, ...] = ()
 
 
 def scan(path: str | os.PathLike[str]) -> Scan:
@@ -53,24 +65,42 @@ def scan(path: str | os.PathLike[str]) -> Scan:
     """
     path = Path(path)
     found: list[Found] = []
+    compared: list[Compared] = []
     skipped: list[str] = []
-    for cell, count, data in _payloads(_cells(path)):
+    for cell, count, kind, data in _payloads(_cells(path)):
         try:
-            report = Report.from_dict(data if isinstance(data, dict) else json.loads(_joined(data)))
+            data = data if isinstance(data, dict) else json.loads(_joined(data))
+            if kind != "report":
+                compared.append(Compared(_comparison(kind, data), path.name, cell))
+                continue
+            report = Report.from_dict(data)
         except (ValueError, TypeError, RecursionError) as error:
-            skipped.append(f"{path.name}, cell {cell}: skipped a report: {_one_line(error)}")
+            skipped.append(f"{path.name}, cell {cell}: skipped a {kind}: {_one_line(error)}")
             continue
         known = next((i for i, f in enumerate(found) if _identity(f.report) == _identity(report)), None)
         if known is None:
             found.append(Found(report, path.name, len(found) + 1, cell, count))
         else:  # shown again, or with a note that came later
             found[known] = found[known]._replace(report=report)
-    return Scan(tuple(found), tuple(skipped))
+    return Scan(tuple(found), tuple(skipped), compared=tuple(compared))
+
+
+def _comparison(kind: str, data: dict[str, Any]) -> Comparison | Difference:
+    from ipyvram.comparison import Comparison
+    from ipyvram.difference import Difference
+
+    made = Comparison.from_dict(data) if kind == "comparison" else Difference.from_dict(data)
+    try:
+        str(made)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"it cannot be told: {error}") from error
+    return made
 
 
 def scan_all(paths: tuple[str | os.PathLike[str], ...]) -> Scan:
     """All reports of several notebooks; one that cannot be read is skipped and named like a damaged report."""
     found: list[Found] = []
+    compared: list[Compared] = []
     skipped: list[str] = []
     unread = 0
     for path in paths:
@@ -84,8 +114,9 @@ def scan_all(paths: tuple[str | os.PathLike[str], ...]) -> Scan:
             unread += 1
         else:
             found += one.found
+            compared += one.compared
             skipped += one.skipped
-    return Scan(tuple(found), tuple(skipped), unread)
+    return Scan(tuple(found), tuple(skipped), unread, tuple(compared))
 
 
 def read_notebook(path: str | os.PathLike[str]) -> list[Report]:
@@ -182,8 +213,8 @@ def _cells(path: Path) -> list[Any]:
     return _list(data["cells"])
 
 
-def _payloads(cells: list[Any]) -> Iterator[tuple[int, int | None, Any]]:
-    """Cell number, execution count and data of each output that claims to be a report."""
+def _payloads(cells: list[Any]) -> Iterator[tuple[int, int | None, str, Any]]:
+    """Cell number, execution count, kind and data of each output that claims to be a report or a comparison."""
     for number, cell in enumerate(cells, 1):
         if not isinstance(cell, dict):
             continue
@@ -191,8 +222,8 @@ def _payloads(cells: list[Any]) -> Iterator[tuple[int, int | None, Any]]:
         for output in _list(cell.get("outputs")):
             bundle = output.get("data") if isinstance(output, dict) else None
             for kind, data in bundle.items() if isinstance(bundle, dict) else ():
-                if REPORT_TYPE.fullmatch(kind):
-                    yield number, count if isinstance(count, int) else None, data
+                if claimed := PAYLOAD_TYPE.fullmatch(kind):
+                    yield number, count if isinstance(count, int) else None, claimed[1], data
 
 
 def _list(value: Any) -> list[Any]:

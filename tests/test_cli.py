@@ -11,9 +11,11 @@ import pytest
 
 from ipyvram import headless
 from ipyvram.cli import main
+from ipyvram.difference import compare
 from ipyvram.exporting import TABLES
 from ipyvram.notebooks import read_notebook
 from ipyvram.report import Report
+from tests.comparisons import HOSTILE, measured
 from tests.made import MIB, cell, notebook, output, report
 
 
@@ -30,6 +32,48 @@ def test_show_prints_one_line_a_report_and_names_what_it_skipped(runs, capsys):
     assert [line.split()[3] for line in shown.out.splitlines()[2:]] == ["bs32", "bs64"]
     assert "100 MiB" in shown.out
     assert "runs.ipynb, cell 3: skipped a report" in shown.err
+
+
+COMPARISON, DIFFERENCE = (f"application/vnd.ipyvram.{kind}.v1+json" for kind in ("comparison", "difference"))
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """A report, two comparisons, and damaged ones."""
+    one, two = report(label="bs32"), report({"parameters": 150 * MIB}, label="bs64")
+    swept, differing = measured().to_dict(), compare(one, two).to_dict()
+    damaged = [output(swept | {"rows": [{"batch": 1}]}, COMPARISON), output({"schema": 9, "sides": []}, DIFFERENCE),
+               output(differing | {"sides": [differing["sides"][0] | {"peak_bytes": 1}] * 2}, DIFFERENCE),
+               output(swept | {"limit_bytes": "much"}, COMPARISON)]  # fmt: skip
+    cells = [output(one.to_dict()), output(swept, COMPARISON), output(differing, DIFFERENCE), *damaged]
+    return notebook(tmp_path / "compared.ipynb", *map(cell, cells))
+
+
+def test_show_lists_comparisons_below_the_reports(compared, capsys):
+    assert main(["show", str(compared)]) == 0
+    shown = capsys.readouterr()
+    head, swept, differing = shown.out.split("\n\n")[1].splitlines()[0::2] + shown.out.splitlines()[-1:]
+    assert head.split() == ["notebook", "cell", "comparison", "result"]
+    assert "ResNet: batch_size 8, 16, 32, 64, 100, 128" in swept
+    assert "100" in swept.partition("128")[2]
+    assert differing.split(maxsplit=2)[2].startswith("bs32, bs64")
+    assert "Peak against bs32 (100 MiB): bs64 +50.0 MiB (+50 %)" in differing
+    assert [line.partition(": skipped")[0] for line in shown.err.splitlines()] == [
+        f"ipyvram show: compared.ipynb, cell {number}" for number in (4, 5, 6, 7)
+    ]
+
+
+def test_full_shows_them_whole_also_where_there_is_no_report(compared, tmp_path, capsys):
+    assert main(["show", "--full", str(compared)]) == 0
+    assert capsys.readouterr().out.count("comparison in cell") == 2
+    alone = notebook(tmp_path / "alone.ipynb", cell(output(measured(label=HOSTILE).to_dict(), COMPARISON)))
+    for words in (["show", str(alone)], ["show", "--full", str(alone)]):
+        assert main(words) == 0
+        out = capsys.readouterr().out
+        assert "batch_size" in out
+        assert "\x1b[2J" not in out
+        assert "\u202e" not in out
+    assert main(["export", str(alone)]) == 1  # it writes reports
 
 
 def test_show_of_nothing_is_a_failure(tmp_path, capsys):
