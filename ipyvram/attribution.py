@@ -18,7 +18,8 @@ Rules, in order (the first that applies wins; `docs/architecture.md` gives the r
    (a checkpoint's input), else *output*; forward without autograd: *output*; backward: *gradient* (of `autograd.grad`);
    optimizer step (with a closure: outside the phases in it): *optimizer state*. Born in a recomputed module and alive when
    that ends, or live when an error ended its forward under autograd: *activation*;
-7. held by a variable: data (*input*) when it was there before the first forward, else a result (*output*); made outside
+7. held by a variable: data (*input*) when it was there before the first forward and no model of an earlier cell returned it,
+   else a result (*output*); made outside
    any phase and still there when a model runs: the batch (*input*);
 8. freed within the step it was born in, or born in the backward or optimizer phase that an error cut short: *temporary*;
 9. anything else: *other*. Nothing is spread.
@@ -48,6 +49,7 @@ from ipyvram.unclaimed import INDEX, Unclaimed
 
 #: Private categories of claims, see `probes.owners`.
 RELEASED, DATA, COPY, STATE, KEPT, ATTRIBUTE = "released", "data", "copy", "state", "kept", "attribute"
+RESULT_BEFORE = "result"
 _FOR_LIFE = ("parameters", "buffers", "optimizer_state", "gradients")
 _SAVED = ("activations", DATA, KEPT)
 _UNKNOWN = -1
@@ -254,6 +256,8 @@ class _Attributor:
             return INDEX["activations"], self._release(claims, saved), INDEX["outputs"]
         if result is not None and not self._ended_with_forward(row, claims):
             return INDEX["activations" if self._ended_with_backward(row, claims) else result], None, 0
+        if RESULT_BEFORE in kinds:
+            return INDEX["outputs"], None, 0
         return _UNKNOWN, None, 0
 
     def _copied(self, row: int, written: bool) -> str:

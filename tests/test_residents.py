@@ -116,6 +116,36 @@ del optimizer
     assert rows["batch", "inputs"] == "batch['ids']"
 
 
+GENERATING = """
+class Cache:
+    def __init__(self, keys): self.layers = [keys]
+class Decoder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(64, 64)
+    def forward(self, x):
+        return {"logits": self.fc(x), "cache": Cache(self.fc(x))}
+class Same(torch.nn.Module):
+    def forward(self, x):
+        return x
+decoder, same = Decoder(), Same()
+data = torch.zeros(1000, 64)
+"""
+
+
+def test_what_a_model_returned_is_a_result_and_data_is_data(notebook):  # noqa: F811
+    notebook.run(GENERATING)
+    notebook.measure("with torch.no_grad():\n    out = decoder(data)\n    logits, cache, back = out['logits'][:5], out['cache'], same(data)\n    del out")  # fmt: skip
+    (cpu,) = residents.look(notebook.names)
+    rows = {h.holder: h.category for h in cpu.holdings if h.kind == "variable"}
+    assert (rows["logits"], rows["cache"], rows["data"]) == ("outputs", "outputs", "inputs")
+    report = notebook.measure("(logits.sum() + cache.layers[0].sum() + data.sum()).item()")
+    assert report.start["outputs"] == 2 * 1000 * 64 * 4
+    assert report.start["inputs"] == 1000 * 64 * 4
+    again = notebook.measure("with torch.no_grad():\n    decoder(cache.layers[0])")  # now it is what a model is given
+    assert again.start["inputs"] == 1000 * 64 * 4
+
+
 def test_looking_changes_nothing(notebook):  # noqa: F811
     notebook.run("train(1)")
     before = set(notebook.names)

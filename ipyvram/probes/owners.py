@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ipyvram.probes import results
 from ipyvram.probes.claiming import LASTING, Claiming, Identify
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.collection import without_collection
@@ -29,6 +30,8 @@ from ipyvram.recording import Claim
 
 #: A plain attribute of a module: what it keeps beside parameters and buffers (keys and values, a queue).
 ATTRIBUTE = "attribute"
+#: Returned by a model in an earlier cell, and held by a variable since.
+RESULT_BEFORE = "result"
 #: Saved for backward by a graph that was there before the cell.
 KEPT = "kept"
 
@@ -57,6 +60,7 @@ class Owners:
         self._paths: dict[str, tuple[int, ...]] = {}  # path of a parameter or buffer → its shape
         self._modules: weakref.WeakKeyDictionary[nn.Module, tuple[str, int | None]] = weakref.WeakKeyDictionary()
         self._optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
+        self._given: set[int] = set()  # keys of the storages that the last root module was called with
         self._signatures: dict[type, tuple[str, ...]] = {}
         # Of any trace: in a function only this knows of those that do not run in the next.
         self._seen: weakref.WeakKeyDictionary[nn.Module | torch.optim.Optimizer, str] = weakref.WeakKeyDictionary()
@@ -151,6 +155,7 @@ class Owners:
         for tensor in tensors_in(value):
             if tensor.grad_fn is None and not is_parameter(tensor):
                 self._claiming.claim(tensor, "inputs", name)
+                self._given.add(storage_key(tensor) or 0)
                 if tensor.requires_grad:
                     self._claiming.give_name(tensor, self.variable_of(tensor) or name)
 
@@ -160,10 +165,13 @@ class Owners:
         for path, found in holdings({name: value}, *RESULT):
             if isinstance(found, Tensor):
                 named.add(id(found))
+                results.remember(found, self._given)
                 self._claiming.claim(found, "outputs", path)
         for tensor in tensors_in(value):
             if id(tensor) not in named:
+                results.remember(tensor, self._given)
                 self._claiming.claim(tensor, "outputs", name)
+        self._given.clear()
 
     def gradients(self, parameters: Iterable[Tensor]) -> None:
         """``.grad`` of leaves, after the engine or an optimizer touched them."""
@@ -276,6 +284,8 @@ class Owners:
             copied = bool(path) and not result and self._paths.get(path) == tuple(shape_of(value))
             if result:
                 self._claiming.claim_once(value, "outputs", name, "", before)
+            if before and not result and results.is_result(value):
+                self._claiming.claim_once(value, RESULT_BEFORE, name, "", before)
             self._claiming.claim_once(value, COPY if copied else "", name, "", before)
 
     def _state_of(self, value: Any, name: str, before: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ipyvram.probes import counters, keeping, roots
+from ipyvram.probes import counters, keeping, results, roots
 from ipyvram.probes.copies import COPY, STATE, Container, copies_in
 from ipyvram.probes.cycles import in_cycles
 from ipyvram.probes.graph import GraphWalk
@@ -75,10 +75,11 @@ def _in_order(named: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 
 def _roles(namespace: Mapping[str, Any]) -> dict[int, str]:
-    """What the tensors are of containers that have one for each parameter, by identity."""
+    """What models of measured cells returned, and what containers have one for each parameter of, by identity."""
     containers: list[Container] = []
     found = [value for _, value in holdings(namespace, *DEEP, bool, containers)]
-    return {id(tensor): _ROLES[kind] for _, tensor, kind in copies_in(found, containers)}
+    returned = {id(t): "outputs" for t in found if isinstance(t, Tensor) and t.grad_fn is None and results.is_result(t)}
+    return returned | {id(tensor): _ROLES[kind] for _, tensor, kind in copies_in(found, containers)}
 
 
 def _add(walk: Walk, entries: dict[Storage, Entry], value: Any, holder: str, kind: str) -> None:
