@@ -152,8 +152,7 @@ class _Attributor:
         self.loaded = np.array(
             [not op or op.startswith(_LOADING) for op in operators] + [False]
         )  # the last: unknown, -1
-        found = models(recording.claims)
-        self.modules = module_track(recording.marks, found if len(found) > 1 else frozenset())
+        self.modules = module_track(recording.marks, models(recording.claims))
         buckets = recording.environment.get("gradient_bucket_bytes", "")
         self.buckets = tuple(int(size) for size in buckets.split(",") if size)
         self.workspace = int(recording.environment.get("cublas_workspace_bytes", "0") or 0)

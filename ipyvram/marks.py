@@ -146,11 +146,18 @@ def models(claims: tuple[Claim, ...]) -> frozenset[str]:
     return frozenset(c.module for c in claims if c.category == "parameters" and c.module)
 
 
-def module_at(marks: tuple[Mark, ...], time_ns: int, several: frozenset[str] = frozenset()) -> str:
+def module_at(marks: tuple[Mark, ...], time_ns: int, found: frozenset[str] = frozenset()) -> str:
     """Path of the module that was running at a time; empty outside."""
-    track = module_track(marks, several)
+    track = module_track(marks, found)
     place = bisect_right(track.times, time_ns) - 1
     return track.paths[place] if place >= 0 else ""
+
+
+def _split(name: str, found: frozenset[str]) -> tuple[str, str]:
+    """The model that a root module is, or is a part of, and the path there; nothing of what is in no model."""
+    roots = [model for model in found if name == model or name.startswith(model + ".")]
+    root = max(roots, key=len, default="")
+    return root, name[len(root) + 1 :] if root else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,27 +169,28 @@ class ModuleTrack:
     ends: list[int]
 
 
-def module_track(marks: tuple[Mark, ...], several: frozenset[str] = frozenset()) -> ModuleTrack:
-    """The innermost module at any time; a root module has the empty path.
+def module_track(marks: tuple[Mark, ...], found: frozenset[str] = frozenset()) -> ModuleTrack:
+    """The innermost module at any time; a model itself has the empty path.
 
     Parameters
     ----------
-    several : frozenset of str
-        Root modules whose name begins their modules' paths, where there is more than one model.
+    found : frozenset of str
+        See `models`; where there is more than one, their names begin their modules' paths.
     """
     times: list[int] = []
     paths: list[str] = []
     ends: list[int] = []
-    root = ""
+    prefix = ""
     stack: list[tuple[str, list[int]]] = []  # path, and the entries of the track that wait for its end
     for mark in marks:
         if mark.kind not in ("module", "forward"):
             continue
         if mark.begin:
+            path = mark.name
             if mark.kind == "forward":
-                root = mark.name if mark.name in several else ""
-            path = mark.name if mark.kind == "module" else ""
-            stack.append((f"{root}.{path}".strip("."), []))
+                root, path = _split(mark.name, found)
+                prefix = root if len(found) > 1 else ""
+            stack.append((f"{prefix}.{path}".strip("."), []))
         elif stack:
             for entry in stack.pop()[1]:
                 ends[entry] = mark.time_ns

@@ -102,8 +102,10 @@ class TensorRow:
     @property
     def called(self) -> str:
         """The name; without one, what is known of where it was made."""
+        if self.name or self.phase == "before":
+            return self.name or "there before"
         place = self.module or {"optimizer": "the optimizer step"}.get(self.phase, self.phase)
-        return self.name or (f"made in {place}" if place else "no name known")
+        return f"made in {place}" if place else "no name known"
 
     @property
     def place(self) -> str:

@@ -111,6 +111,12 @@ def test_with_several_models_a_path_begins_with_its_model():
     assert [module_at(marks, t, frozenset({"G", "D"})) for t in (2, 6, 9)] == ["G.0", "D.0", ""]
 
 
+def test_a_part_that_runs_alone_has_its_path_in_the_model():
+    marks = marks_of("Fnet.encoder Mencoder.0 mencoder.0 fnet.encoder Fnetwork fnetwork")
+    assert [module_at(marks, t, frozenset({"net"})) for t in (1, 2, 5)] == ["encoder", "encoder.0", ""]
+    assert [module_at(marks, t, frozenset({"net", "D"})) for t in (1, 2)] == ["net.encoder", "net.encoder.0"]
+
+
 def test_an_optimizer_step_reaches_over_its_closure():
     kinds = [("optimizer", True), ("forward", True), ("forward", False), ("optimizer", True), ("optimizer", False),
              ("backward", True), ("backward", False), ("optimizer", False), ("optimizer", True)]  # fmt: skip

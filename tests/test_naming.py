@@ -83,6 +83,7 @@ def test_a_row_without_a_name_tells_where_it_was_made():
     assert TensorRow(1, "temporaries", "", "layer1.bn", phase="forward").called == "made in layer1.bn"
     assert TensorRow(1, "temporaries", phase="optimizer").called == "made in the optimizer step"
     assert TensorRow(1, "temporaries").called == "no name known"
+    assert TensorRow(1, "other", phase="before").called == "there before"
     assert TensorRow(1, "outputs", "loss", "fc").called == "loss"
 
 

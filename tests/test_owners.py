@@ -106,7 +106,7 @@ def test_variables_give_names():
     )
     owners.namespace(before=True)
     assert set(said(owners)) == {("parameters", "weight"), ("parameters", "bias"), ("", "x"), ("parameters", "w")}
-    assert owners.label_of(model) == "head"
+    assert str(owners.place_of(model)) == "head"
 
 
 def test_a_part_of_a_model_does_not_shorten_its_paths():

@@ -281,7 +281,7 @@ FAULTS = {
     "gradients": (owners.Owners, "gradients"),
     "released": (graph_claims.GraphClaims, "released"),
     "optimizer": (owners.Owners, "optimizer"),
-    "labels": (owners.Owners, "label_of"),
+    "labels": (owners.Owners, "place_of"),
     "marks": (phases, "Mark"),
     "steps": (phases.Phases, "_count"),
     "phases start": (phases.Phases, "start"),

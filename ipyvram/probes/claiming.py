@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ipyvram.probes.clock import Clock
+from ipyvram.probes.models import FOR_GOOD
 from ipyvram.probes.tensors import NO_STORAGE, dtype_name, plain_tensors, shape_of, storage_key, storage_of
 from ipyvram.recording import Claim
 
@@ -40,8 +41,9 @@ class Claiming:
     def __init__(self, clock: Clock, identify: Identify) -> None:
         self.clock, self._identify = clock, identify
         self.made: list[Claim] = []
-        self._claimed: dict[str, dict[int, tuple[Any, int]]] = defaultdict(dict)  # category, id(tensor) → its storage
-        self._names: dict[int, tuple[Any, str, str]] = {}  # by id(parameter): reference, name, model
+        # category, id(tensor) → reference, its storage, which of the claims made are of it
+        self._claimed: dict[str, dict[int, tuple[Any, int, range]]] = defaultdict(dict)
+        self._names: dict[int, tuple[Any, str, str, int]] = {}  # by id(parameter): reference, name, model, weight
 
     def forget(self) -> None:
         """Another trace begins: it gives storages addresses of its own, so everything is claimed anew."""
@@ -90,11 +92,17 @@ class Claiming:
         """Claim it unless the same tensor with the same storage was claimed so, or no trace follows that."""
         if self.is_claimed(tensor, category):
             return
-        key = storage_key(tensor)
+        key, begin = storage_key(tensor), len(self.made)
         if key is not None and (
             self.claim(tensor, category, name, module, before) is not None or _takes_memory(tensor)
         ):
-            self._claimed[category][id(tensor)] = (weakref.ref(tensor), key)
+            self._claimed[category][id(tensor)] = (weakref.ref(tensor), key, range(begin, len(self.made)))
+
+    def rename(self, tensor: Tensor, category: str, name: str, module: str) -> None:
+        """Put right what it was claimed as before more was known of it."""
+        if self.is_claimed(tensor, category):
+            for i in self._claimed[category][id(tensor)][2]:
+                self.made[i] = self.made[i]._replace(name=name, module=module)
 
     def is_claimed(self, tensor: Tensor, category: str) -> bool:
         """Whether this tensor, with the storage that it has now, was claimed so: asked at every step for all of them."""
@@ -114,12 +122,14 @@ class Claiming:
         known = self._names.get(id(parameter))
         return (known[2] if known is not None and known[0]() is parameter else "") or otherwise
 
-    def give_name(self, parameter: Tensor, name: str, model: str = "") -> str:
-        """The name a parameter has; ``name`` if it had none."""
-        known = self.name_of(parameter)
-        if not known and name:
-            self._names[id(parameter)] = (weakref.ref(parameter), name, model)
-        return known or name
+    def give_name(self, parameter: Tensor, name: str, model: str = "", weight: int = FOR_GOOD) -> str:
+        """The name a parameter has; ``name`` if it had none, or one of less weight."""
+        known = self._names.get(id(parameter))
+        if known is not None and known[0]() is parameter and (known[3] >= weight or not name or known[1] == name):
+            return known[1]
+        if name:
+            self._names[id(parameter)] = (weakref.ref(parameter), name, model, weight)
+        return name
 
 
 def _takes_memory(tensor: Tensor) -> bool:

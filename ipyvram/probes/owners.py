@@ -23,6 +23,7 @@ from ipyvram.probes.collection import without_collection
 from ipyvram.probes.copies import COPY, STATE, Container, copies_in
 from ipyvram.probes.graph_claims import DATA, GraphClaims
 from ipyvram.probes.leftovers import Left, left_by, leftovers
+from ipyvram.probes.models import Models, Place, whole_first
 from ipyvram.probes.namespace import DEEP, RESULT, SHALLOW, holdings
 from ipyvram.probes.tensors import attributes_of, gradient_of, is_parameter, shape_of, storage_key, tensors_in
 from ipyvram.probes.variables import Variables
@@ -58,6 +59,7 @@ class Owners:
         self.notes: list[str] = []
         self.graphs = GraphClaims(self._claiming, namespace, self.variable_of)
         self._paths: dict[str, tuple[int, ...]] = {}  # path of a parameter or buffer → its shape
+        self._models = Models()
         self._modules: weakref.WeakKeyDictionary[nn.Module, tuple[str, int | None]] = weakref.WeakKeyDictionary()
         self._optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
         self._given: set[int] = set()  # keys of the storages that the last root module was called with
@@ -78,27 +80,35 @@ class Owners:
         """Parameters, buffers and existing gradients of a model, by their paths; those of a known one only ``again``."""
         if not again and self._knows(root):
             return  # its members are known; new ones show up through the optimizer and the graph
-        lazy = False
+        lazy, weight = False, self._models.add(root, label)
         for path, parameter in root.named_parameters():
             if is_lazy(parameter):
                 lazy = True
                 continue
-            self._paths[path] = tuple(shape_of(parameter))
-            name = self._claiming.give_name(parameter, path, label)
-            self._claiming.claim_once(parameter, "parameters", name, label, before)
-            gradient = gradient_of(parameter)
-            if gradient is not None:
-                self._claiming.claim_once(gradient, "gradients", name + ".grad", label, before)
+            self._member(parameter, "parameters", path, label, weight, before)
         for path, buffer in root.named_buffers():
             if not is_lazy(buffer):
-                self._paths[path] = tuple(shape_of(buffer))
-                self._claiming.claim_once(buffer, "buffers", path, label, before)
+                self._member(buffer, "buffers", path, label, weight, before)
         for path, tensor in attributes_of(root):
             # Met after its forwards, it may be a result of them as well.
             self._claiming.claim_once(tensor, "" if again and not before else ATTRIBUTE, path, label, before)
         if not lazy:
             self._modules[root] = label, _first_storage(root)
             self._seen[root] = label
+
+    def _member(self, tensor: Tensor, category: str, path: str, label: str, weight: int, before: bool) -> None:
+        """A parameter with its gradient, or a buffer, named after the largest model seen so far."""
+        self._paths[path] = tuple(shape_of(tensor))
+        known = self._claiming.name_of(tensor)
+        name = self._claiming.give_name(tensor, path, label, weight)
+        model, gradient = self._claiming.model_of(tensor, label), gradient_of(tensor)
+        self._claiming.claim_once(tensor, category, name, model, before)
+        if gradient is not None:
+            self._claiming.claim_once(gradient, "gradients", name + ".grad", model, before)
+        if name != known:
+            self._claiming.rename(tensor, category, name, model)
+            if gradient is not None:
+                self._claiming.rename(gradient, "gradients", name + ".grad", model)
 
     def _knows(self, root: nn.Module) -> bool:
         """Whether its members were claimed where they are now: `to`, `half` and the like give them other storages."""
@@ -113,7 +123,7 @@ class Owners:
         for group in optimizer.param_groups:
             for i, parameter in enumerate(group["params"]):
                 if not self._claiming.is_claimed(parameter, "parameters") and not is_lazy(parameter):
-                    name = self._claiming.give_name(parameter, f"parameter {i}")
+                    name = self._claiming.give_name(parameter, f"parameter {i}", weight=0)
                     self._claiming.claim_once(
                         parameter, "parameters", name, self._claiming.model_of(parameter, kind), before
                     )
@@ -207,8 +217,7 @@ class Owners:
             for name, value in found
             if isinstance(value, nn.Module) and (deep or value not in self._modules)
         ]
-        # The whole before its parts: the path within the model says more than the one within a part of it.
-        for name, module in sorted(modules, key=lambda m: -sum(1 for _ in m[1].modules())):
+        for name, module in whole_first(modules):
             _tolerate(self.module, module, name, before, deep)
         _tolerate(self._copies, found, containers, before)
         for name, value in found:
@@ -303,9 +312,25 @@ class Owners:
         if value.grad is not None:
             self._claiming.claim_once(value.grad, "gradients", name + ".grad", "", before)
 
-    def label_of(self, root: nn.Module) -> str:
-        """The variable that holds a root module, else its class."""
-        return self._modules.get(root, ("", None))[0] or self.variable_of(root) or type(root).__name__
+    def root(self, module: nn.Module) -> Place:
+        """Claim a root module's members; where it is."""
+        place = self.place_of(module)
+        self.module(module, type(module).__name__ if place.path else place.model)
+        return place
+
+    def place_of(self, root: nn.Module) -> Place:
+        """The model that a root module is, or is a part of."""
+        known = self._models.place(root)
+        if known is None and next(root.parameters(), None) is not None:
+            _tolerate(self._meet_models)
+            known = self._models.place(root)
+        return known or Place(self.variable_of(root) or type(root).__name__, "", 0)
+
+    def _meet_models(self) -> None:
+        """Models that the cell has made and variables hold: before the first of their parts runs, whose paths say less."""
+        found = [(name, value) for name, value in holdings(self._namespace, *SHALLOW) if isinstance(value, nn.Module)]
+        for name, module in whole_first([m for m in found if self._models.place(m[1]) is None]):
+            _tolerate(self.module, module, name)
 
     def variable_of(self, value: object) -> str:
         """The variable that holds an object, else an empty string."""

@@ -84,7 +84,8 @@ class Phases:
         self._since = 0  # sequence number of the autograd graph when the root module was called
         self._read: list[tuple[int, int]] = []  # between which numbers graphs were read, when a root module returned
         self._settled = False  # whether a backward came after the last forward
-        self._paths: dict[int, str] = {}
+        self._paths: dict[int, str] = {}  # within their model, by id of the module
+        self._roots: dict[int, str] = {}  # with their model, see `Owners.place_of`
         self._handles: list[Any] = []
         self._counter: list[Any] = []  # hooks of all optimizers
         self._patches = Patches()
@@ -94,6 +95,7 @@ class Phases:
     def start(self) -> None:
         """Begin a traced stretch; after `stop_tracing` it may be followed by another."""
         self._paths.clear()
+        self._roots.clear()
         self._depth = threading.local()
         self._read, self._settled = [(0, sequence_number())], False  # what was there before is not this stretch's
         hide_hooks(self._patches)
@@ -182,20 +184,23 @@ class Phases:
         self._before_forward(module, args)
 
     def _begin_root(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        label = self._paths.get(id(module), type(module).__name__)
         if not self._in_backward:  # what a checkpoint recomputes is no batch
             self._settled = False
             self._on_forward(module, args)
-            label = self._owners.label_of(module)
-            if self._paths.get(id(module)) != label:
-                self._paths |= {id(m): path for path, m in module.named_modules() if path}
-                self._paths[id(module)] = label
-            self._owners.module(module, label)
+            place = self._owners.root(module)
+            if self._roots.get(id(module)) != str(place):
+                self._roots[id(module)] = str(place)
+                self._paths |= {id(m): f"{place.path}.{path}".strip(".") for path, m in module.named_modules()}
             self._owners.inputs(module, args, {})
-            self.evaluating = label if torch.is_grad_enabled() and not module.training else ""
+            self.evaluating = str(place) if torch.is_grad_enabled() and not module.training else ""
             self._since = sequence_number()
             self._on_phase(True)
-        self._mark("forward", True, label)
+        self._mark("forward", True, self._root_name(module))
+
+    def _root_name(self, module: nn.Module) -> str:
+        """What recomputes in a backward is a part of a model, whichever."""
+        names = (self._paths, self._roots) if self._in_backward else (self._roots, self._paths)
+        return names[0].get(id(module)) or names[1].get(id(module)) or type(module).__name__
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
         if torch.compiler.is_compiling():
@@ -209,14 +214,14 @@ class Phases:
             self._guard("forward", lambda: self._end_root(module, kwargs, output, raised))
 
     def _end_root(self, module: nn.Module, kwargs: dict[str, Any], output: Any, raised: bool) -> None:
-        label = self._paths.get(id(module), type(module).__name__)
+        label = self._root_name(module)
         if not self._in_backward:  # before the mark: what follows it is the next forward's
             self._guard("forward", lambda: self._owners.inputs(module, (), kwargs))
         self._mark("forward", False, label, raised)
         if self._in_backward:
             return
         self._on_phase(False)
-        self._owners.module(module, label)  # a lazy module has its parameters now
+        self._owners.root(module)  # a lazy one has its parameters now
         self.buckets.update(bucket_bytes(module))
         self._owners.outputs(output, f"output of {label}")
         if torch.is_grad_enabled():
