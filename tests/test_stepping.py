@@ -55,6 +55,21 @@ def test_one_after_another_all_their_steps_count():
     assert program.told == ["another SGD began"] * 2
 
 
+@pytest.mark.parametrize("traced", [3, 5, 1000])
+def test_an_inner_loop_that_makes_its_optimizer_anew_counts_like_the_outer_one(traced):
+    outer, program = optimizer(torch.optim.AdamW), Program(traced)
+
+    def adapt() -> None:
+        inner = optimizer()
+        program.step(inner, 3)
+
+    for _ in range(5):
+        for _ in range(2):
+            adapt()
+        program.step(outer)
+    assert program.stepping.steps == 5 * (2 * 3 + 1)
+
+
 def test_one_that_begins_late_and_takes_turns_does_not_lead():
     generator, critic = optimizer(width=3), optimizer()
     program = Program(traced=3)

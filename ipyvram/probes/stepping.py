@@ -36,7 +36,8 @@ class Stepping:
     """Counts steps, and remembers what the traced ones were like.
 
     One optimizer leads, and its steps count: the first, until it is gone or another steps on without it. One that begins after
-    the traced steps leads from there, unless the former goes on after a step of it: then they take turns.
+    the traced steps leads from there, unless the former goes on after a step of it: then they take turns. An inner loop makes its
+    optimizer anew each time: one like the former that is gone leads again.
 
     Attributes
     ----------
@@ -51,6 +52,8 @@ class Stepping:
         self.first = ""
         self._leader: weakref.ref[torch.optim.Optimizer] | None = None
         self._former: weakref.ref[torch.optim.Optimizer] | None = None  # which led before one that began
+        self._leads: Signature = ()
+        self._led: Signature = ()  # what led before, if that was another kind
         self._alone: dict[int, int] = {}  # how often others stepped since the leader did
         self._seen: dict[int, _Seen] = {}
         self._parameters: dict[Signature, list[weakref.ref[Tensor]]] = {}  # the first of each optimizer that was seen
@@ -60,15 +63,25 @@ class Stepping:
         leader, former = (None if ref is None else ref() for ref in (self._leader, self._former))
         if leader is optimizer:
             self._former = None
-        elif leader is None or begins or former is optimizer or self._takes_over(optimizer):
-            self._former = self._leader if begins else None
-            self._leader = weakref.ref(optimizer)
-            self.first = self.first or type(optimizer).__name__
+        elif leader is None or begins or self._returns(optimizer, former) or self._takes_over(optimizer):
+            self._lead(optimizer, begins, gone=leader is None)
         else:
             return False
         self._alone.clear()
         self.steps += 1
         return True
+
+    def _returns(self, optimizer: torch.optim.Optimizer, former: torch.optim.Optimizer | None) -> bool:
+        """Whether it led before another kind did, or takes the place of what led then."""
+        return former is optimizer or (former is None and bool(self._led) and self._led == _signature(optimizer))
+
+    def _lead(self, optimizer: torch.optim.Optimizer, begins: bool, gone: bool) -> None:
+        """Its steps count from here; ``gone``: the one that led is no more."""
+        signature = _signature(optimizer)
+        self._led = self._leads if (begins or gone) and self._leads != signature else ()
+        self._former = self._leader if begins else None
+        self._leader, self._leads = weakref.ref(optimizer), signature
+        self.first = self.first or type(optimizer).__name__
 
     def _takes_over(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether it has stepped so often without the leader that this is done; then these were steps of the program."""
