@@ -17,6 +17,9 @@ _OPERANDS = frozenset({"self", "other", "mat1", "mat2", "batch1", "batch2", "inp
 #: Files that IPython makes up for what is typed: their names say nothing to a person.
 _TYPED = re.compile(r"^<(ipython-input(-(?P<number>\d+)-)?|timed )|ipykernel_\d+[/\\]\d+\.py$")
 
+#: The last member of a path, and what is above it.
+_MEMBER = re.compile(r"^(.*)\.[^.'\"\]]+$")
+
 
 class Names:
     """Gives tensors of one recording their names.
@@ -105,14 +108,20 @@ class Names:
         if not claim.module:  # a tensor of nobody's model
             return path
         if claim.category in ("parameters", "gradients", "buffers", ATTRIBUTE):
-            path = claim.name.removesuffix(".grad").rpartition(".")[0]
+            path = _above(claim.name.removesuffix(".grad"))
         elif claim.category == "optimizer_state":
-            path = claim.name.rpartition(".")[0].rpartition(".")[0]
+            path = _above(_above(claim.name))
         return (self._model_of(claim) + path).rstrip(".")
 
     def _model_of(self, claim: Claim) -> str:
         lasting = claim.category in ("parameters", "gradients", "buffers", ATTRIBUTE, "optimizer_state")
         return claim.module + "." if lasting and claim.module in self._models else ""
+
+
+def _above(path: str) -> str:
+    """``fc`` of ``fc.weight``; nothing of ``params['fc.weight']``, where the dot is part of a key."""
+    found = _MEMBER.match(path)
+    return found[1] if found else ""
 
 
 def kept_for(field: str) -> str:

@@ -40,6 +40,12 @@ def test_what_belongs_to_a_parameter_lies_in_its_module():
     assert row(("optimizer_state", "fc.bias.exp_avg")).module == "fc"
 
 
+def test_a_dot_within_a_key_parts_no_module():
+    assert row(("optimizer_state", "params['fc.weight'].exp_avg"), model="Adam").module == ""
+    assert row(("gradients", "params['fc.weight'].grad"), model="Adam").module == ""
+    assert row(("optimizer_state", "nets['a'].fc.weight.exp_avg"), model="Adam").module == "nets['a'].fc"
+
+
 def test_the_shape_is_the_holders():
     assert row(("gradients", "fc.bias.grad")).shape == (120,)
 
