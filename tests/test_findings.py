@@ -465,6 +465,16 @@ def test_an_odd_step_hides_no_trend_and_makes_none():
     assert kinds(report(step_accounts=steps((1, 0), (1, 10 * MIB), (1, 13 * MIB), (1, 13 * MIB)))) == []
 
 
+def test_an_optimizer_that_keeps_more_with_every_step_is_no_list_of_losses():
+    """As L-BFGS does."""
+    growing = tuple(
+        replace(s, end={"optimizer_state": s.end_bytes}) for s in steps((1, 0), (1, 10 * MIB), (1, 20 * MIB))
+    )
+    said = text(report(step_accounts=growing), "growth")
+    assert "history_size" in said
+    assert "losses" not in said
+
+
 def test_a_smaller_batch_is_no_advice_where_memory_grows():
     account = {"activations": 100 * MIB}
     assert kinds(report(account, steps=3, batch=4)) == ["lever"]

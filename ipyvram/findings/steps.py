@@ -74,10 +74,10 @@ def _growth(report: Report) -> Iterator[Finding]:
     by_category = {c: min(b.end.get(c, 0) - a.end.get(c, 0) for a, b in pairs) for c in CATEGORIES}
     category = max(by_category, key=by_category.__getitem__)
     mostly = f", mostly {category.replace('_', ' ')} ({format_share(min(by_category[category], grows), grows)})"
-    text = (
-        f"Memory grows {format_bytes(grows)} a step{mostly if by_category[category] > 0 else ''}: something keeps each "
-        "step's tensors (a list of losses or outputs?). %vram who names the holder."
-    )
+    why = "something keeps each step's tensors (a list of losses or outputs?). %vram who names the holder"
+    if category == "optimizer_state" and 2 * by_category[category] > grows:
+        why = "the optimizer keeps more with each, as L-BFGS does up to its history_size. A smaller one lowers that"
+    text = f"Memory grows {format_bytes(grows)} a step{mostly if by_category[category] > 0 else ''}: {why}."
     yield Finding("growth", text, grows)
 
 
