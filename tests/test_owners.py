@@ -109,6 +109,15 @@ def test_variables_give_names():
     assert str(owners.place_of(model)) == "head"
 
 
+def test_a_gradient_that_a_result_retains_is_one():
+    hidden = torch.ones(2, requires_grad=True) * 2
+    hidden.retain_grad()
+    hidden.sum().backward()
+    owners = new_owners({"hidden": hidden})
+    owners.namespace(before=True)
+    assert {("outputs", "hidden"), ("gradients", "hidden.grad")} <= set(said(owners))
+
+
 def test_a_part_of_a_model_does_not_shorten_its_paths():
     model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 1)))
     owners = new_owners({"head": model[1], "model": model})

@@ -293,6 +293,8 @@ class Owners:
             copied = bool(path) and not result and self._paths.get(path) == tuple(shape_of(value))
             if result:
                 self._claiming.claim_once(value, "outputs", name, "", before)
+                if (gradient := gradient_of(value)) is not None:  # retained
+                    self._claiming.claim_once(gradient, "gradients", name + ".grad", "", before)
             if before and not result and results.is_result(value):
                 self._claiming.claim_once(value, RESULT_BEFORE, name, "", before)
             self._claiming.claim_once(value, COPY if copied else "", name, "", before)
