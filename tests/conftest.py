@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ def pytest_collection_finish() -> None:
     """What was imported need not be looked through again by every search for tensors, and every collection, of every test."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def no_earlier_models() -> Iterator[None]:
+    """Models of one test are no earlier models of the next one's variables."""
+    yield
+    if (keeping := sys.modules.get("ipyvram.probes.keeping")) is not None:
+        keeping._models.clear()
 
 
 @pytest.fixture

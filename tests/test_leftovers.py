@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from ipyvram.probes import keeping
 from ipyvram.probes import leftovers as module
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.graph_claims import DATA
@@ -66,6 +67,23 @@ def test_a_model_in_the_frames_of_an_error_is_one(monkeypatch):
     assert categories["net in train().weight"] == "parameters"
     assert categories["net in train().weight.grad"] == "gradients"
     assert categories["net in train().running_mean"] == "buffers"
+
+
+def test_an_earlier_model_that_no_variable_holds(monkeypatch):
+    """As in a reference cycle, which every parametrized one has."""
+    monkeypatch.setattr(keeping, "_models", {})
+    model = nn.Linear(4, 4)
+    elsewhere = [model]
+    model(torch.zeros(2, 4)).sum().backward()
+    keeping.remember({"model": model})
+    assert found({"model": model}) == []
+    addresses = {p.data_ptr(): "parameters" for p in model.parameters()}
+    addresses |= {p.grad.data_ptr(): "gradients" for p in model.parameters()}
+    del model
+    left = found({"model": nn.Linear(2, 2)})
+    assert {one.tensor.data_ptr(): one.category for one in left} == addresses
+    assert {one.name for one in left} == {"previous model", "previous model.grad"}
+    elsewhere.clear()
 
 
 def test_values_that_were_displayed():

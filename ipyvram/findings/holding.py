@@ -55,11 +55,11 @@ def _out(report: Report) -> Iterator[Finding]:
 def _old_model(report: Report) -> Iterator[Finding]:
     for o in observed(report, "old_model"):
         if worth(o.bytes, report):
-            holder = f", held by {code(o.holder)}" if o.holder else ""
-            text = (
-                f"The previous {code(o.name)} ({format_bytes(o.bytes)}) is still alive{holder}: "
-                f"{release(o.holder)} before making {code(o.name)} anew."
-            )
+            previous = f"The previous {code(o.name)} ({format_bytes(o.bytes)}) is still alive"
+            if o.holder:
+                text = f"{previous}, held by {code(o.holder)}: {release(o.holder)} before making {code(o.name)} anew."
+            else:
+                text = f"{previous}, and no variable holds it: gc.collect() frees what is in a reference cycle."
             yield Finding("old_model", text, o.bytes)
 
 

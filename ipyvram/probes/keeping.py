@@ -49,7 +49,7 @@ def remember(namespace: Mapping[str, Any]) -> None:
         if issubclass(type(value), nn.Module):
             known = _models.setdefault(name, [])
             if not known or known[-1][0]() is not value:
-                known.append((weakref.ref(value), [weakref.ref(p) for p in value.parameters()]))
+                known.append((weakref.ref(value), [weakref.ref(p) for p in _parameters_of(value)]))
                 del known[:-4]
 
 
@@ -117,8 +117,9 @@ def _out_label(namespace: Mapping[str, Any], names: Iterable[str]) -> str:
 
 def earlier_models(namespace: Mapping[str, Any]) -> dict[str, list[Tensor]]:
     """Variable → live parameters of models that it held before and holds no more."""
-    current = {id(v) for _, v in roots.variables(namespace) if issubclass(type(v), nn.Module)}
-    used = {id(p) for _, v in roots.variables(namespace) if issubclass(type(v), nn.Module) for p in v.parameters()}
+    models = [value for _, value in roots.variables(namespace) if issubclass(type(value), nn.Module)]
+    current = {id(model) for model in models}
+    used = {id(p) for model in models for p in _parameters_of(model)}
     found: dict[str, list[Tensor]] = {}
     for name, versions in _models.items():
         for module, parameters in versions:
@@ -126,6 +127,13 @@ def earlier_models(namespace: Mapping[str, Any]) -> dict[str, list[Tensor]]:
             if alive and id(module()) not in current:
                 found.setdefault(name, []).extend(alive)
     return found
+
+
+def _parameters_of(model: nn.Module) -> list[nn.Parameter]:
+    try:
+        return list(model.parameters())
+    except Exception:  # a user's module may raise from anything
+        return []
 
 
 def _old_models(

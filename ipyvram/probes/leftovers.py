@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ipyvram.probes import roots
 from ipyvram.probes.graph import leaf_of, nodes_below, saved_by
+from ipyvram.probes.keeping import earlier_models
 from ipyvram.probes.reach import Storage, Walk
 from ipyvram.probes.tensors import is_parameter
 
@@ -54,6 +55,11 @@ def leftovers(namespace: Mapping[str, Any], variables: Iterable[tuple[str, Any]]
         walk.root(value, name)
     for left in walk.collected(seen):
         yield left._replace(name=f"traceback: {left.name}", graph_of="", in_error=True)
+    for name, parameters in earlier_models(namespace).items():  # in a reference cycle, say
+        for parameter in parameters:
+            yield Left(parameter, f"previous {name}", "parameters")
+            if parameter.grad is not None:
+                yield Left(parameter.grad, f"previous {name}.grad", "gradients")
 
 
 def left_by(error: BaseException, namespace: Mapping[str, Any]) -> Iterator[Left]:
