@@ -356,3 +356,33 @@ def test_a_cell_in_a_real_kernel(stub_environment, tmp_path):
         assert "In[3], line 4" in outcome.report["lines_at_peak"]["key"]  # the step of the cell above
     finally:
         kernel.close()
+
+
+def test_without_a_history_a_measured_step_takes_what_the_bare_one_takes(run_on_stub):
+    """Storages are traced then, also on the engine's thread, and nothing of that keeps a tensor until the next collection."""
+    found = run_on_stub(
+        HEAD
+        + """
+torch.cuda.get_allocator_backend = lambda: "cudaMallocAsync"
+net = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)).to("cuda")
+optimizer = torch.optim.Adam(net.parameters())
+def step():
+    x, y = torch.randn(256, 512, device="cuda"), torch.zeros(256, dtype=torch.long, device="cuda")
+    F.cross_entropy(net(x), y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return torch.cuda.memory_allocated()
+with ipyvram.measure() as m:
+    result["measured"] = [step() for _ in range(3)]
+said("report", m.report)
+result["true"] = torch.cuda.max_memory_allocated()
+result["bare"] = [step() for _ in range(3)]
+result["one"] = sum(p.nbytes for p in net.parameters())
+"""
+    )
+    report = found["report"]
+    assert found["measured"] == found["bare"]
+    assert report["bytes"] == found["true"]
+    assert report["peak"]["gradients"] == report["peak"]["parameters"] == found["one"]
+    assert report["peak"]["other"] < 1 << 16  # rounding
+    assert "keeps none" in report["notes"][0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 from ipyvram.probes.stacks import Interner, StackReader, is_user_file
@@ -107,6 +109,18 @@ def threading_file() -> str:
     return threading.__file__
 
 
-def test_a_thread_with_fewer_callers_than_expected_has_a_stack_too():
-    stacks = Interner()
-    assert StackReader(stacks)(above=10_000) >= -1
+class Kept:
+    """Stands for a tensor among the caller's variables."""
+
+
+def test_with_fewer_callers_than_expected_there_is_no_stack_and_no_cycle_keeps_what_they_hold():
+    def caller() -> weakref.ref[Kept]:
+        held = Kept()
+        assert StackReader(Interner())(above=10_000) == -1
+        return weakref.ref(held)
+
+    gc.disable()
+    try:
+        assert caller()() is None
+    finally:
+        gc.enable()

@@ -70,9 +70,9 @@ class StackReader:
             So many callers are known not to be the user's, so they need not be looked at.
         """
         try:
-            frame = sys._getframe(above + 1)
+            frame: FrameType | None = sys._getframe(above + 1)
         except ValueError:  # on a thread of the autograd engine there are fewer callers, none of them the user's
-            frame = sys._getframe()
+            frame = None  # not this one: a frame that holds itself keeps its callers' tensors until the next collection
         below = self._below if id(frame) == self._anchor else None  # as in all of a backward
         place = self._place(frame) if below is None else below
         index = self._known.get(place)
