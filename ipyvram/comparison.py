@@ -116,6 +116,9 @@ class Comparison:
     ----------
     name : str
         The variable that held the size.
+    of_samples : bool
+        Whether the size is a number of samples, a batch's; else it is another size of the program (an image's side, a
+        sequence's length, a layer's width), and `Row.batch` is that.
     kind : str
         ``"measured"`` or ``"estimated"``.
     rule : str
@@ -149,6 +152,7 @@ class Comparison:
     limit_bytes: int | None = None
     card_bytes: int | None = None
     multiple: int = 1
+    of_samples: bool = True
     fit: Fit | None = None
     largest: Answer | None = None
     knee: int | None = None
@@ -275,13 +279,14 @@ def _fit(data: dict[str, Any]) -> Fit:
     return Fit(**(data | points | {"categories": lines}))
 
 
-def describe_fit(fit: Fit) -> str:
-    """The line in words: ``fixed 1.76 GiB + 56.6 MiB/sample, residual ≤ 0.6 %``."""
-    text = f"fixed {format_bytes(fit.fixed_bytes)} + {format_bytes(fit.per_sample_bytes)}/sample"
+def describe_fit(fit: Fit, size: str = "") -> str:
+    """The line in words: ``fixed 1.76 GiB + 56.6 MiB/sample, residual ≤ 0.6 %``; ``size`` is what is compared but batches."""
+    times = f" × {size}" if size else "/sample"
+    text = f"fixed {format_bytes(fit.fixed_bytes)} + {format_bytes(fit.per_sample_bytes)}{times}"
     if len(fit.batches) > 2:
         text += f", residual ≤ {_percent(fit.residual)}" if fit.residual > 1e-6 else ", no residual"
     if not fit.linear:
-        return f"not linear in the batch, so nothing is extrapolated: {fit.reason}"
+        return f"not linear in {size or 'the batch'}, so nothing is extrapolated: {fit.reason}"
     if fit.dropped:
         text += f" (without {', '.join(map(str, fit.dropped))}, where the peak is another moment of the step)"
     return text

@@ -151,12 +151,13 @@ OPTIONS = (
     Option(
         "--batch", "NAME=SIZES", "batch",
         "run the cell at these batch sizes (8,16,32 or 8..128 or 8:128:*2 or 8:128:+8) and compare them; NAME is the cell's"
-        " variable, or an argument in its calls; all variables are afterwards as before",
+        " variable, or an argument in its calls, and may be another size: an image's side, a sequence's length, a layer's"
+        " width; all variables are afterwards as before",
         parse_batch, ("batch_size=8,16,32", "batch_size=8..128"), words=True, takes_cell=True,
     ),
     Option(
         "--max-batch", "NAME", "max_batch",
-        "find the largest batch size that stays within --limit",
+        "find the largest batch size (or other size: see --batch) that stays within --limit",
         parse_name, ("batch_size",), takes_cell=True,
     ),
     Option(

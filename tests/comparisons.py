@@ -77,4 +77,15 @@ def empty() -> Comparison:
     )
 
 
-CASES = {"measured": measured, "estimated": estimated, "cpu": on_cpu, "interrupted": interrupted, "empty": empty}
+def sides() -> Comparison:
+    """The side of images, not a batch: no knee, no samples for each size."""
+    rows = tuple(_row(side, seen=None, samples_per_s=6400.0 / side) for side in (64, 96, 128))
+    return measured(
+        name="image_size", of_samples=False, rows=rows, label=None, fit=fit_rows(rows, False), knee=None, accumulation=None,
+        largest=Answer(128, "verified", rows[2].needed_bytes),
+    )  # fmt: skip
+
+
+CASES = {
+    "measured": measured, "estimated": estimated, "cpu": on_cpu, "sides": sides, "interrupted": interrupted, "empty": empty,
+}  # fmt: skip

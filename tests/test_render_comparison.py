@@ -89,8 +89,11 @@ def test_three_forms_and_no_others(case):
     assert len(data["text/html"]) < 60_000
 
 
-def test_what_users_write_is_only_text():
-    made = measured(label=HOSTILE, note=HOSTILE, name=HOSTILE, device_name=HOSTILE, ended=HOSTILE, notes=(HOSTILE,))
+@pytest.mark.parametrize("of_samples", [True, False])
+def test_what_users_write_is_only_text(of_samples):
+    made = measured(
+        label=HOSTILE, note=HOSTILE, name=HOSTILE, device_name=HOSTILE, ended=HOSTILE, notes=(HOSTILE,), of_samples=of_samples
+    )  # fmt: skip
     tags = Tags(html(made))
     assert "script" not in [tag for tag, _ in tags.tags]
     assert not any(name.startswith("on") for _, attributes in tags.tags for name in attributes)
@@ -98,6 +101,7 @@ def test_what_users_write_is_only_text():
     assert "\u202e" not in html(made) + text(made)
     assert tags.text.count("<script>alert(1)</script>") >= 5
     assert HOSTILE[:8] not in chart(made)
+    ElementTree.fromstring(chart(made))
 
 
 def picture(c: Comparison) -> ElementTree.Element:

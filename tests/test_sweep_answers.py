@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ipyvram.comparison import Row
-from ipyvram.sweep.answers import KNEE_SHARE, accumulate, fast_enough, knee
+from ipyvram.sweep.answers import KNEE_SHARE, accumulate, batch_axis, fast_enough, knee
+from ipyvram.sweep.trial import Trial
 
 
 @given(st.integers(1, 5000), st.integers(1, 2000))
@@ -28,6 +30,25 @@ def test_the_knee_is_the_smallest_size_that_is_fast_enough(points):
     found, best = knee(rows), max(speed for _, speed in points)
     assert dict(points)[found] >= KNEE_SHARE * best
     assert all(speed < KNEE_SHARE * best for batch, speed in points if batch < found)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "axis"),
+    [
+        ("batch_size", {8: (8, 3), 16: (16, 3)}, 0),
+        ("batch_size", {8: (5, 8), 16: (5, 16)}, 1),
+        ("bs", {8: (5, 8), 16: (5, 16)}, 1),
+        ("seq_len", {8: (5, 8), 16: (5, 16)}, None),
+        ("jobs", {8: (5, 8), 16: (5, 16)}, None),
+        ("side", {8: (5, 3, 8, 8), 16: (5, 3, 16, 16)}, None),
+        ("side", {8: (5, 3, 8, 8), 16: (8, 3, 8, 8)}, 0),
+        ("anything", {8: (5, 3), 16: (5, 3)}, 0),
+        ("words", {8: (5, 31), 16: (5, 38)}, 0),  # of random lengths
+        ("one", {8: (5, 8)}, 0),
+    ],
+)
+def test_the_batch_is_the_dimension_that_changes(name, shapes, axis):
+    assert batch_axis([Trial(size, shape) for size, shape in shapes.items()], name) == axis
 
 
 def test_one_speed_has_no_knee():

@@ -117,6 +117,21 @@ def test_a_quadratic_program_is_still_bracketed_by_the_search():
     assert not found.fit.linear
 
 
+def test_the_side_of_images_is_compared():
+    def train(side: int) -> None:
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        for _ in range(9):
+            net(torch.randn(4, 3, side, side)).sum().backward()
+            optimizer.step()
+
+    found = ipyvram.compare_batches(train, [32, 64, 128], name="side")
+    assert (found.name, found.of_samples, found.knee) == ("side", False, None)
+    inputs = [row.categories["inputs"] for row in found.rows]
+    assert inputs == [4 * 3 * side * side * 4 for side in (32, 64, 128)]
+    assert "not linear in side" in str(found)
+
+
 def test_the_tutorials_rule_takes_more_trials_than_the_fit():
     make, _ = MODELS["tutorial CNN"]
     trials = MeasuredTrials(FunctionBody(training(make)))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from ipyvram.comparison import Comparison
 from ipyvram.render.comparison import bundle
 from ipyvram.render.comparison_chart import chart
 from ipyvram.sweep.engine import BatchDidNotChange, Question, Sweep
@@ -176,6 +177,50 @@ def test_a_batch_in_the_second_dimension_is_seen():
     found, _ = ask(Program(shape=lambda size: (35, size)), sizes=(8, 16, 32))
     assert [r.seen for r in found.rows] == [8, 16, 32]
     assert "the batch is dimension 1 of the model's input" in found.notes
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda side: (8, 3, side, side),
+        lambda length: (8, length - 1),  # without the last word
+        lambda side: (8, side * side // 4, 3),  # patches
+    ],
+)
+def test_another_size_than_the_batch_is_compared_as_what_it_is(shape):
+    """An image's side: no data end, no samples are counted, nothing is a line for having two points, no size is the knee."""
+    program = Program(lambda side: 100 * MIB + side**2 * 2**10, shape=shape, room=1000 * MIB)
+    found, _ = ask(program, sizes=(64, 128, 256, 512), limit_bytes=600 * MIB, effective=64)
+    assert (found.of_samples, found.knee, found.accumulation) == (False, None, None)
+    assert [r.seen for r in found.rows] == [None] * 4
+    assert [r.note for r in found.rows] == [""] * 4
+    assert (found.largest.batch, found.largest.status) == (512, "verified")
+    assert "the model was given 8 samples at each size: bs is another size of the program than the batch" in found.notes
+    assert Comparison.from_json(found.to_json()) == found
+    two, _ = ask(program, sizes=(64, 128))
+    assert not two.fit.linear
+    words = bundle(found)["text/plain"]
+    assert "samples/s" in words
+    assert "share of best" not in words
+    assert "not linear in bs" in words
+
+
+def test_a_larger_model_is_another_size_too():
+    def runner(width: int, steps: int) -> Trial:
+        held = {"parameters": width * MIB, "activations": 10 * MIB}
+        return Trial(width, (8, 32), peak_bytes=sum(held.values()), categories=held, steps=steps + 2)
+
+    found = Sweep(Question("width", (16, 32, 64, 128)), runner, lambda batch: "loader").run()
+    assert not found.of_samples
+    assert found.fit.linear
+    assert found.fit.reach == 128
+
+
+def test_a_search_for_another_size_ends_at_the_limit():
+    program = Program(lambda side: 100 * MIB + side**2 * 2**10, shape=lambda side: (8, 3, side, side), room=1000 * MIB)
+    found, _ = ask(program, rule="largest", limit_bytes=600 * MIB)
+    assert 714 <= found.largest.batch < found.largest.beyond == 716
+    assert not found.of_samples
 
 
 def test_without_a_module_nothing_proves_the_batch_and_that_is_said():

@@ -13,6 +13,7 @@ from dataclasses import replace
 from ipyvram.comparison import Comparison, Row, reached
 from ipyvram.render.axes import byte_ticks, round_bytes
 from ipyvram.render.comparison_words import speed
+from ipyvram.render.markup import escape
 from ipyvram.render.palette import COLOURS, LIMIT_COLOUR, PAPER, STACK
 from ipyvram.units import format_bytes
 
@@ -65,7 +66,7 @@ def _memory(c: Comparison, rows: Sequence[Row]) -> Iterable[str]:
     for row in c.rows:
         yield from _mark(row, x, y, y(min(c.limit_bytes or top_bytes, top_bytes)))
     answer = c.largest.batch if c.largest is not None else None
-    yield from _labels([(x(r.batch), str(r.batch), r.batch == answer) for r in c.rows], (left + right) / 2)
+    yield from _labels(c, [(x(r.batch), str(r.batch), r.batch == answer) for r in c.rows], (left + right) / 2)
 
 
 def _top(c: Comparison, rows: Sequence[Row], last: int) -> float:
@@ -145,11 +146,12 @@ def _speed(c: Comparison) -> Iterable[str]:
     for tick in _round_ticks(best):
         yield _rule(left, right, y(tick))
         yield _words(left - 6, y(tick) + 4, speed(tick), "end")
-    yield _rule(left, right, y(0.95 * best), KNEE_COLOUR, 0.9, "2 3")
+    if c.of_samples:  # else there is no knee
+        yield _rule(left, right, y(0.95 * best), KNEE_COLOUR, 0.9, "2 3")
+        yield _words_beside(
+            [(x(r.batch), y(value)) for r, value in points], left, right, y(0.95 * best), "95 % of the best"
+        )
     knee_is_left = c.knee is not None and x(c.knee) < (left + right) / 2
-    yield _words_beside(
-        [(x(r.batch), y(value)) for r, value in points], left, right, y(0.95 * best), "95 % of the best"
-    )
     path = " L".join(f"{x(r.batch):.1f} {y(value):.1f}" for r, value in points)
     yield f'<path d="M{path}" fill="none" stroke="currentColor" stroke-width="1.5"/>'
     for row, value in points:
@@ -159,7 +161,7 @@ def _speed(c: Comparison) -> Iterable[str]:
         if knee:
             anchor = "start" if knee_is_left else "end"
             yield _words(x(row.batch), y(value) - 10, f"knee {row.batch}", anchor, bold=True)
-    yield from _labels([(x(r.batch), str(r.batch), r.batch == c.knee) for r, _ in points], (left + right) / 2)
+    yield from _labels(c, [(x(r.batch), str(r.batch), r.batch == c.knee) for r, _ in points], (left + right) / 2)
 
 
 def _round_ticks(highest: float, about: int = 4) -> list[float]:
@@ -171,7 +173,7 @@ def _round_ticks(highest: float, about: int = 4) -> list[float]:
 # -- pieces --------------------------------------------------------------------------------------------------------------
 
 
-def _labels(ticks: Sequence[tuple[float, str, bool]], middle: float) -> Iterable[str]:
+def _labels(c: Comparison, ticks: Sequence[tuple[float, str, bool]], middle: float) -> Iterable[str]:
     """Sizes below the axis: the important ones first, the others where there is room."""
     taken: list[tuple[float, float]] = []
     for at, label, important in sorted(ticks, key=lambda t: (not t[2], -t[0])):
@@ -179,7 +181,7 @@ def _labels(ticks: Sequence[tuple[float, str, bool]], middle: float) -> Iterable
         if all(at + half <= a or at - half >= b for a, b in taken):
             taken.append((at - half, at + half))
             yield _words(at, BOTTOM + 15, label, "middle", bold=important)
-    yield _words(middle, BOTTOM + 32, "batch size", "middle")
+    yield _words(middle, BOTTOM + 32, "batch size" if c.of_samples else escape(c.name), "middle")
 
 
 def _rule(
@@ -212,6 +214,6 @@ def _height(curve: Sequence[tuple[float, float]], x: float) -> float | None:
 
 
 def _words(x: float, y: float, text: str, anchor: str, bold: bool = False) -> str:
-    """``text`` is made of figures and our own words only."""
+    """``text`` is made of figures and our own words, or escaped."""
     weight = ' font-weight="600"' if bold else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{weight}>{text}</text>'

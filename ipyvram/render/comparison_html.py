@@ -10,7 +10,7 @@ from itertools import compress
 
 from ipyvram.comparison import Comparison, Row, reached
 from ipyvram.render.comparison_chart import HEIGHT, WIDTH, chart
-from ipyvram.render.comparison_words import COLUMNS, FIGURES, Words, columns_shown, put_into_words, sentence
+from ipyvram.render.comparison_words import FIGURES, Words, columns_shown, heads, put_into_words, sentence
 from ipyvram.render.framing import framed
 from ipyvram.render.markup import MUTED, Column, Part, escape, folded, stacked_bar, style, swatch, table
 from ipyvram.render.palette import COLOURS, STACK, TROUBLE_COLOUR
@@ -52,8 +52,8 @@ def _head(c: Comparison, words: Words) -> str:
 def _main_table(c: Comparison, words: Words) -> str:
     if not words.cells:
         return ""
-    shown = columns_shown(c)
-    columns = [Column(COLUMNS[i], numeric=i in FIGURES) for i in compress(range(len(COLUMNS)), shown)]
+    names = heads(c)
+    columns = [Column(names[i], numeric=i in FIGURES) for i in compress(range(len(names)), columns_shown(c))]
     columns.insert(2, Column("by category"))
     widest = max((r.peak_bytes or 0 for r in c.rows), default=0)
     rows, sizes = [], reached(c.rows)
@@ -67,7 +67,7 @@ def _main_table(c: Comparison, words: Words) -> str:
         for row, remark in zip(c.rows, words.remarks, strict=True)
         if remark
     )
-    return f'<div class="c">{table("Peak memory and speed at each batch size", columns, rows)}</div>{remarks}'
+    return f'<div class="c">{table("Peak memory and speed at each size", columns, rows)}</div>{remarks}'
 
 
 def _bar(row: Row, widest: int) -> str:
@@ -120,4 +120,4 @@ def _category_table(words: Words) -> str:
     rows = [
         [f"{swatch(COLOURS[name])} {escape(label)}", *map(escape, sizes)] for name, label, sizes in words.categories
     ]
-    return folded("By category at each peak", table("Bytes by category at the peak of each batch size", columns, rows))
+    return folded("By category at each peak", table("Bytes by category at the peak of each size", columns, rows))

@@ -6,7 +6,7 @@ from itertools import compress
 
 from ipyvram.comparison import Comparison
 from ipyvram.render.columns import columns, display_width
-from ipyvram.render.comparison_words import COLUMNS, FIGURES, Words, columns_shown, put_into_words
+from ipyvram.render.comparison_words import COLUMNS, FIGURES, Words, columns_shown, heads, put_into_words
 from ipyvram.render.text import Pen
 
 #: Left out where the table would be wider than the page: it follows from the column before it.
@@ -37,7 +37,8 @@ def text(comparison: Comparison, *, width: int = 80, unicode: bool = True, colou
 
 def _table(comparison: Comparison, words: Words, pen: Pen) -> list[str]:
     shown = list(compress(range(len(COLUMNS)), columns_shown(comparison)))
-    rows = [[COLUMNS[i] for i in shown], *map(list, words.cells)]
+    names = heads(comparison)
+    rows = [[names[i] for i in shown], *map(list, words.cells)]
     if sum(max(display_width(cell) for cell in column) + 2 for column in zip(*rows, strict=True)) - 2 > pen.width:
         kept = [i for i in range(len(shown)) if COLUMNS[shown[i]] not in DISPENSABLE]
         rows, shown = [[row[i] for i in kept] for row in rows], [shown[i] for i in kept]

@@ -8,7 +8,7 @@ from ipyvram.comparison import Accumulation, Answer, Comparison, Row, describe_f
 from ipyvram.report_rows import LABELS
 from ipyvram.units import format_bytes, format_duration
 
-#: Heads of the main table, and which of its columns are figures.
+#: Heads of the main table (`heads` has them for one comparison), and which of its columns are figures.
 COLUMNS = ("batch", "peak", "reserved", "needs", "samples/s", "share of best", "status")
 FIGURES = (0, 1, 2, 3, 4, 5)
 
@@ -55,10 +55,10 @@ def put_into_words(c: Comparison) -> Words:
     """All that is said of a comparison."""
     shown = columns_shown(c)
     return Words(
-        title=c.label or "Batch sizes",
+        title=c.label or ("Batch sizes" if c.of_samples else "Sizes"),
         context=tuple(_context(c)),
         headline=tuple(_headline(c)),
-        fit=describe_fit(c.fit) if c.fit is not None else "",
+        fit=describe_fit(c.fit, _size(c)) if c.fit is not None else "",
         cells=tuple(tuple(cell for cell, show in zip(_cells(c, row), shown, strict=True) if show) for row in c.rows),
         remarks=tuple(row.note for row in c.rows),
         sizes=tuple(str(row.batch) for row in _told(c)),
@@ -76,7 +76,17 @@ def columns_shown(c: Comparison) -> tuple[bool, ...]:
     more = any((r.needed_bytes or 0) > (r.reserved_bytes or r.peak_bytes or 0) for r in c.rows)
     reserved = any(r.reserved_bytes is not None for r in c.rows)
     speed = c.best_samples_per_s is not None
-    return True, True, reserved, more and c.limit_bytes is not None, speed, speed, True
+    return True, True, reserved, more and c.limit_bytes is not None, speed, speed and c.of_samples, True
+
+
+def heads(c: Comparison) -> tuple[str, ...]:
+    """`COLUMNS`, the first as what is compared."""
+    return (_size(c) or COLUMNS[0], *COLUMNS[1:])
+
+
+def _size(c: Comparison) -> str:
+    """What is compared, where it is no batch."""
+    return "" if c.of_samples else c.name
 
 
 def _context(c: Comparison) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -17,25 +18,46 @@ if TYPE_CHECKING:
 #: The knee: the smallest size whose speed is at least this share of the best.
 KNEE_SHARE = 0.95
 
+#: Names by which a size in dim 1 of the input is the batch; else it is a length or a width.
+_BATCH = re.compile(r"batch|samples|(^|_)bs(_|\d|$)|^[bn]$", re.IGNORECASE)
+
 #: What is said of a size of which the data made no batch.
 STARVED = "the model was given nothing: the data have no more"
 
 
-def batch_axis(trials: Sequence[Trial]) -> int:
-    """Which dimension of the model's input is the batch: 0, or 1 where that one follows the size and dim 0 does not."""
-    shapes = [(t.size, t.shape) for t in trials if t.shape and not t.out_of_memory]
-    stuck = len({shape[0] for _, shape in shapes}) == 1 and len({size for size, _ in shapes}) > 1
-    return 1 if stuck and all(len(shape) > 1 and shape[1] == size for size, shape in shapes) else 0
+def batch_axis(trials: Sequence[Trial], name: str) -> int | None:
+    """Which dimension of the model's input is the batch; None where the size ``name`` is no number of samples.
+
+    It is dim 0 if that changes. If not, it is dim 1 where that is the size (time first) and the name speaks of a batch; else,
+    where a dimension goes with the size or the parameters do, the size is an image's side, a sequence's length, a layer's width.
+    """
+    ran = [t for t in trials if t.shape and not t.out_of_memory]
+    if len({t.size for t in ran}) < 2 or len({t.shape[0] for t in ran}) > 1:
+        return 0
+    if _BATCH.search(name) and all(len(t.shape) > 1 and t.shape[1] == t.size for t in ran):
+        return 1
+    return None if _is_another_size(ran) else 0
 
 
-def seen(trial: Trial, axis: int) -> int | None:
-    """The batch that the model was given; None where no module was called."""
-    return trial.shape[axis] if len(trial.shape) > axis else None
+def _is_another_size(ran: Sequence[Trial]) -> bool:
+    """Whether a dimension is the size plus a constant, or a constant times it or its square; or the parameters grow with it."""
+    for sizes in zip(*(t.shape[1:] for t in ran), strict=False):
+        pairs = [(given, t.size) for given, t in zip(sizes, ran, strict=True)]
+        ways = ([g - size for g, size in pairs], [g / size for g, size in pairs], [g / size**2 for g, size in pairs])
+        if any(math.isclose(min(way), max(way)) for way in ways):
+            return True
+    parameters = {t.size: t.categories.get("parameters", 0) for t in ran}
+    return all(parameters[a] < parameters[b] for a, b in itertools.pairwise(sorted(parameters)))
 
 
-def clipped(trial: Trial, trials: Sequence[Trial]) -> bool:
+def seen(trial: Trial, axis: int | None) -> int | None:
+    """The batch that the model was given; None where no module was called, or the size is none of samples."""
+    return trial.shape[axis] if axis is not None and len(trial.shape) > axis else None
+
+
+def clipped(trial: Trial, trials: Sequence[Trial], axis: int | None) -> bool:
     """Whether the data had fewer samples than this size asks for. One trial alone does not tell data from program."""
-    axis, alone = batch_axis(trials), len(trials) < 2
+    alone = len(trials) < 2
     ran = [(t.size, seen(t, axis)) for t in trials if not t.out_of_memory]
     return not (alone or trial.out_of_memory) and is_short(trial.size, seen(trial, axis), share_given(ran))
 
@@ -46,9 +68,9 @@ def starved(trial: Trial, trials: Sequence[Trial]) -> bool:
     return smaller and not (trial.shape or trial.steps or trial.out_of_memory)
 
 
-def rows(trials: Sequence[Trial], verified: frozenset[int], estimated: bool) -> tuple[Row, ...]:
+def rows(trials: Sequence[Trial], axis: int | None, verified: frozenset[int], estimated: bool) -> tuple[Row, ...]:
     """One row a size, ascending; the last trial of a size speaks for it."""
-    axis, found = batch_axis(trials), dict[int, Row]()
+    found = dict[int, Row]()
     for trial in trials:
         row = _row(trial, axis, "predicted" if estimated else "measured")
         if starved(trial, trials):
@@ -60,7 +82,7 @@ def rows(trials: Sequence[Trial], verified: frozenset[int], estimated: bool) -> 
     )
 
 
-def _row(trial: Trial, axis: int, status: str) -> Row:
+def _row(trial: Trial, axis: int | None, status: str) -> Row:
     speed = trial.samples_per_s
     if speed is not None and axis == 1:  # it was counted along dim 0
         speed *= trial.shape[1] / trial.shape[0]
@@ -101,11 +123,11 @@ def _row_note(trial: Trial, given: int | None) -> str:
     return "; ".join(notes)
 
 
-def fit_rows(rows: Sequence[Row]) -> Fit | None:
-    """The line through the clean rows, over the sizes that the data filled."""
+def fit_rows(rows: Sequence[Row], of_samples: bool = True) -> Fit | None:
+    """The line through the clean rows, over the sizes that the data filled; ``of_samples`` as in `Comparison`."""
     clean = [r for r in rows if r.peak_bytes is not None and r.categories and not r.contaminated and r.seen != 0]
     sizes = reached(rows)
-    return fit(Point(sizes[r.batch], r.categories) for r in clean)
+    return fit((Point(sizes[r.batch], r.categories) for r in clean), of_samples)
 
 
 def overhead(rows: Sequence[Row]) -> tuple[float, int]:

@@ -30,6 +30,7 @@ def compare_batches(
     batch_sizes: Iterable[int] | str | None = None,
     *,
     label: str | None = None,
+    name: str = "batch_size",
     steps: int = TIMED_STEPS,
     limit: str | float | None = None,
     card: str | int | None = None,
@@ -52,6 +53,8 @@ def compare_batches(
         ``[8, 16, 32]``, ``"8..64"``, ``"8:128:*2"``; None to search for the largest size that fits.
     label : str, optional
         A name for the comparison.
+    name : str
+        What to call the size, where it is an image's side, a sequence's length or a layer's width.
     steps : int
         Timed steps of each trial.
     limit : str or float, optional
@@ -93,7 +96,7 @@ def compare_batches(
     chosen = options.card or (cards.find(None) if estimate else None)
     card_bytes = chosen.total_bytes if chosen is not None else own_card_bytes()
     question = Question(
-        name="batch_size",
+        name=name,
         sizes=sizes,
         rule="sizes" if sizes else "tutorial" if rule == "tutorial" else "largest",
         limit_bytes=limit_bytes(options.limit, card_bytes),

@@ -24,7 +24,7 @@ class Question:
     Attributes
     ----------
     name : str
-        The variable that holds the batch size.
+        The variable that holds the batch size, or another size of the program.
     sizes : tuple of int
         Sizes to compare, ascending; empty to search for the largest that fits.
     limit_bytes, card_bytes : int or None
@@ -51,7 +51,7 @@ class Question:
 
 
 class BatchDidNotChange(ValueError):
-    """The model was given the same batch whatever the size: the sizes would be compared in name only."""
+    """The model was the same, and given the same, whatever the size: the sizes would be compared in name only."""
 
 
 class Sweep:
@@ -124,7 +124,7 @@ class Sweep:
 
     def _check_that_it_changed(self) -> None:
         ran = [t for t in self.trials if t.shape and not t.out_of_memory]
-        if len({t.size for t in ran}) < 2 or answers.batch_axis(ran) == 1:
+        if len({t.size for t in ran}) < 2 or self._axis != 0:
             return
         given = {t.shape[0] for t in ran}
         if len(given) > 1:
@@ -134,8 +134,12 @@ class Sweep:
         if loader or batch != ran[0].size:
             raise BatchDidNotChange(wording.did_not_change(self.question.name, [t.size for t in ran], batch, loader))
 
+    @property
+    def _axis(self) -> int | None:
+        return answers.batch_axis(self.trials, self.question.name)
+
     def _clipped(self, trial: Trial) -> bool:
-        return answers.clipped(trial, self.trials)
+        return answers.clipped(trial, self.trials, self._axis)
 
     def _fits(self, trial: Trial) -> bool:
         limit, needed = self.question.limit_bytes, trial.needed_bytes
@@ -158,7 +162,7 @@ class Sweep:
         if limit is None or self.question.estimated:
             return
         rows = self._rows()
-        ran, line = answers.largest_that_ran(rows, limit), answers.fit_rows(rows)
+        ran, line = answers.largest_that_ran(rows, limit), self._line(rows)
         if ran is None:
             return
         self._expected += 1
@@ -226,14 +230,19 @@ class Sweep:
     # -- the value ---------------------------------------------------------------------------------------------------
 
     def _rows(self) -> Sequence[Row]:
-        return answers.rows(self.trials, frozenset(self._verified), self.question.estimated)
+        return answers.rows(self.trials, self._axis, frozenset(self._verified), self.question.estimated)
+
+    def _line(self, rows: Sequence[Row]) -> Fit | None:
+        return answers.fit_rows(rows, self._axis is not None)
 
     def _comparison(self, started: float, duration_s: float) -> Comparison:
-        question, rows = self.question, tuple(self._rows())
-        line, largest = answers.fit_rows(rows), self._largest(rows)
+        question, rows, axis = self.question, tuple(self._rows()), self._axis
+        line, largest = self._line(rows), self._largest(rows)
         last = next((t for t in reversed(self.trials) if t.device), None)
-        knee, fast = answers.knee(rows, question.limit_bytes), answers.fast_enough(rows)
-        micro = largest.batch if largest is not None else knee
+        knee, fast, micro = None, None, None
+        if axis is not None:
+            knee, fast = answers.knee(rows, question.limit_bytes), answers.fast_enough(rows)
+            micro = largest.batch if largest is not None else knee
         return Comparison(
             name=question.name,
             rows=rows,
@@ -246,6 +255,7 @@ class Sweep:
             limit_bytes=question.limit_bytes,
             card_bytes=question.card_bytes,
             multiple=question.multiple,
+            of_samples=axis is not None,
             fit=line,
             largest=largest,
             knee=knee,
@@ -257,7 +267,7 @@ class Sweep:
             notes=(
                 *self._notes,
                 *([wording.memory_limits_speed(fast)] if fast is not None and knee is None else []),
-                *wording.notes(self.trials, rows, line, self._skipped, question.estimated),
+                *wording.notes(question.name, self.trials, rows, axis, line, self._skipped, question.estimated),
             ),
         )
 
@@ -268,7 +278,7 @@ class Sweep:
         ran = answers.largest_that_ran(rows, limit)
         if not self.question.estimated:
             return ran
-        line = answers.fit_rows(rows)
+        line = self._line(rows)
         predicted = answers.predicted_largest(rows, line, limit, self.question.multiple)
         if predicted is None or (ran is not None and (predicted.batch <= ran.batch or self._clipped(self.trials[-1]))):
             return ran

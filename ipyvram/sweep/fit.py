@@ -58,6 +58,8 @@ class Fit:
         Whether it may be used for sizes that were not measured; ``reason`` says why not.
     batches, peaks : tuple of int
         The points it went through; ``dropped`` are smaller sizes that it left out.
+    of_samples : bool
+        Whether the size is a number of samples.
     """
 
     fixed_bytes: float
@@ -69,6 +71,7 @@ class Fit:
     batches: tuple[int, ...] = ()
     peaks: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
+    of_samples: bool = True
 
     def predict(self, batch: float) -> Prediction:
         """Peak bytes at a size: 95 % prediction interval from 4 points on, the range of the secants below."""
@@ -91,11 +94,14 @@ class Fit:
     @property
     def reach(self) -> int:
         """The largest size it gives a figure for."""
-        return MAX_EXTRAPOLATION * max(self.batches) if self.linear else max(self.batches)
+        return MAX_EXTRAPOLATION * max(self.batches) if self.linear and self.of_samples else max(self.batches)
 
 
-def fit(points: Iterable[Point]) -> Fit | None:
+def fit(points: Iterable[Point], of_samples: bool = True) -> Fit | None:
     """The line through the points; None with fewer than two sizes.
+
+    Memory is a straight line in the samples of a batch for a reason. In another size (an image's side) it need not be one: there
+    two points are not taken for a line, and nothing is said beyond the last.
 
     Small sizes go when their stretch bends off the next one by more than `MAX_SLOPE_CHANGE` (there the peak is another
     moment of the step), as long as three remain to test the line with.
@@ -111,8 +117,8 @@ def fit(points: Iterable[Point]) -> Fit | None:
     names = dict.fromkeys(name for p in used for name in p.categories)
     lines = {name: line_through(batches, [p.categories.get(name, 0) for p in used]) for name in names}
     residual = max(abs(y - fixed - slope * x) / y for x, y in zip(batches, peaks, strict=True) if y)
-    reason = _objection(used, residual, fixed)
-    return Fit(fixed, slope, lines, residual, not reason, reason, batches, peaks, tuple(dropped))
+    reason = _objection(used, residual, fixed, of_samples)
+    return Fit(fixed, slope, lines, residual, not reason, reason, batches, peaks, tuple(dropped), of_samples)
 
 
 def line_through(batches: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
@@ -124,22 +130,24 @@ def line_through(batches: Sequence[int], values: Sequence[float]) -> tuple[float
     return level - slope * centre, slope
 
 
-def _objection(points: list[Point], residual: float, fixed: float) -> str:
+def _objection(points: list[Point], residual: float, fixed: float, of_samples: bool) -> str:
     """Why the points are no line; empty when they may be one.
 
     Close sizes look straight on any curve, but where memory grows faster than the batch their line meets zero early.
     """
+    if not of_samples and len(points) < 3:
+        return "two sizes do not show whether it is"
     if fixed < -MAX_RESIDUAL * points[0].bytes:
-        return (
-            "memory grows faster than the batch (by the line through these sizes an empty batch would give some back)"
-        )
+        it, none = ("the batch", "an empty batch") if of_samples else ("the size", "a size of 0")
+        return f"memory grows faster than {it} (by the line through these sizes {none} would give some back)"
     if residual > MAX_RESIDUAL:
         return f"a line misses a size by {residual:.0%}".replace("%", " %")
     for a, b, c in zip(points, points[1:], points[2:], strict=False):
         if _bends(a, b, c):
             before, after = _slope(a, b), _slope(b, c)
             times = f"{after / before:.1f} times the" if before > 0 < after else "not the"
-            return f"from {b.batch} to {c.batch} a sample costs {times} bytes it costs from {a.batch} to {b.batch}"
+            one = "a sample" if of_samples else "one more"
+            return f"from {b.batch} to {c.batch} {one} costs {times} bytes it costs from {a.batch} to {b.batch}"
     return ""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ipyvram.comparison import Row
-from ipyvram.sweep.answers import batch_axis, clipped, seen, starved
+from ipyvram.sweep.answers import clipped, seen, starved
 from ipyvram.sweep.fit import Fit
 from ipyvram.units import format_bytes
 
@@ -54,13 +54,19 @@ def more_untried(tried: int) -> str:
 
 
 def notes(
-    trials: Sequence[Trial], rows: Sequence[Row], line: Fit | None, skipped: Sequence[int], estimated: bool
+    name: str,
+    trials: Sequence[Trial],
+    rows: Sequence[Row],
+    axis: int | None,
+    line: Fit | None,
+    skipped: Sequence[int],
+    estimated: bool,
 ) -> Iterator[str]:
-    """What is to be said of the whole."""
+    """What is to be said of the whole; ``axis`` as `batch_axis` gives it."""
     ran = [t for t in trials if not t.out_of_memory]
     if ran and not any(t.peak_bytes for t in ran):
         yield "nothing was on the device: the code computes elsewhere"
-    yield from _about_batches(ran, rows, skipped)
+    yield from _about_batches(name, ran, axis, skipped)
     if left := [t for t in trials if t.leftover]:
         sizes = ", ".join(dict.fromkeys(str(t.size) for t in left))
         yield f"contaminated: memory was not back at its baseline before {sizes}, so figures there are too high: {left[0].leftover}"
@@ -70,7 +76,7 @@ def notes(
         yield "there is no optimizer step: each trial was the whole cell, and its speed includes the tracing"
     elif few := [str(r.batch) for r in rows if r.samples_per_s is not None and r.steps < 3]:
         yield f"fewer than 3 steps were timed at {', '.join(few)}: those speeds are rough"
-    if line is not None and line.linear and line.per_sample_bytes > 0:
+    if axis is not None and line is not None and line.linear and line.per_sample_bytes > 0:
         yield from _about_the_fixed_part(rows, line)
     retried = [t for t in ran if t.retries]
     if retried:
@@ -78,9 +84,8 @@ def notes(
     yield from dict.fromkeys(note for t in (trials[-1:] if estimated else trials) for note in t.notes)
 
 
-def _about_batches(ran: Sequence[Trial], rows: Sequence[Row], skipped: Sequence[int]) -> Iterator[str]:
-    axis = batch_axis(ran)
-    short = [t for t in ran if clipped(t, ran)]
+def _about_batches(name: str, ran: Sequence[Trial], axis: int | None, skipped: Sequence[int]) -> Iterator[str]:
+    short = [t for t in ran if clipped(t, ran, axis)]
     if short:
         yield f"at {short[0].size} the model was given {seen(short[0], axis)}: the data have no more"
     empty = [t for t in ran if starved(t, ran)]
@@ -91,6 +96,8 @@ def _about_batches(ran: Sequence[Trial], rows: Sequence[Row], skipped: Sequence[
         yield f"not run: {', '.join(map(str, skipped))} ({why})"
     if axis == 1:
         yield "the batch is dimension 1 of the model's input"
+    if axis is None:
+        yield f"the model was given {ran[0].shape[0]} samples at each size: {name} is another size of the program than the batch"
     if ran and not any(t.shape for t in ran):
         yield "no module was called, so nothing shows that the batch really changed"
 
