@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.words import words
+
 TRACES = Path(os.environ.get("IPYVRAM_TRACES") or Path(__file__).parents[2] / "shared" / "traces")
 
 
@@ -194,7 +196,8 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 if __name__ == "__main__":
+    (row,) = words(__doc__, row=ROWS)
     try:
-        print(json.dumps(ROWS[sys.argv[1]]()))
+        print(json.dumps(ROWS[row]()))
     except Exception as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"[:300]}))

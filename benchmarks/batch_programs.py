@@ -8,6 +8,8 @@ from __future__ import annotations
 import textwrap
 from typing import NamedTuple
 
+from benchmarks.gpt import BY_HAND, SDPA, gpt
+
 #: Optimizer steps (or passes) of every cell.
 STEPS = 6
 
@@ -129,45 +131,14 @@ def _images(name: str, optimizer: str, loop: str = _FP32, at: int = 16, side: in
     return _program(f"model = torchvision.models.{name}(weights=None)", optimizer, loop, batch, at, conf)
 
 
-_GPT = """
-class Block(nn.Module):
-    def __init__(self, width, heads):
-        super().__init__()
-        self.a, self.b, self.heads = nn.LayerNorm(width), nn.LayerNorm(width), heads
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-    def forward(self, x):
-        n, length, width = x.shape
-        q, k, v = (t.view(n, length, self.heads, -1).transpose(1, 2) for t in self.qkv(self.a(x)).split(width, -1))
-        y = ATTENTION
-        x = x + F.dropout(self.out(y.transpose(1, 2).reshape(n, length, width)), 0.1, self.training)
-        return x + self.down(F.gelu(self.up(self.b(x))))
-class GPT(nn.Module):
-    def __init__(self, words=20000, width=512, layers=6, heads=8):
-        super().__init__()
-        self.words, self.places = nn.Embedding(words, width), nn.Embedding(512, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, words)
-    def forward(self, tokens):
-        x = self.words(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
-        for block in self.blocks:
-            x = RUN
-        return self.head(self.norm(x)).flatten(0, 1)
-model = GPT(WITH)
-"""
-_SDPA = "F.scaled_dot_product_attention(q, k, v, is_causal=True)"
-_BY_HAND = (
-    "(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).masked_fill(torch.ones(length, length, dtype=torch.bool, device=q.device)"
-    ".triu(1), float('-inf')).softmax(-1) @ v"
-)
 _WORDS = "torch.zeros(batch_size, 256, dtype=torch.long, device='cuda'), torch.zeros(batch_size * 256, dtype=torch.long, device='cuda')"
 
 
 def _gpt(
-    optimizer: str, loop: str = _FP32, with_: str = "", attention: str = _SDPA, run: str = "block(x)", after: str = ""
+    optimizer: str, loop: str = _FP32, with_: str = "", attention: str = SDPA, run: str = "block(x)", after: str = ""
 ) -> Program:
-    model = _GPT.replace("ATTENTION", attention).replace("RUN", run).replace("WITH", with_) + after
-    return _program(model, optimizer, loop, _WORDS, 4)
+    model = f"{gpt(attention, run)}model = GPT({with_})\n{after}"
+    return _program(model, optimizer, loop.replace("model(x)", "model(x).flatten(0, 1)"), _WORDS, 4)
 
 
 _CHECKPOINTED = "checkpoint(block, x, use_reentrant=False)"
@@ -268,7 +239,7 @@ PROGRAMS: dict[str, Program] = {
     "gpt AdamW": _gpt(_ADAMW),
     "gpt AdamW bf16": _gpt(_ADAMW, _BF16),
     "gpt AdamW bf16 weights": _gpt(_ADAMW, after="model = model.bfloat16()\n"),
-    "gpt AdamW, attention by hand": _gpt(_ADAMW, attention=_BY_HAND),
+    "gpt AdamW, attention by hand": _gpt(_ADAMW, attention=BY_HAND),
     "gpt AdamW, checkpointed": _gpt(_ADAMW, run=_CHECKPOINTED),
     "gpt AdamW bf16, checkpointed": _gpt(_ADAMW, _BF16, run=_CHECKPOINTED),
     "gpt AdamW, accumulated": _gpt(_ADAMW, _ACCUMULATED),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import textwrap
 
+from benchmarks.gpt import BY_HAND, SDPA, gpt
+
 _LOOP = """
 for _ in range(3):
     x, y = batch()
@@ -111,44 +113,17 @@ for _ in range(3):
     optimizer.step()
     optimizer.zero_grad()
 """
-_GPT = """
-class Block(nn.Module):
-    def __init__(self, width=256, heads=8):
-        super().__init__()
-        self.a, self.b, self.heads = nn.LayerNorm(width), nn.LayerNorm(width), heads
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-    def forward(self, x):
-        n, length, width = x.shape
-        q, k, v = (t.view(n, length, self.heads, -1).transpose(1, 2) for t in self.qkv(self.a(x)).split(width, -1))
-        y = ATTENTION
-        x = x + F.dropout(self.out(y.transpose(1, 2).reshape(n, length, width)), 0.1, self.training)
-        return x + self.down(F.gelu(self.up(self.b(x))))
-class GPT(nn.Module):
-    def __init__(self, words=5000, width=256, layers=4):
-        super().__init__()
-        self.words, self.places = nn.Embedding(words, width), nn.Embedding(512, width)
-        self.blocks, self.norm, self.head = nn.ModuleList(Block() for _ in range(layers)), nn.LayerNorm(width), nn.Linear(width, words)
-    def forward(self, tokens):
-        x = self.words(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
-        for block in self.blocks:
-            x = RUN
-        return self.head(self.norm(x))
-model = GPT().cuda()
+_TRAINED = """
+model = GPT(words=5000, width=256, layers=4).cuda()
 def batch():
     return torch.randint(0, 5000, (8, 256)).cuda(), torch.randint(0, 5000, (8 * 256,)).cuda()
 def loss_of(out, y):
     return F.cross_entropy(out.flatten(0, 1), y)
 """
-_SDPA = "F.scaled_dot_product_attention(q, k, v, is_causal=True)"
-_BY_HAND = (
-    "(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).masked_fill(torch.ones(length, length, dtype=torch.bool, device=q.device)"
-    ".triu(1), float('-inf')).softmax(-1) @ v"
-)
 
 
-def _gpt(attention: str = _SDPA, run: str = "block(x)") -> str:
-    return _GPT.replace("ATTENTION", attention).replace("RUN", run)
+def _gpt(attention: str = SDPA, run: str = "block(x)") -> str:
+    return gpt(attention, run) + _TRAINED
 
 
 _TEXT_LOOP = """
@@ -164,9 +139,9 @@ _PLAIN_LOOP = _TEXT_LOOP.replace("DTYPE", "float16").replace("ENABLED", "False")
 _ADAMW = "optimizer = torch.optim.AdamW(model.parameters())\n"
 PROGRAMS["gpt2-fp32"] = _gpt() + _ADAMW + _PLAIN_LOOP
 PROGRAMS["gpt2-bf16"] = _gpt() + _ADAMW + _TEXT_LOOP.replace("DTYPE", "bfloat16").replace("ENABLED", "True")
-PROGRAMS["gpt2-by-hand-fp32"] = _gpt(_BY_HAND) + _ADAMW + _PLAIN_LOOP
+PROGRAMS["gpt2-by-hand-fp32"] = _gpt(BY_HAND) + _ADAMW + _PLAIN_LOOP
 PROGRAMS["gpt2-by-hand-fp16"] = (
-    _gpt(_BY_HAND) + _ADAMW + _TEXT_LOOP.replace("DTYPE", "float16").replace("ENABLED", "True")
+    _gpt(BY_HAND) + _ADAMW + _TEXT_LOOP.replace("DTYPE", "float16").replace("ENABLED", "True")
 )
 PROGRAMS["gpt2-bfloat16-weights"] = _gpt() + "model = model.bfloat16()\n" + _ADAMW + _PLAIN_LOOP
 PROGRAMS["gpt2-checkpoint"] = _gpt(run="checkpoint(block, x, use_reentrant=False)") + _ADAMW + _PLAIN_LOOP

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import resource
-import sys
 import time
 from statistics import median
 from typing import Any
 
 import torch
 
-from benchmarks.cells import Cell, make
+from benchmarks.cells import CELLS, Cell, make
 from benchmarks.tools import NOTHING, TOOLS, Tool
+from benchmarks.words import words
 
 
 def once(cell: Cell, tool: Tool) -> dict[str, float]:
@@ -78,8 +78,8 @@ def _peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    _, name, steps, tool, count = sys.argv
+    name, steps, tool, count = words(__doc__, cell=CELLS, steps=int, tool=TOOLS, pairs=int)
     try:
-        print(json.dumps(pairs(name, int(steps), TOOLS[tool], int(count))))
+        print(json.dumps(pairs(name, steps, TOOLS[tool], count)))
     except Exception as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"[:300]}))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -17,9 +16,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.cells import Cell, make
+from benchmarks.cells import CELLS, Cell, make
 from benchmarks.pair import once
 from benchmarks.tools import NOTHING, TOOLS, Tool
+from benchmarks.words import words
 
 
 class Empty(TorchDispatchMode):
@@ -133,8 +133,8 @@ def parts(name: str, steps: int, rounds: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    _, name, steps, rounds = sys.argv
+    name, steps, rounds = words(__doc__, cell=CELLS, steps=int, rounds=int)
     try:
-        print(json.dumps(parts(name, int(steps), int(rounds))))
+        print(json.dumps(parts(name, steps, rounds)))
     except Exception as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"[:300]}))

@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
 
-from benchmarks.cells import make
+from benchmarks.cells import CELLS, make
 from benchmarks.pair import once
 from benchmarks.tools import NOTHING
+from benchmarks.words import words
 
 if __name__ == "__main__":
+    name, steps, file = words(__doc__, cell=CELLS, steps=int, file=Path)
     torch.set_num_threads(1)
-    cell = make(sys.argv[1], int(sys.argv[2]))
+    cell = make(name, steps)
     once(cell._replace(steps=3), NOTHING)
-    Path(sys.argv[3]).write_text(json.dumps(once(cell, NOTHING)), encoding="utf-8")
+    file.write_text(json.dumps(once(cell, NOTHING)), encoding="utf-8")

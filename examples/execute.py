@@ -5,6 +5,7 @@ What is written holds nothing of the machine it ran on: no paths and no times of
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 import tempfile
@@ -45,5 +46,16 @@ def cleaned(text: str) -> str:
     return re.sub(r"/tmp/ipykernel_\d+/\d+\.py", "<cell>", text) + "\n"
 
 
+def _names() -> list[str]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="a notebook of this folder, with or without .ipynb (default: all)"
+    )
+    parsed = parser.parse_args()
+    if missing := [name for name in parsed.names if not (FOLDER / Path(name).with_suffix(".ipynb").name).exists()]:
+        parser.error(f"no such notebook here: {', '.join(missing)}")
+    return list(parsed.names)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(_names()))

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from benchmarks import pair, turns
@@ -10,6 +18,7 @@ from benchmarks.cells import CELLS, make
 from benchmarks.parts import Shares, parts
 from benchmarks.synthetic import recording
 from benchmarks.tools import NOTHING, TOOLS
+from benchmarks.turns import Counter
 from ipyvram.analysis import analyse
 
 
@@ -90,3 +99,107 @@ def test_turns_run_the_cell_as_often_under_each_and_set_them_against_the_bare_on
         ["15.000", "17.500", "1.500", "1.417"],
         ["25.000", "27.500", "2.500", "2.250"],
     ]
+
+
+ROWS = ("pair", "parts", "alone", "script")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [*((f"benchmarks.{row} --help", 0) for row in ROWS), *((f"benchmarks.{row} x", 2) for row in ROWS)],
+)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")
+def test_a_row_says_what_its_words_are(words, code, monkeypatch, capsys):
+    module, *given = words.split()
+    monkeypatch.setattr(sys, "argv", [module, *given])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    told = capsys.readouterr()
+    assert ended.value.code == code
+    assert f"usage: python -m {module}" in (told.err if code else told.out)
+
+
+FIGURES = {"bare": [0.02], "empty mode": [0.03], "ipyvram": [0.04]}
+
+
+@pytest.fixture
+def children(monkeypatch):
+    """The processes that `turns` would start: (command, environment) each; they answer at once."""
+    made = []
+
+    def run(command, *, env, **more):
+        made.append((list(map(str, command)), env))
+        return SimpleNamespace(stdout=f"a line of something else\n{json.dumps(FIGURES)}\n", stderr="")
+
+    monkeypatch.setattr(turns.subprocess, "run", run)
+    return made
+
+
+def run_turns(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["turns", *words])
+    turns.main()
+
+
+def code_of(command):
+    return command[command.index("--code") + 1]
+
+
+def test_another_checkout_takes_turns_with_this_one(children, monkeypatch, tmp_path, capsys):
+    run_turns(monkeypatch, "--against", str(tmp_path), "--processes", "2", "--steps", "1")
+    assert [code_of(command) for command, _ in children] == [str(tmp_path), str(turns.ROOT)] * 2
+    told = capsys.readouterr().out.splitlines()
+    assert [line for line in told if "/" in line and " " not in line] == [str(tmp_path), str(turns.ROOT)]
+    assert [line.split()[0] for line in told if line.startswith("ipyvram ")] == ["ipyvram"] * 2
+
+
+def test_a_child_measures_the_checkout_that_it_is_given(tmp_path):
+    (tmp_path / "ipyvram").mkdir()
+    (tmp_path / "ipyvram" / "__init__.py").write_text("raise RuntimeError('the other checkout')")
+    chosen = argparse.Namespace(cell=turns.CNN, steps=1, rounds=1, device="cpu", instructions=False)
+    with pytest.raises(SystemExit, match="RuntimeError: the other checkout"):
+        turns._child(chosen, tmp_path)
+
+
+def test_instructions_are_counted_in_one_process_under_valgrind(children, monkeypatch, capsys):
+    monkeypatch.setattr(turns.shutil, "which", lambda name: f"/usr/bin/{name}")
+    run_turns(monkeypatch, "--instructions")
+    ((command, environment),) = children
+    assert command[:2] == ["valgrind", "--tool=callgrind"]
+    assert command[-1] == "--instructions"
+    assert environment["PYTHONHASHSEED"] == "0"
+    assert "M instructions a step" in capsys.readouterr().out
+
+
+def test_without_valgrind_there_is_no_count_of_instructions(monkeypatch, capsys):
+    monkeypatch.setattr(turns.shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit):
+        run_turns(monkeypatch, "--instructions")
+    assert "--instructions needs valgrind" in capsys.readouterr().err
+
+
+def test_the_newest_count_of_callgrind_is_read(tmp_path):
+    for number, count in ((2, 20), (10, 1234), (9, 30)):
+        (tmp_path / f"callgrind.out.77.{number}").write_text(f"events: Ir\nfn=(1)\n1 5\ntotals: {count}\n")
+    counter = object.__new__(Counter)
+    counter._folder, counter._library = Path(tmp_path), SimpleNamespace(end=lambda: None)
+    assert counter.end() == 1234
+
+
+def test_the_counter_is_built_of_what_torch_brings(tmp_path):
+    try:
+        made = Counter(tmp_path)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip("no C compiler here")
+    made.begin()  # outside valgrind these do nothing
+
+
+def test_on_the_stub_the_cell_is_torchs_cuda(children, monkeypatch, capsys):
+    from tests import cuda_stub
+
+    monkeypatch.setattr(cuda_stub, "build", lambda folder: {"LD_PRELOAD": "the stub"})
+    run_turns(monkeypatch, "--stub", "--steps", "1")
+    ((command, environment),) = children
+    assert command[command.index("--device") + 1] == "cuda"
+    assert command[command.index("--cell") + 1] == turns.RN50
+    assert environment["LD_PRELOAD"] == "the stub"
+    assert "torch's CUDA over the stub, time on the host" in capsys.readouterr().out

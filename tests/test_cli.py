@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import runpy
+import sys
+from pathlib import Path
 
 import pandas
 import pytest
@@ -293,3 +296,15 @@ def test_a_missing_package_is_named_with_what_to_install(tmp_path, capsys, monke
     monkeypatch.setattr(headless, "_NEEDED", ("nbformat", "no_such_package"))
     assert main(["run", str(notebook(tmp_path / "n.ipynb"))]) == 1
     assert "needs no_such_package: pip install 'ipyvram[examples]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "said"), [("--help", 0, "usage:"), ("gone", 2, "no such notebook here: gone")]
+)
+def test_the_examples_are_executed_by_name(word, code, said, monkeypatch, capsys):
+    script = Path(__file__).parents[1] / "examples" / "execute.py"
+    monkeypatch.setattr(sys, "argv", [str(script), word])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code == code
+    assert said in "".join(capsys.readouterr())

@@ -35,7 +35,7 @@ def holdings(
     namespace: Mapping[str, Any],
     depth: int,
     limit: int,
-    cut: Callable[[], object] = bool,
+    cut: Callable[[], object] | None = None,
     containers: list[tuple[str, Collection[Any]]] | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """Tensors, modules, optimizers (the user's own too) and gradient scalers, each once, with the shortest path that leads there.
@@ -87,7 +87,7 @@ def holdings(
             if len(queue) - before > room:  # one more than there is room for tells that there are more
                 queue.pop()
                 whole = False
-    if queue or not whole:
+    if cut is not None and (queue or not whole):
         cut()
 
 

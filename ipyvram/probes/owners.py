@@ -209,7 +209,7 @@ class Owners:
             self._claim_all(before, deep, left)
 
     def _claim_all(self, before: bool, deep: bool, left: bool) -> None:
-        cut = self._not_all_seen if deep else bool
+        cut = self._not_all_seen if deep else None
         containers: list[Container] = []
         found = list(holdings(self._namespace, *(DEEP if deep else SHALLOW), cut, containers))
         modules = [
@@ -233,7 +233,7 @@ class Owners:
         variables = Variables().all()
         held = {name: value for (_, name), value in variables.items() if isinstance(value, (list, tuple, dict))}
         containers: list[Container] = []
-        found = list(holdings(held, *SHALLOW, bool, containers))
+        found = list(holdings(held, *SHALLOW, containers=containers))
         _tolerate(self._copies, found, containers, False)
 
     def _copies(self, found: list[tuple[str, Any]], containers: list[Container], before: bool) -> None:

@@ -77,7 +77,7 @@ def _in_order(named: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
 def _roles(namespace: Mapping[str, Any]) -> dict[int, str]:
     """What models of measured cells returned, and what containers have one for each parameter of, by identity."""
     containers: list[Container] = []
-    found = [value for _, value in holdings(namespace, *DEEP, bool, containers)]
+    found = [value for _, value in holdings(namespace, *DEEP, containers=containers)]
     returned = {id(t): "outputs" for t in found if isinstance(t, Tensor) and t.grad_fn is None and results.is_result(t)}
     return returned | {id(tensor): _ROLES[kind] for _, tensor, kind in copies_in(found, containers)}
 

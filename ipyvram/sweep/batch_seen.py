@@ -27,7 +27,7 @@ class BatchSeen:
         Of the largest batch (by dim 0) that a root module was given, in training if there is any; empty where none was.
     """
 
-    def __init__(self, on_samples: Callable[[int], object] = bool) -> None:
+    def __init__(self, on_samples: Callable[[int], object] | None = None) -> None:
         self._on_samples = on_samples
         self.shape: tuple[int, ...] = ()
         self._rank = 0
@@ -70,7 +70,7 @@ class BatchSeen:
             self.shape, self._rank = shape, rank
         if self._leader is None:
             self._leader = id(root)
-        if id(root) == self._leader:
+        if id(root) == self._leader and self._on_samples is not None:
             self._on_samples(shape[0])
         return True
 
