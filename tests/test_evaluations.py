@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ipyvram.options import Options
+from ipyvram.report import Report
 from ipyvram.run import Run
 from tests.measured import measured
 
@@ -35,6 +36,18 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 10))
 
 
+def its_batch_is_the_peak(report: Report) -> Report:
+    """At the peak stand the evaluation's batch, the model and Adam's state."""
+    assert report.batch == LARGE
+    assert report.peak["inputs"] == LARGE * WIDTH * 4
+    weights = sum(p.nbytes for p in network().parameters())
+    assert report.peak["parameters"] == weights
+    assert 2 * weights <= report.peak["optimizer_state"] <= 2 * weights + 64  # not used then, and there
+    assert report.peak["other"] == 0
+    assert report.measurement.notes == ()
+    return report
+
+
 @pytest.mark.parametrize("batches", [1, 5])
 def test_the_larger_batch_of_an_evaluation_is_the_peak(batches):
     """All in one function, as scripts have it: no variable of the notebook tells of model and optimizer."""
@@ -46,14 +59,7 @@ def test_the_larger_batch_of_an_evaluation_is_the_peak(batches):
             train(model, optimizer)
             evaluate(model, batches)
 
-    report = measured(cell)
-    assert report.batch == LARGE
-    assert report.peak["inputs"] == LARGE * WIDTH * 4
-    weights = sum(p.nbytes for p in network().parameters())
-    assert report.peak["parameters"] == weights
-    assert 2 * weights <= report.peak["optimizer_state"] <= 2 * weights + 64  # not used then, and there
-    assert report.peak["other"] == 0
-    assert report.measurement.notes == ()
+    report = its_batch_is_the_peak(measured(cell))
     assert report.traced_steps <= 3 + 1
     assert "evaluation" in report.measurement.ended_by
 
@@ -176,14 +182,7 @@ def test_a_first_forward_without_gradients_is_an_evaluation(evaluation, batches)
             train(model, optimizer)
         evaluation(model, batches)
 
-    report = measured(cell)
-    assert report.batch == LARGE
-    assert report.peak["inputs"] == LARGE * WIDTH * 4
-    weights = sum(p.nbytes for p in network().parameters())
-    assert report.peak["parameters"] == weights
-    assert 2 * weights <= report.peak["optimizer_state"] <= 2 * weights + 64  # not used then, and there
-    assert report.peak["other"] == 0
-    assert report.measurement.notes == ()
+    report = its_batch_is_the_peak(measured(cell))
     assert report.traced_steps == 3
     assert ("evaluation" in report.measurement.ended_by) == (batches > 1)
 
