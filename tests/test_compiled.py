@@ -55,6 +55,38 @@ def test_a_model_compiled_before_is_not_broken_up():
     assert m.report.peak["parameters"] == 4 * (64 + 8)
 
 
+def compile_whole_steps() -> tuple[list[float], dict[str, int], int]:
+    """Losses, graph breaks and compiled functions of a training whose whole step is given to the compiler."""
+    torch.compiler.reset()
+    dynamo_utils.counters.clear()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    optimizer = torch.optim.Adam(model.parameters())
+
+    @torch.compile(backend="aot_eager")
+    def step(x: torch.Tensor) -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    losses = [step(torch.ones(4, 8)).item() for _ in range(5)]
+    return losses, dict(dynamo_utils.counters["graph_break"]), dynamo_utils.counters["stats"]["unique_graphs"]
+
+
+def test_a_whole_step_is_compiled_as_without_us_and_nothing_of_ours():
+    """Its backward is no part of what is made: around that the compiler looks at every function that Python calls."""
+    alone = compile_whole_steps()
+    with ipyvram.measure() as m:
+        measured = compile_whole_steps()
+    assert measured[0] == pytest.approx(alone[0], rel=1e-4)
+    if measured[2]:  # an older torch compiles nothing under a mode
+        assert measured == alone
+    assert m.report.measurement.notes == ()
+    assert sum(m.report.peak.values()) == m.report.peak_bytes > 0
+
+
 def test_the_warning_about_hooks_of_the_user_stays():
     torch.compiler.reset()
     model = torch.compile(nn.Linear(4, 4), backend="eager")

@@ -13,6 +13,7 @@ import torch
 import torch.autograd.graph as autograd_graph
 
 from ipyvram.patches import Patches
+from ipyvram.probes.uncompiled import leave_alone, uncompiled
 
 Begin = Callable[[Any], Callable[[], None]]
 
@@ -34,17 +35,23 @@ def watch_engine(patches: Patches, begin: Begin) -> None:
         _wrap_engine(patches, begin)
         return
 
+    tell = uncompiled(begin)
+
     def register(roots: Any) -> Callable[[], None]:
         theirs = attach(roots) if log.getEffectiveLevel() <= logging.DEBUG else None
-        ours = begin(roots)
+        ours = tell(roots)
+        end = None if ours is None else uncompiled(ours)
 
         def unregister() -> None:
-            ours()
+            if end is not None:
+                end()
             if theirs is not None:
                 theirs()
 
+        leave_alone(unregister.__code__)
         return unregister
 
+    leave_alone(register.__code__)
     patches.set(autograd_graph, "log", _AlwaysDebug(log))
     patches.set(autograd_graph, "_register_logging_hooks_on_whole_graph", register)
 

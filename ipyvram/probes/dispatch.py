@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils import _python_dispatch as dispatch_modes
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ipyvram.probes.uncompiled import leave_alone, set_compiler
+
 _DISABLED = Tensor.__torch_dispatch__
 _WITHOUT_MEMORY = "torch._subclasses."  # where torch keeps the tensors that its compiler and exporter run programs with
 _FLAGS = ("Python", "PythonTLSSnapshot")
@@ -75,6 +77,7 @@ def _dispatch(self: Mode, func: Any, types: Any, args: Any = (), kwargs: Any = N
     except BaseException:
         __tracebackhide__ = True  # the operator's own error: IPython leaves this frame out of the traceback
         raise
+    compiler = set_compiler(None)
     try:
         recorder.record(func, args, kwargs, result)
     except torch.OutOfMemoryError as error:
@@ -82,6 +85,8 @@ def _dispatch(self: Mode, func: Any, types: Any, args: Any = (), kwargs: Any = N
         raise error.with_traceback(None) from None
     except Exception as error:
         recorder.failed(func, error)
+    finally:
+        set_compiler(compiler)
     return result
 
 
@@ -100,6 +105,7 @@ def _with_tensors(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
+leave_alone(_dispatch.__code__)
 # Assigned, not defined in the class: there torch would wrap it in a function that imports its compiler (seconds).
 Mode.__torch_dispatch__ = _dispatch  # type: ignore[method-assign,assignment]
 

@@ -21,6 +21,7 @@ from ipyvram.patches import Patches
 from ipyvram.probes.dispatch import agree
 from ipyvram.probes.phases import hide_hooks
 from ipyvram.probes.stacks import OURS
+from ipyvram.probes.uncompiled import leave_alone, uncompiled
 
 #: Calls of the evaluated model that are traced: the second finds the result of the first still alive.
 FORWARDS = 2
@@ -41,7 +42,7 @@ class Evaluations:
     """
 
     def __init__(self, began: Callable[[nn.Module | None, tuple[Any, ...]], None]) -> None:
-        self._began = began
+        self._began = uncompiled(began)
         self._switches, self._hidden = Patches(), Patches()
         self._places: dict[tuple[int, int], CodeType] = {}  # where gradients were turned off; keeps identities unique
         self._between = False  # two traces
@@ -73,8 +74,10 @@ class Evaluations:
             return ended
 
         for original, ours in ((turn_off, enter), (turn_on, leave)):
+            leave_alone(ours.__code__)
             self._switches.set(switch, original.__name__, functools.wraps(original)(ours))
 
+    @uncompiled
     def _off(self, context: Any, frame: FrameType | None) -> None:
         """Gradients are about to be turned off, for the program by the innermost frame that is not torch's."""
         while frame is not None and frame.f_code.co_filename.startswith(_PASSED):
@@ -87,11 +90,11 @@ class Evaluations:
             self._context = context
             self._expected = global_hooks.register_module_forward_pre_hook(self._first_forward)
 
+    @uncompiled
     def _first_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not torch.compiler.is_compiling():
-            self._expect_nothing()
-            if not torch.is_grad_enabled():
-                self._began(module, args)
+        self._expect_nothing()
+        if not torch.is_grad_enabled():
+            self._began(module, args)
 
     def _expect_nothing(self) -> None:
         if self._expected is not None:
@@ -112,6 +115,7 @@ class Evaluations:
                 self._began(None, ())
             return original(module)
 
+        leave_alone(evaluate.__code__)
         evaluate.__name__, evaluate.__doc__ = original.__name__, original.__doc__
         self._turning = evaluate
         nn.Module.eval = evaluate  # type: ignore[method-assign, assignment]

@@ -26,6 +26,7 @@ from ipyvram.probes.owners import Owners
 from ipyvram.probes.sequences import samples_of
 from ipyvram.probes.stepping import News, Stepping
 from ipyvram.probes.tensors import tensors_in
+from ipyvram.probes.uncompiled import uncompiled
 from ipyvram.probes.unpacked import UNPACKED
 from ipyvram.recording import Mark
 
@@ -168,9 +169,8 @@ class Phases:
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
+    @uncompiled
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if torch.compiler.is_compiling():  # the compiler reads on here: this keeps all of ours out of what it makes
-            return
         depth = getattr(self._depth, "value", 0)
         self._depth.value = depth + 1
         self.time_first.update(samples_of(module, args))
@@ -202,9 +202,8 @@ class Phases:
         names = (self._paths, self._roots) if self._in_backward else (self._roots, self._paths)
         return names[0].get(id(module)) or names[1].get(id(module)) or type(module).__name__
 
+    @uncompiled
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
         raised = len(rest) < 2  # torch leaves the keyword arguments out then
         kwargs, output = ({}, None) if raised else rest
         depth = self._depth.value = max(0, getattr(self._depth, "value", 1) - 1)
@@ -263,6 +262,7 @@ class Phases:
 
     # -- optimizer ---------------------------------------------------------------------------------------------------
 
+    @uncompiled
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self.tracing:
             return
@@ -279,6 +279,7 @@ class Phases:
         self._guard("optimizer", claims)
         self._mark("optimizer", True, type(optimizer).__name__)
 
+    @uncompiled
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._updating = None
         if self.tracing:

@@ -30,6 +30,7 @@ from ipyvram.probes.tensors import (
     shape_of,
     storage_of,
 )
+from ipyvram.probes.uncompiled import uncompiled
 from ipyvram.recording import Block, OomEvent, Origin, Trace
 
 #: Events after which the trace ends by itself: a million rows are about 200 MB of Python objects.
@@ -226,6 +227,7 @@ class StorageTrace:
         log.bytes += size
         return live
 
+    @uncompiled
     def _freed(self, live: Live) -> None:
         if self._live.get(live.key) is not live:
             return  # the trace has stopped
