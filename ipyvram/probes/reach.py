@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ipyvram.probes.namespace import member_path
+from ipyvram.probes.variables import locals_of
 
 #: Objects looked into at most: a notebook that holds more plain Python data than this is told so by `Walk.complete`.
 MAX_OBJECTS = 400_000
@@ -220,7 +221,7 @@ def _generator_parts(found: Any, path: str) -> Iterator[tuple[Any, str]]:
 
 def _frame_parts(frame: types.FrameType, path: str) -> Iterator[tuple[Any, str]]:
     if frame.f_locals is not frame.f_globals:
-        for name, value in list(frame.f_locals.items()):
+        for name, value in locals_of(frame).items():
             yield value, f"{name} in {frame.f_code.co_name}()"
 
 

@@ -22,6 +22,9 @@ _DEPTH = 40  # frames: a trainer of a framework has about twenty between its loo
 # the program makes the next one. A function that asks for that very copy itself is left alone.
 _COPIES = sys.version_info < (3, 13)
 OWN_COPY = frozenset({"locals", "vars"})
+# There, a variable of an inlined comprehension that is a closure's elsewhere in the function ends the process when it is read
+# (python/cpython#128396): what closures share is left out.
+_CELLS_CRASH = (3, 13) <= sys.version_info < (3, 13, 3)
 
 
 class Variables:
@@ -72,8 +75,16 @@ def variables_of(frame: FrameType, names: tuple[str, ...] | None = None) -> dict
     copied = _COPIES and bool(frame.f_code.co_flags & inspect.CO_OPTIMIZED)
     if copied and sys.gettrace() is not None:
         return {}  # a debugger writes the copy back into the function
-    variables = frame.f_locals
-    found = dict(variables) if names is None else {name: variables[name] for name in names if name in variables}
+    found = locals_of(frame, names)
     if copied:
-        variables.clear()
+        frame.f_locals.clear()
     return found
+
+
+def locals_of(frame: FrameType, names: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """``frame.f_locals``, or these of them, where it is safe to read."""
+    variables, code = frame.f_locals, frame.f_code
+    if _CELLS_CRASH and (code.co_cellvars or code.co_freevars) and not isinstance(variables, dict):
+        shared = {*code.co_cellvars, *code.co_freevars}
+        names = tuple(name for name in names or code.co_varnames if name not in shared)
+    return dict(variables) if names is None else {name: variables[name] for name in names if name in variables}
