@@ -13,7 +13,7 @@ import ipyvram
 dynamo_utils = pytest.importorskip("torch._dynamo.utils")
 
 
-def compile_and_train(steps: int = 3) -> tuple[list[float], dict[str, int], list[str]]:
+def compile_and_train(steps: int = 3) -> tuple[list[float], dict[str, int], set[str]]:
     """Losses, graph breaks by reason, and warnings of a small training with a compiled model."""
     torch.compiler.reset()
     dynamo_utils.counters.clear()
@@ -29,7 +29,7 @@ def compile_and_train(steps: int = 3) -> tuple[list[float], dict[str, int], list
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-    return losses, dict(dynamo_utils.counters["graph_break"]), [str(w.message) for w in caught]
+    return losses, dict(dynamo_utils.counters["graph_break"]), {str(w.message) for w in caught}
 
 
 def test_what_the_compiler_makes_is_the_same():
