@@ -267,3 +267,16 @@ def test_a_list_that_becomes_a_tensor_on_the_card_counts(data, notebook):
     report = ipyvram.estimate(f"x = torch.tensor({data}, device='cuda')", namespace=notebook)
     x = torch.tensor(eval(data))
     assert report.end["inputs"] == -(-x.nbytes // 512) * 512
+
+
+def test_a_gradient_scaler_that_is_switched_off_is_none():
+    """As in programs that run in bfloat16 or on a CPU with the same lines."""
+    model = nn.Linear(64, 64)
+    names = {"model": model, "scaler": torch.amp.GradScaler("cpu", enabled=False), "torch": torch}
+    names["optimizer"] = torch.optim.SGD(model.parameters(), lr=0.1)
+    source = (
+        "loss = model(torch.randn(8, 64)).sum()\nscaler.scale(loss).backward()\nscaler.step(optimizer)\nscaler.update()"
+    )
+    report = ipyvram.estimate(source, card="T4", namespace=names)
+    assert report.peak["parameters"] > 0
+    assert report.steps == 1
