@@ -61,8 +61,10 @@ class Batches:
         of_time = range(bisect_left(self._times, begin_ns), bisect_right(self._times, end_ns))
         chosen = [i for i in of_time if last < 0 or self._recorded(self._times[i]) == self._forwards[last][2]]
         shapes = [self._shapes[i] for i in chosen]
-        if images := _listed_images(shapes, [self._names[i] for i in chosen]):
+        names = [self._names[i] for i in chosen]
+        if images := _listed_images(shapes, names):
             return images
+        shapes = _telling(shapes, names)
         states = [shape for shape in shapes if _is_state(shape, shapes[0])]
         sizes = Counter(shape[1] for shape in states) or Counter(map(self._samples, shapes))
         return sizes.most_common(1)[0][0] if sizes else 0
@@ -107,6 +109,14 @@ def _listed_images(shapes: list[tuple[int, ...]], names: list[str]) -> int:
     first = list(takewhile(lambda shape_name: shape_name[1] == names[0], zip(shapes, names, strict=True)))
     listed = len(first) > 1 and all(len(shape) == 3 and shape[0] in CHANNELS for shape, _ in first)
     return len(first) if listed else 0
+
+
+def _telling(shapes: list[tuple[int, ...]], names: list[str]) -> list[tuple[int, ...]]:
+    """Of an argument that is a dict, one of most dimensions speaks for the rest: images, beside the boxes of all of them in a row."""
+    told: dict[str, tuple[int, ...]] = {}
+    for shape, name in zip(shapes, names, strict=True):
+        told[name] = max(told.get(name, ()), shape, key=len)  # the first of them
+    return [max(shape, told[name], key=len) for shape, name in zip(shapes, names, strict=True)]
 
 
 def _is_one_sample(claim: Claim) -> bool:

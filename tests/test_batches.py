@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given as for_all
 from hypothesis import strategies as st
+from torch import nn
 
 from ipyvram.batches import Batches
 from ipyvram.recording import Claim
+from ipyvram.sweep.batch_seen import BatchSeen
+from tests.measured import measured
 
 
 def given(*inputs: tuple[tuple[int, ...], str]) -> list[Claim]:
@@ -89,3 +93,37 @@ def test_a_validation_has_a_batch_of_its_own(end, size):
         for at, shape in [(-1, (16, 8)), (9, (16, 8)), (29, (4, 8))]
     ]
     assert Batches(claims, forwards=[EVALUATED, TRAINED]).size(-5, end) == size
+
+
+class Detector(nn.Module):
+    """Is given its batch as a dict that begins with what there is of each box, not of each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.layer(batch["images"]).mean()
+
+
+def boxes_and_images(count: int) -> dict[str, torch.Tensor]:
+    boxes = 3 * count
+    return {
+        "classes": torch.zeros(boxes, 1),
+        "boxes": torch.rand(boxes, 4),
+        "images": torch.rand(count, 3, 8, 8),
+        "image_of_box": torch.zeros(boxes),
+    }
+
+
+def test_of_a_dict_the_images_count_and_not_their_boxes():
+    detector = Detector()
+    assert measured(lambda: detector(boxes_and_images(4)).backward()).batch == 4
+
+
+def test_a_trial_of_a_batch_size_sees_the_images_of_a_dict():
+    seen, detector = BatchSeen(), Detector()
+    seen.start()
+    detector(boxes_and_images(4))
+    seen.stop()
+    assert seen.shape == (4, 3, 8, 8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ class BatchSeen:
         self._depth += 1
 
     def _look(self, root: nn.Module | None, args: tuple[Any, ...]) -> bool:
-        batch = next((t for t in tensors_in(args) if isinstance(t, Tensor) and t.dim() > 0), None)
+        batch = _first_batch(args)
         if batch is None:
             return False
         shape, rank = tuple(batch.shape), _nearness(root)
@@ -77,6 +77,15 @@ class BatchSeen:
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if threading.get_ident() == self._thread:
             self._depth = max(0, self._depth - 1)
+
+
+def _first_batch(args: tuple[Any, ...]) -> Tensor | None:
+    """The first argument with tensors; of a dict, that of most dimensions: images, beside the boxes of all of them in a row."""
+    for value in args:
+        found = [t for t in tensors_in(value) if isinstance(t, Tensor) and t.dim() > 0]
+        if found:
+            return max(found, key=Tensor.dim) if isinstance(value, Mapping) else found[0]
+    return None
 
 
 def _nearness(root: nn.Module | None) -> int:
