@@ -173,6 +173,31 @@ def test_what_meta_cannot_tell_is_refused_in_one_line():
         ipyvram.estimate(cell, card="T4", namespace={"torch": torch, "__name__": "__main__"})
 
 
+def test_an_extension_whose_results_depend_on_values_is_refused_in_one_line():
+    @torch.library.custom_op("ipyvram_tests::positive", mutates_args=())
+    def positive(x: torch.Tensor) -> torch.Tensor:
+        return x[x > 0]
+
+    @positive.register_fake
+    def _(x: torch.Tensor) -> torch.Tensor:
+        return x.new_empty(torch.library.get_ctx().new_dynamic_size())
+
+    with pytest.raises(ValueError, match="ipyvram_tests::positive .* no estimate"):
+        ipyvram.estimate(lambda: positive(torch.ones(3, device="cuda")), card="T4")
+
+
+def test_of_overlapping_boxes_all_are_taken_to_stay():
+    ops = pytest.importorskip("torchvision").ops
+
+    def cell() -> None:
+        corners = torch.rand(1000, 2, device="cuda")
+        boxes = torch.cat([corners, corners + 1], 1)
+        assert ops.nms(boxes, torch.rand(1000, device="cuda"), 0.5).shape == (1000,)
+
+    report = ipyvram.estimate(cell, card="T4")
+    assert any("as large as it can be (nms)" in note for note in report.measurement.notes)
+
+
 def test_an_error_that_is_kept_does_not_end_the_next_estimate():
     cell = """
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm

@@ -26,6 +26,8 @@ Operator = Any  # torch._ops.OpOverload
 
 #: ``x[i] = 2.0`` makes a number on the host if ``x`` is on the card (THPVariable_setitem), and else a tensor beside ``x``.
 _SCALAR, _COPY = torch.ops.aten.scalar_tensor.default, torch.ops.aten.copy_.default
+#: Of errors of operators that need the numbers to tell what they return.
+_WITHOUT_VALUES = ("cannot be called on meta tensors", "data-dependent shape")
 
 
 class _Plan(NamedTuple):
@@ -118,7 +120,10 @@ class OnCard(TorchDispatchMode):
                     return composed(*args, **kwargs)
             result = func(*args, **kwargs)
         except (NotImplementedError, RuntimeError) as error:
-            if isinstance(error, NotImplementedError) or "cannot be called on meta tensors" in str(error):
+            largest = placeholders.OF_OTHERS.get(func._schema.name)
+            if largest is not None:
+                return self._account(func, args, kwargs, largest(self, func, args, kwargs))
+            if isinstance(error, NotImplementedError) or any(words in str(error) for words in _WITHOUT_VALUES):
                 raise CannotEstimate(_refusal(func)) from error
             raise
         return self._account(func, args, kwargs, result)

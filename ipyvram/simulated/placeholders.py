@@ -154,6 +154,16 @@ def _boolean_index(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> A
     return func(args[0], indices)
 
 
+def _nms(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    """Every box is kept."""
+    card.note(LARGEST + " (nms)")
+    return torch.empty(args[0].shape[0], dtype=torch.int64, device="meta")
+
+
+#: Operators of others than torch, by name: they are there only where these are loaded. Asked where one cannot run without values.
+OF_OTHERS: dict[str, Handler] = {"torchvision::nms": _nms}
+
+
 @_for("repeat_interleave.Tensor")
 def _repeat_interleave(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if kwargs.get("output_size") is not None:
