@@ -182,7 +182,7 @@ def test_an_extension_whose_results_depend_on_values_is_refused_in_one_line():
     def _(x: torch.Tensor) -> torch.Tensor:
         return x.new_empty(torch.library.get_ctx().new_dynamic_size())
 
-    with pytest.raises(ValueError, match="ipyvram_tests::positive .* no estimate"):
+    with pytest.raises(ValueError, match=r"ipyvram_tests::positive .* no estimate"):
         ipyvram.estimate(lambda: positive(torch.ones(3, device="cuda")), card="T4")
 
 
