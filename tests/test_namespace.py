@@ -143,3 +143,20 @@ def test_data_that_holds_no_tensor_is_not_walked_through():
     cut: list[str] = []
     found = dict(holdings({"snapshot": snapshot, "x": {"y": torch.ones(1)}}, 6, 2500, lambda: cut.append("cut")))
     assert (set(found), cut) == ({"x['y']"}, [])
+
+
+def test_containers_of_tensors_are_handed_over_whole():
+    """Also where a variable of a loop has the shorter path to one of their tensors."""
+    last = torch.ones(2)
+    variables = {
+        "v": last, "velocity": [torch.ones(3), last], "pairs": [(torch.ones(2), torch.ones(2))], "by_name": {"w": torch.ones(2)},
+        "losses": [torch.tensor(1.0)], "words": ["a"], "empty": [],
+    }  # fmt: skip
+    containers: list = []
+    found = dict(holdings(variables, 2, 1000, containers=containers))
+    assert found["v"] is last
+    assert "velocity[1]" not in found
+    names = [name for name, _ in containers]
+    assert names[:3] == ["velocity", "pairs", "by_name"]
+    assert containers[0][1] is variables["velocity"]
+    assert "losses" not in names

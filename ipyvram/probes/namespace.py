@@ -51,7 +51,7 @@ def holdings(
     cut : callable
         Called when it ends so, with something left.
     containers : list, optional
-        Takes the lists, tuples and dicts that begin with a tensor, or with such a container: a variable of a loop over one has
+        Takes the lists, tuples and dicts that begin with a tensor (not with a number, as losses do), or with such a container: a variable of a loop over one has
         the shorter path to its last tensor, and takes that from what is yielded.
 
     Yields
@@ -114,7 +114,7 @@ class _Roles(dict[type, int]):
 def _begins_with_tensor(value: Any, depth: int = 2) -> bool:
     first = next(iter(dict.values(value) if isinstance(value, dict) else value), None)
     deeper = depth > 1 and isinstance(first, _CONTAINERS)
-    return isinstance(first, Tensor) or (deeper and _begins_with_tensor(first, depth - 1))
+    return (isinstance(first, Tensor) and first.dim() > 0) or (deeper and _begins_with_tensor(first, depth - 1))
 
 
 def _optimizes(value: Any, kind: type) -> bool:
