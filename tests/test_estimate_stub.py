@@ -113,6 +113,33 @@ def test_an_estimate_asks_for_what_cuda_asks_for(runner, name):
     assert report.peak_reserved_bytes == real["reserved"]
 
 
+@pytest.fixture(scope="module")
+def older_card():
+    if why := cuda_stub.missing():
+        pytest.skip(why)
+    with Runner(dataclasses.replace(cards.find("T4"), total_bytes=64 << 30)) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        "F.conv2d(X(3, 16, 20, 20), X(24, 16, 3, 3), X(24), padding=1)",
+        "F.conv2d(X(3, 16, 20, 20), X(24, 16, 1, 1))",
+        "F.conv2d(X(3, 16, 20, 20), X(24, 16, 3, 3), padding=2, dilation=2)",
+        "F.conv_transpose2d(X(3, 16, 20, 20), X(16, 24, 3, 3), stride=2)",
+        "F.conv1d(X(3, 16, 20), X(24, 16, 3), padding=1)",
+        "F.conv3d(X(3, 16, 8, 8, 8), X(24, 16, 3, 3, 3), padding=1)",
+    ],
+)
+def test_bfloat16_before_its_time_is_convolved_by_products(older_card, convolution):
+    source = HEAD.replace("torch.float32", "torch.bfloat16") + f"B({convolution}.sum())"
+    real = older_card.run(source)
+    _, report, _ = estimated(source, cards.find("T4"))
+    assert report.peak_bytes == real["allocated"]
+    assert report.peak["workspaces"] == real["peak"]["workspaces"] > 1 << 20
+
+
 def test_a_program_that_fails_says_why(runner):
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         runner.run("1 / 0")

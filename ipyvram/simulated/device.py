@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ipyvram.simulated import folding, placeholders, sorting, within  # noqa: F401 - `sorting` adds rules to `within`
+from ipyvram.simulated import convolutions, folding, placeholders, sorting, within  # noqa: F401 - two add rules to `within`
 from ipyvram.simulated.host import HostTensors
 from ipyvram.simulated.memory import DeviceMemory
 from ipyvram.simulated.pieces import composition

@@ -88,11 +88,12 @@ class Ways:
         for each cuBLAS handle at its first use; a thread has its own handle (CuBlasHandlePool.cpp)."""
         factors = [a for a in args if isinstance(a, Tensor)][-2:]
         copies = [(self.memory.scratch(n, "gemm copy"), n) for n in (_copied_bytes(t) for t in factors) if n]
-        self._handle()
+        self.cublas()
         for serial, size in reversed(copies):
             self.memory.free(serial, size)
 
-    def _handle(self) -> None:
+    def cublas(self) -> None:
+        """A product is made on this thread."""
         engine = torch._C._current_graph_task_id() != -1
         if engine not in self._handles:
             self._handles.add(engine)

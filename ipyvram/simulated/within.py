@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ipyvram.simulated.reduction import reduction_scratch
-from ipyvram.simulated.shapes import channels_last_of
 from ipyvram.simulated.ways import Ways, overloads
 
 Made = Callable[[Tensor], None]
@@ -216,69 +215,6 @@ def _ctc_loss_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Ma
 def _fused_cell(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """RNN.cu: what is kept for backward first."""
     made(result[-1])
-
-
-# -- convolution -----------------------------------------------------------------------------------------------------------
-
-
-@rule("convolution")
-def _convolution(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
-    """ConvShared.cpp `cudnn_convolution_forward`: the operands in one memory order, the weight's copy after the output."""
-    source, weight = args[:2]
-    order = channels_last_of(source, weight) or torch.contiguous_format
-    held = ways.take(copied(source, order), op="convolution copy")
-    made(result)
-    held += ways.take(copied(weight, order), op="convolution copy")
-    ways.give(held)
-
-
-@rule("convolution_backward")
-def _convolution_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
-    """Convolution.cpp `convolution_backward`: cuDNN's two gradients, and the bias's as a sum of its own at the end."""
-    gradient, source, weight = args[:3]
-    order = channels_last_of(source, weight) or torch.contiguous_format
-    held = ways.take(copied(gradient, order), copied(source, order), op="convolution copy")
-    of_source, of_weight, of_bias = result
-    if is_native_depthwise(args, order):
-        of_source, of_weight = of_weight, of_source  # `conv_depthwise2d_backward`
-    if isinstance(of_source, Tensor):
-        made(of_source)
-        ways.use(copied(weight, order) if order is not torch.contiguous_format else 0, op="convolution copy")
-    if isinstance(of_weight, Tensor):
-        made(of_weight)
-    if isinstance(of_bias, Tensor):
-        made(of_bias)
-        dims = tuple(d for d in range(gradient.dim()) if d != 1)
-        summed = torch.empty(gradient.shape, dtype=gradient.dtype, device="meta", memory_format=order)
-        ways.use(*reduction_scratch("sum", summed, of_bias, dims, ways.card), op="convolution bias scratch")
-    ways.give(held)
-
-
-def is_native_depthwise(args: Any, order: torch.memory_format) -> bool:
-    """`ConvParams::use_cudnn_depthwise` (Convolution.cpp), the other way round: torch's own kernel for one channel a group."""
-    _, source, weight, _, stride, _, dilation, transposed, _, groups = args[:10]
-    if transposed or source.dim() not in (3, 4) or groups != source.shape[1] or groups == 1:
-        return False
-    if weight.shape[0] % source.shape[1] or order is not torch.contiguous_format:
-        return False
-    if source.dtype is not torch.float16 or source.shape[1] < 32 or math.prod(dilation) != 1 or source.dim() != 4:
-        return True
-    height, width = weight.shape[2:]
-    if len(set(stride)) > 1 or height != width or width not in (1, 3, 5) or source.shape[3] < 7:
-        return True
-    if stride[0] == 1:
-        return False
-    return stride[0] != 2 or not _pays(source, width)
-
-
-def _pays(source: Tensor, filter_width: int) -> bool:
-    """`check_cudnn_depthwise_workload_with_filter`: cuDNN for a stride of two."""
-    batch, channels, _, width = source.shape
-    if batch == 1:
-        return filter_width > 1 or width <= 28
-    if filter_width == 1:
-        return batch <= 16 and channels >= 128 and width <= 7
-    return channels >= 512 or (channels >= 256 and width >= 28)
 
 
 def _around(ways: Ways, copies: list[int], result: Any, made: Made, op: str) -> None:

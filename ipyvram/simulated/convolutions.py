@@ -1,0 +1,120 @@
+"""In which order a convolution on the card asks for its results and for what it works in; adds its rules to `within`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ipyvram.cards import Card
+from ipyvram.simulated.reduction import reduction_scratch
+from ipyvram.simulated.shapes import channels_last_of
+from ipyvram.simulated.ways import Ways
+from ipyvram.simulated.within import Made, copied, rule
+
+
+@rule("convolution")
+def _convolution(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """ConvShared.cpp `cudnn_convolution_forward`: the operands in one memory order, the weight's copy after the output."""
+    source, weight = args[:2]
+    if _is_by_products(ways.card, (None, *args)):
+        _by_products(ways, args, result, made)
+        return
+    order = channels_last_of(source, weight) or torch.contiguous_format
+    held = ways.take(copied(source, order), op="convolution copy")
+    made(result)
+    held += ways.take(copied(weight, order), op="convolution copy")
+    ways.give(held)
+
+
+@rule("convolution_backward")
+def _convolution_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """Convolution.cpp `convolution_backward`: cuDNN's two gradients, and the bias's as a sum of its own at the end."""
+    gradient, source, weight = args[:3]
+    of_source, of_weight, of_bias = result
+    if _is_by_products(ways.card, args):
+        _by_products_backward(ways, args, result, made)
+        return
+    order = channels_last_of(source, weight) or torch.contiguous_format
+    held = ways.take(copied(gradient, order), copied(source, order), op="convolution copy")
+    if is_native_depthwise(args, order):
+        of_source, of_weight = of_weight, of_source  # `conv_depthwise2d_backward`
+    if isinstance(of_source, Tensor):
+        made(of_source)
+        ways.use(copied(weight, order) if order is not torch.contiguous_format else 0, op="convolution copy")
+    if isinstance(of_weight, Tensor):
+        made(of_weight)
+    if isinstance(of_bias, Tensor):
+        made(of_bias)
+        dims = tuple(d for d in range(gradient.dim()) if d != 1)
+        summed = torch.empty(gradient.shape, dtype=gradient.dtype, device="meta", memory_format=order)
+        ways.use(*reduction_scratch("sum", summed, of_bias, dims, ways.card), op="convolution bias scratch")
+    ways.give(held)
+
+
+def _is_by_products(card: Card, args: Any) -> bool:
+    """cuDNN has bfloat16 from compute capability 8 on (`supportsBFloat16ConvolutionWithCuDNNv8`). Below that a convolution is a
+    matrix product for each sample (ConvolutionMM2d.cu), of one group after the other; those of one channel a group are not."""
+    source = args[1]
+    narrow = source.dtype is torch.bfloat16 and card.capability < (8, 0)
+    return narrow and not is_native_depthwise(args, torch.contiguous_format)
+
+
+def _columns(weight: Tensor, places: Tensor) -> int:
+    """Bytes of one sample unfolded: all that a filter sees, at each place (`slow_conv2d_forward`, ConvolutionMM2d.cu)."""
+    return math.prod(weight.shape[1:]) * math.prod(places.shape[2:]) * weight.element_size()
+
+
+def _by_products(ways: Ways, args: Any, result: Any, made: Made) -> None:
+    """`slow_conv2d_forward`, `slow_conv_dilated2d`: one sample after the other through the same columns."""
+    source, weight, _, stride, padding, _, transposed = args[:7]
+    held = ways.take(copied(source), op="convolution copy")
+    made(result)
+    unfolded = transposed or any(n != 1 for n in (*weight.shape[2:], *stride)) or any(padding)
+    held += ways.take(_columns(weight, source if transposed else result) if unfolded else 0, op="convolution columns")
+    ways.cublas()
+    ways.give(held)
+
+
+def _by_products_backward(ways: Ways, args: Any, result: Any, made: Made) -> None:
+    """`slow_conv2d_backward`."""
+    gradient, source, weight = args[:3]
+    of_source, of_weight, of_bias = result
+    held = ways.take(copied(gradient), op="convolution copy")
+    if isinstance(of_source, Tensor):
+        made(of_source)
+    held += ways.take(_columns(weight, source if args[7] else gradient), op="convolution columns")
+    ways.cublas()
+    for other in (of_bias, of_weight):
+        if isinstance(other, Tensor):
+            made(other)
+    ways.give(held)
+
+
+def is_native_depthwise(args: Any, order: torch.memory_format) -> bool:
+    """`ConvParams::use_cudnn_depthwise` (Convolution.cpp), the other way round: torch's own kernel for one channel a group."""
+    _, source, weight, _, stride, _, dilation, transposed, _, groups = args[:10]
+    if transposed or source.dim() not in (3, 4) or groups != source.shape[1] or groups == 1:
+        return False
+    if weight.shape[0] % source.shape[1] or order is not torch.contiguous_format:
+        return False
+    if source.dtype is not torch.float16 or source.shape[1] < 32 or math.prod(dilation) != 1 or source.dim() != 4:
+        return True
+    height, width = weight.shape[2:]
+    if len(set(stride)) > 1 or height != width or width not in (1, 3, 5) or source.shape[3] < 7:
+        return True
+    if stride[0] == 1:
+        return False
+    return stride[0] != 2 or not _pays(source, width)
+
+
+def _pays(source: Tensor, filter_width: int) -> bool:
+    """`check_cudnn_depthwise_workload_with_filter`: cuDNN for a stride of two."""
+    batch, channels, _, width = source.shape
+    if batch == 1:
+        return filter_width > 1 or width <= 28
+    if filter_width == 1:
+        return batch <= 16 and channels >= 128 and width <= 7
+    return channels >= 512 or (channels >= 256 and width >= 28)
