@@ -6,28 +6,32 @@ takes every function called there for the program's. Of ours it would make code 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from types import CodeType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch._C._dynamo import eval_frame
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Private names: where a torch has other ones, its compiler takes our functions for the program's, and nothing else is lost.
+_compiler: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
+
 #: Gives what the compiler does with functions on this thread, and replaces it; None: it does nothing.
-set_compiler: Callable[[Any], Any] = eval_frame.set_eval_frame
+set_compiler: Callable[[Any], Any] = getattr(_compiler, "set_eval_frame", lambda callback: None)
 
 
 def leave_alone(code: CodeType) -> None:
     """Have the compiler not begin with this function; what it calls is another matter."""
-    if hasattr(eval_frame, "set_code_exec_strategy"):
-        skip = eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT
-        eval_frame.set_code_exec_strategy(code, eval_frame._FrameExecStrategy(*skip))
-    elif hasattr(eval_frame, "skip_code"):  # up to torch 2.6
-        eval_frame.skip_code(code)
+    with contextlib.suppress(AttributeError):
+        if hasattr(_compiler, "set_code_exec_strategy"):
+            skip = _compiler._FrameAction.SKIP, _compiler._FrameAction.DEFAULT
+            _compiler.set_code_exec_strategy(code, _compiler._FrameExecStrategy(*skip))
+        else:  # up to torch 2.6
+            _compiler.skip_code(code)
 
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R | None]:
