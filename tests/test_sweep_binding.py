@@ -43,6 +43,25 @@ def test_the_cells_own_assignment_gives_the_size(source):
     assert run(source, 7)["seen"] == 7
 
 
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("bs = 32\nseen = bs", 32),
+        ("bs: int = 32\nseen = bs", 32),
+        ("bs: int\nseen = bs", None),
+        ("bs, lr = 32, 1e-3\nseen = bs", None),
+        ("bs = 2 * 16\nseen = bs", None),
+        ("bs = True\nseen = bs", None),
+        ("seen = bs", 5),
+        ("seen = dict(bs=32)", 32),
+        ("seen = dict(bs=-1)", None),
+    ],
+)
+def test_the_cells_own_value_is_known_where_it_is_a_number(source, value):
+    namespace = {"bs": 5} if "bs =" not in source and "bs:" not in source else {}
+    assert bind("bs", source, namespace).value(namespace) == value
+
+
 @given(st.integers(1, 10**9), st.integers(1, 10**9))
 def test_any_size_replaces_any_size(written, size):
     assert run(f"bs = {written}\nseen = bs", size)["seen"] == size

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
 
 import ipyvram
 from ipyvram.comparison import Comparison
+from ipyvram.options import Options
+from ipyvram.recording import Cell
 from ipyvram.sweep.bodies import FunctionBody
+from ipyvram.sweep.comparing import compare_cell
 from ipyvram.sweep.trial import MeasuredTrials
 
 MIB = 2**20
@@ -130,6 +135,29 @@ def test_the_side_of_images_is_compared():
     inputs = [row.categories["inputs"] for row in found.rows]
     assert inputs == [4 * 3 * side * side * 4 for side in (32, 64, 128)]
     assert "not linear in side" in str(found)
+
+
+@pytest.mark.parametrize(("name", "first"), [("side", 48), ("batch", 16)])
+def test_a_search_for_another_size_begins_at_the_cells_own(name, first):
+    source = f"""
+{name} = 48
+net = nn.Sequential(nn.Conv2d(3, 4, 24), nn.Flatten())
+for _ in range(9):
+    net(torch.randn(*((2, 3, side, side) if "side" in globals() else (batch, 3, 32, 32)))).sum().backward()
+"""
+    lines: list[str] = []
+    found, error = compare_cell(
+        Options(max_batch=name, limit=(None, 2 * MIB)),
+        Cell(source),
+        {"nn": nn, "torch": torch},
+        lambda tree: compile(tree, "cell", "exec"),
+        lines.append,
+        contextlib.nullcontext,
+    )
+    assert error is None
+    assert lines[0] == f"trial 1 · {name} = {first}"
+    assert found.of_samples == (name == "batch")
+    assert found.largest.needed_bytes <= 2 * MIB
 
 
 def test_the_tutorials_rule_takes_more_trials_than_the_fit():

@@ -34,9 +34,14 @@ def batch_axis(trials: Sequence[Trial], name: str) -> int | None:
     ran = [t for t in trials if t.shape and not t.out_of_memory]
     if len({t.size for t in ran}) < 2 or len({t.shape[0] for t in ran}) > 1:
         return 0
-    if _BATCH.search(name) and all(len(t.shape) > 1 and t.shape[1] == t.size for t in ran):
+    if names_a_batch(name) and all(len(t.shape) > 1 and t.shape[1] == t.size for t in ran):
         return 1
     return None if _is_another_size(ran) else 0
+
+
+def names_a_batch(name: str) -> bool:
+    """Whether a size of this name is that of a batch, as far as a name tells."""
+    return _BATCH.search(name) is not None
 
 
 def _is_another_size(ran: Sequence[Trial]) -> bool:

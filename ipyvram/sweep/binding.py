@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType, FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeGuard
 
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 
@@ -53,6 +53,19 @@ class Binding:
     def namespace(self, size: int) -> dict[str, Any]:
         """What the namespace is to hold besides."""
         return {} if self.own else {self.name: size}
+
+    def value(self, namespace: Mapping[str, Any]) -> int | None:
+        """The size that it has by itself; None where only running the cell would tell."""
+        found = namespace.get(self.name)
+        if self.own:
+            given = next((node.value for node in ast.walk(self.tree) if self._gives(node)), None)
+            found = given.value if isinstance(given, ast.Constant) else None
+        return found if type(found) is int and found > 0 else None
+
+    def _gives(self, node: ast.AST) -> TypeGuard[ast.keyword | ast.Assign | ast.AnnAssign]:
+        if self.argument:
+            return isinstance(node, ast.keyword) and node.arg == self.name
+        return isinstance(node, (ast.Assign, ast.AnnAssign)) and _assigns(node, self.name)
 
 
 def bind(name: str, source: str, namespace: Mapping[str, Any]) -> Binding:

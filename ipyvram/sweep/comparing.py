@@ -15,10 +15,12 @@ from ipyvram import cards, measuring
 from ipyvram.comparison import Comparison
 from ipyvram.options import Options, from_keywords
 from ipyvram.recording import Cell
+from ipyvram.sweep.answers import names_a_batch
 from ipyvram.sweep.bodies import CellBody, FunctionBody
 from ipyvram.sweep.engine import Question, Sweep
 from ipyvram.sweep.progress import ProgressLine
 from ipyvram.sweep.ranges import check_sizes, parse_sizes
+from ipyvram.sweep.search import START
 from ipyvram.sweep.trial import TIMED_STEPS, MeasuredTrials, Runner
 
 Quiet = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -124,6 +126,8 @@ def compare_cell(
 ) -> tuple[Comparison, BaseException | None]:
     """``%%vram --batch`` and ``--max-batch``: as `run_sweep`, for a cell whose ``source`` is plain Python."""
     name, sizes = options.batch or (options.max_batch or "", ())
+    body = CellBody(name, cell, namespace, compile_)
+    own = None if names_a_batch(name) else body.binding.value(namespace)  # at 16 pixels not every model runs
     card = options.card or (cards.find(None) if options.estimate else None)
     card_bytes = card.total_bytes if card is not None else own_card_bytes()
     question = Question(
@@ -135,11 +139,12 @@ def compare_cell(
         multiple=options.multiple,
         effective=options.effective,
         steps=options.steps,
+        start=own or START,
         label=options.label,
         note=options.note,
         estimated=options.estimate,
     )
-    return run_sweep(question, CellBody(name, cell, namespace, compile_), progress, quiet, card, options.device)
+    return run_sweep(question, body, progress, quiet, card, options.device)
 
 
 def run_sweep(

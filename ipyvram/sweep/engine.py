@@ -11,7 +11,7 @@ from ipyvram.comparison import Answer, Comparison, Row
 from ipyvram.sweep import answers, wording
 from ipyvram.sweep.fit import Fit
 from ipyvram.sweep.rehearsal import Rehearsal
-from ipyvram.sweep.search import MAX_TRIALS, Outcome, Search, SecantSearch, TutorialSearch
+from ipyvram.sweep.search import MAX_TRIALS, START, Outcome, Search, SecantSearch, TutorialSearch
 from ipyvram.sweep.trial import CONFIRMING_STEPS, TIMED_STEPS, ProgramFailed, Runner, Trial
 
 Rule = Literal["sizes", "largest", "tutorial"]
@@ -35,6 +35,8 @@ class Question:
         Samples per optimizer step that accumulation is to make up.
     steps : int
         Timed steps of a trial.
+    start : int
+        The size that a search tries first.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Question:
     multiple: int = 1
     effective: int | None = None
     steps: int = TIMED_STEPS
+    start: int = START
     label: str | None = None
     note: str | None = None
     estimated: bool = False
@@ -192,7 +195,7 @@ class Sweep:
         search: Search = (
             TutorialSearch(question.multiple)
             if tutorial
-            else SecantSearch(limit, question.multiple, foresee=self._foresee)
+            else SecantSearch(limit, question.multiple, question.start, foresee=self._foresee)
         )
         while True:
             self._run_out(search, confirms)
