@@ -87,7 +87,7 @@ def _parts() -> tuple[tuple[type, str, str], ...]:
     from ipyvram.probes.storages import StorageTrace
     from ipyvram.run import Run
 
-    claims = ("optimizer", "gradients", "namespace", "in_functions", "inputs", "outputs", "root", "module")
+    claims = ("optimizer", "gradients", "namespace", "containers_in_functions", "inputs", "outputs", "root", "module")
     hooks = ("_before_forward", "_after_forward", "_begin_backward", "_before_step", "_after_step")
     return (
         (StorageTrace, "record", "events: operators"),

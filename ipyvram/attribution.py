@@ -271,8 +271,8 @@ class _Attributor:
         if phase is not None and phase.name == "backward" and (self.stepping or self.born_ns[row] < phase.end_ns):
             return "gradients"
         op = self.origins[self.ledger.origin[row]].op if self.ledger.origin[row] >= 0 else ""
-        backward = any(p.name == "backward" for p in self.phases)
-        changes = (self.with_gradients and bool(op)) or (written and self.with_gradients >= backward)
+        without = not self.with_gradients and any(p.name == "backward" for p in self.phases)
+        changes = (self.with_gradients and bool(op)) or (written and not without)
         return "optimizer_state" if changes and not self.stepping and op not in _COPYING else "parameters"
 
     def _ended_with_forward(self, row: int, claims: tuple[Claim, ...]) -> bool:

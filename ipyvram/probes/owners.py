@@ -224,11 +224,11 @@ class Owners:
             if not isinstance(value, nn.Module):
                 _tolerate(self._variable, value, name, before, deep)
         if left and not before:
-            self._in_functions(deep)
+            self._of_earlier_traces(deep)
         if before or left:
             self._left_behind(found)
 
-    def in_functions(self) -> None:
+    def containers_in_functions(self) -> None:
         """Containers with a tensor for each parameter, among the variables of the functions that are running."""
         variables = Variables().all()
         held = {name: value for (_, name), value in variables.items() if isinstance(value, (list, tuple, dict))}
@@ -241,7 +241,7 @@ class Owners:
         for name, tensor, kind in copies_in([*(value for _, value in found), *self._seen], containers):
             self._claiming.claim_once(tensor, kind, name, "", before)
 
-    def _in_functions(self, deep: bool) -> None:
+    def _of_earlier_traces(self, deep: bool) -> None:
         """What is there in the middle of the cell beside the notebook's variables: models and optimizers of earlier traces, the
         last batch of a loop."""
         for owner, name in list(self._seen.items()):

@@ -237,7 +237,7 @@ class Phases:
 
         def begin() -> None:
             self._owners.namespace(deep=False)
-            self._owners.in_functions()
+            self._owners.containers_in_functions()
             if self._in_backward == 1:  # not the graph that a reentrant checkpoint recomputed
                 for root in (r for r in roots if isinstance(r, Tensor)):
                     self._owners.outputs(root, "loss")
