@@ -136,7 +136,7 @@ def environment() -> dict[str, str]:
         found["cuda"] = torch.version.cuda
     if in_use():
         found["cublas_workspace_bytes"] = str(_cublas_workspace_bytes())
-        if own := _cublaslt_workspace_bytes():
+        if own := cublaslt_workspace_bytes():
             found["cublaslt_workspace_bytes"] = str(own)
     return found
 
@@ -156,7 +156,7 @@ def _cublas_workspace_bytes() -> int:
     return 32 << 20 if torch.cuda.get_device_capability() == (9, 0) else 8_519_680
 
 
-def _cublaslt_workspace_bytes() -> int:
+def cublaslt_workspace_bytes() -> int:
     """Of one handle and stream, where cuBLASLt has a buffer beside the one of cuBLAS; else 0.
 
     Torch that tells the size lets it share that one unless the program says otherwise. Before, it is what

@@ -56,15 +56,17 @@ def _unseen(stretch: Stretch, device: str, at: int, left: int) -> tuple[TensorRo
     """What stands for the bytes that nothing in the trace accounts for.
 
     A trace of storages, which is all there is where the allocator keeps no history (`cudaMallocAsync`), sees neither the
-    workspaces that torch allocates for cuBLAS nor that the allocator rounds up.
+    workspaces that torch allocates for cuBLAS and cuBLASLt nor that the allocator rounds up.
     """
     rows = []
     if device.startswith("cuda") and stretch.trace.source == "storages" and len(stretch.trace.events):
-        size = int(stretch.recording.environment.get("cublas_workspace_bytes", "0") or 0)
-        count = min(left // size, _HANDLES) if size else 0
-        if count:
-            rows.append(TensorRow(count * size, "workspaces", "cuBLAS workspace", count=count))
-            left -= count * size
+        handles = _HANDLES
+        for library in ("cuBLAS", "cuBLASLt"):  # a workspace of the second's own lies beside one of the first
+            size = int(stretch.recording.environment.get(f"{library.lower()}_workspace_bytes", "0") or 0)
+            handles = min(left // size, handles) if size else 0
+            if handles:
+                rows.append(TensorRow(handles * size, "workspaces", f"{library} workspace", count=handles))
+                left -= handles * size
         if 0 < left < _GRAIN * len(stretch.attribution.category_at(at)):
             rows.append(TensorRow(left, "other", "rounding of the allocator"))
             left = 0

@@ -190,7 +190,7 @@ def test_the_workspace_that_cublaslt_has_of_its_own(monkeypatch, told, chosen, u
         monkeypatch.setattr(torch._C, name, lambda: told, raising=False)
     for variable, value in (("CUBLASLT_WORKSPACE_SIZE", chosen), ("TORCH_CUBLASLT_UNIFIED_WORKSPACE", unified)):
         monkeypatch.setenv(variable, value) if value else monkeypatch.delenv(variable, raising=False)
-    assert devices._cublaslt_workspace_bytes() == expected
+    assert devices.cublaslt_workspace_bytes() == expected
 
 
 def test_the_workspace_on_hopper(monkeypatch):

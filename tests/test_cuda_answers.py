@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 HEAD = """
 import torch
 from torch import nn
@@ -67,10 +69,16 @@ result["trains"] = ran_out(1.0, load + "; optimizer = torch.optim.SGD(big.parame
     assert "half_weights" not in found["trains"]
 
 
-def test_a_comparison_leaves_the_workspaces_that_were_there(run_on_stub):
+@pytest.mark.parametrize("unified", [{}, {"TORCH_CUBLASLT_UNIFIED_WORKSPACE": "0"}], ids=["as it is", "apart"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_comparison_leaves_the_workspaces_that_were_there(run_on_stub, unified, checkpointed):
+    """Those of cuBLASLt too, where it has its own: in each thread that runs layers with a bias, the engine's where a checkpoint does."""
     found = run_on_stub(
-        """
+        f"""
+import os
+os.environ.update({unified!r})
 import torch
+from torch.utils.checkpoint import checkpoint
 from torch import nn
 import ipyvram
 
@@ -80,7 +88,9 @@ optimizer = torch.optim.SGD(net.parameters(), 0.1)
 def train(batch_size):
     for _ in range(8):
         optimizer.zero_grad()
-        net(torch.randn(batch_size, 256, device="cuda")).sum().backward()
+        x = torch.randn(batch_size, 256, device="cuda")
+        y = checkpoint(net, x, use_reentrant=False) if {checkpointed} else net(x)
+        y.sum().backward()
         optimizer.step()
 
 def allocated():

@@ -358,10 +358,12 @@ def test_a_cell_in_a_real_kernel(stub_environment, tmp_path):
         kernel.close()
 
 
-def test_without_a_history_a_measured_step_takes_what_the_bare_one_takes(run_on_stub):
+@pytest.mark.parametrize("unified", [{}, {"TORCH_CUBLASLT_UNIFIED_WORKSPACE": "0"}], ids=["as it is", "apart"])
+def test_without_a_history_a_measured_step_takes_what_the_bare_one_takes(run_on_stub, unified):
     """Storages are traced then, also on the engine's thread, and nothing of that keeps a tensor until the next collection."""
     found = run_on_stub(
-        HEAD
+        f"import os; os.environ.update({unified!r})\n"
+        + HEAD
         + """
 torch.cuda.get_allocator_backend = lambda: "cudaMallocAsync"
 net = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)).to("cuda")

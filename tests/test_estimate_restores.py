@@ -144,7 +144,7 @@ ENDINGS = {
     "error": (CELL.replace("next(iterator)", "raise KeyError('k')"), KeyError),
     "interrupt": (CELL.replace("next(iterator)", "raise KeyboardInterrupt"), KeyboardInterrupt),
     "exit": (CELL.replace("next(iterator)", "raise SystemExit"), SystemExit),
-    "error in forward": (CELL.replace("x.to(\"cuda\")", "x[:, :0].to(\"cuda\").float()"), RuntimeError),
+    "error in forward": (CELL.replace("x.to(\"cuda\")", "x[None].to(\"cuda\")"), RuntimeError),
     "error in backward": (
         "def fail(g): raise ZeroDivisionError\nw = weight * 2; w.register_hook(fail); w.sum().backward()", ZeroDivisionError,
     ),

@@ -53,6 +53,14 @@ def test_there_are_not_more_workspaces_than_threads_that_use_cublas():
     assert peak.later
 
 
+def test_cublaslt_has_a_workspace_beside_each_of_cublas_where_torch_gives_it_one():
+    environment = {"cublas_workspace_bytes": str(WORKSPACE), "cublaslt_workspace_bytes": str(1 << 20)}
+    peak = found(WORKSPACE + (3 << 20), 1000, environment=environment)
+    assert rows(peak) == {"cuBLAS workspace": WORKSPACE, "cuBLASLt workspace": 1 << 20, AFTER_TRACE: 2 << 20}
+    assert rows(found(1 << 20, 1000, environment=environment)) == {AFTER_TRACE: 1 << 20}
+    assert peak.account["workspaces"] == WORKSPACE + (1 << 20)
+
+
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_elsewhere_there_are_no_workspaces(device):
     assert rows(found(WORKSPACE, 1000, device=device)) == {AFTER_TRACE: WORKSPACE}
@@ -68,8 +76,14 @@ def test_a_higher_sample_counts_where_the_allocator_says_nothing():
     assert (peak.bytes, peak.provenance) == (100 + WORKSPACE, "sampled")
 
 
-@given(st.lists(st.integers(1, 1 << 20), min_size=1, max_size=5), st.integers(0, 1 << 26), st.sampled_from(["", "512"]))
-def test_the_account_closes(sizes, beyond, workspace):
-    peak = found(beyond, *sizes, environment={"cublas_workspace_bytes": workspace})
+@given(
+    st.lists(st.integers(1, 1 << 20), min_size=1, max_size=5),
+    st.integers(0, 1 << 26),
+    st.sampled_from(["", "512"]),
+    st.sampled_from(["", "1024"]),
+)
+def test_the_account_closes(sizes, beyond, workspace, own):
+    environment = {"cublas_workspace_bytes": workspace, "cublaslt_workspace_bytes": own}
+    peak = found(beyond, *sizes, environment=environment)
     assert sum(peak.account.values()) == peak.bytes == sum(sizes) + beyond
     assert sum(row.bytes for row in peak.unseen) == beyond

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ipyvram.devices import cublaslt_workspace_bytes
 from ipyvram.probes.graph import nodes_below, packed_by
 from ipyvram.sweep.watch import synchronize
 from ipyvram.units import format_bytes
@@ -88,30 +89,44 @@ def settle() -> int:
 
 
 def _make_workspaces(wanted: int) -> None:
-    """cuBLAS's workspaces of this thread, and where these are less than ``wanted`` bytes those of the engine's: as they were.
+    """As many workspaces of cuBLAS as there were in ``wanted`` bytes: this thread's, then the engine's.
 
-    A thread has its own, which the first product in it makes, and asking for cuBLAS's handle is enough.
+    A thread has its own, and asking for cuBLAS's handle makes it. Where cuBLASLt has another beside it, a product does.
     """
     if wanted <= 0:
         return
     before = _cuda_allocated()
-    torch.cuda.current_blas_handle()
-    if _cuda_allocated() - before < wanted:
+    _use_cublas(product=False)
+    one, own = _cuda_allocated() - before, cublaslt_workspace_bytes()
+    counts = [(handles, products) for handles in (1, 2) for products in range(handles + 1)]
+    handles, products = next((c for c in counts if c[0] * one + c[1] * own == wanted), (2 if wanted > one else 1, 0))
+    if products:
+        _use_cublas(product=True)
+    if handles > 1:
         with torch.enable_grad():
-            _Handle.apply(torch.empty(0, device="cuda", requires_grad=True)).backward(torch.empty(0, device="cuda"))
+            begin = torch.empty(0, device="cuda", requires_grad=True)
+            _OnEngine.apply(begin, products > 1).backward(torch.empty(0, device="cuda"))
 
 
-class _Handle(torch.autograd.Function):
-    """Asks for cuBLAS's handle where its backward runs."""
+def _use_cublas(product: bool) -> None:
+    torch.cuda.current_blas_handle()
+    if product:
+        x = torch.empty(16, 16, device="cuda")
+        torch.addmm(x[0], x, x)  # with a bias: of cuBLASLt
+
+
+class _OnEngine(torch.autograd.Function):
+    """Uses cuBLAS where its backward runs."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, product: bool) -> Tensor:
+        ctx.product = product
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        torch.cuda.current_blas_handle()
-        return gradient
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        _use_cublas(ctx.product)
+        return gradient, None
 
 
 def _cuda_allocated() -> int:
