@@ -87,6 +87,46 @@ def test_a_whole_step_is_compiled_as_without_us_and_nothing_of_ours():
     assert sum(m.report.peak.values()) == m.report.peak_bytes > 0
 
 
+@pytest.mark.parametrize("traced", [2, 3], ids=["ends inside", "ends and begins inside"])
+def test_a_trace_may_begin_or_end_within_a_compiled_function(traced):
+    """Its end puts torch's flags back as they were at its begin, whatever mode has come or gone meanwhile."""
+    torch.compiler.reset()
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    optimizer = torch.optim.Adam(model.parameters())
+    seen = []
+
+    @torch.compiler.disable
+    def update() -> None:
+        optimizer.step()
+        if len(seen) == 3 and traced == 3:
+            ipyvram.retrace()
+
+    @torch.compile(backend="aot_eager")
+    def step(x: torch.Tensor) -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        update()
+        return loss
+
+    with ipyvram.measure(trace_steps=2) as m:
+        for _ in range(6):
+            step(torch.ones(4, 8)).item()
+            seen.append(flags())
+    assert [there for there, _, _ in seen] == [True, False, False, traced == 3, False, False]
+    assert all(there == python == snapshot for there, python, snapshot in seen)
+    assert flags() == (False, False, False)
+    assert m.report.steps == 6
+    assert m.report.traced_steps == traced
+    assert m.report.measurement.notes == ()
+
+
+def flags() -> tuple[bool, bool, bool]:
+    """Whether there is a mode, and whether torch asks one."""
+    included = torch._C._dispatch_tls_is_dispatch_key_included
+    return torch._C._len_torch_dispatch_stack() > 0, included("Python"), included("PythonTLSSnapshot")
+
+
 def test_the_warning_about_hooks_of_the_user_stays():
     torch.compiler.reset()
     model = torch.compile(nn.Linear(4, 4), backend="eager")

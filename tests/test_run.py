@@ -29,6 +29,8 @@ from ipyvram.sampler import Sampler
 from ipyvram.watch import MAX_RETRACES
 from tests import nvml_stub
 
+COMPILED_ENDS = "_dynamo_restore_local_dispatch_key_set"
+
 
 def global_state():
     """Everything of torch that a probe could have changed."""
@@ -48,8 +50,10 @@ def global_state():
             (torch.no_grad, ("__enter__", "__exit__")),
             (torch.inference_mode, ("__enter__", "__exit__")),
             (torch.optim.SGD, ("step",)),
+            (torch._C, (COMPILED_ENDS,)),
         )
         for name in names
+        if hasattr(owner, name)
     }
     modes = [type(mode) for mode in _get_current_dispatch_mode_stack()]
     functions = torch._C._len_torch_function_stack()
@@ -67,6 +71,7 @@ WAITING = (
     "no_grad.__exit__",
     "inference_mode.__enter__",
     "inference_mode.__exit__",
+    *((f"torch._C.{COMPILED_ENDS}",) if hasattr(torch._C, COMPILED_ENDS) else ()),
 )
 
 

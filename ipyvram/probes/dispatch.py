@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _python_dispatch as dispatch_modes
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ipyvram.patches import Patches
 from ipyvram.probes.uncompiled import leave_alone, set_compiler
 
 _DISABLED = Tensor.__torch_dispatch__
@@ -113,13 +114,26 @@ Mode.__torch_dispatch__ = _dispatch  # type: ignore[method-assign,assignment]
 def agree() -> None:
     """Torch's flags say again whether there is any mode.
 
-    The end of `torch.inference_mode` puts them back as they were at its begin. If a mode has left meanwhile, every operator
-    would fail for want of it; if one came, it would see none.
+    The ends of `torch.inference_mode` and of a compiled function put them back as they were at its begin. If a mode has left
+    meanwhile, every operator would fail for want of it; if one came, it would see none.
     """
     there = torch._C._len_torch_dispatch_stack() > 0
     for key in _FLAGS:
         if torch._C._dispatch_tls_is_dispatch_key_included(key) is not there:
             torch._C._dispatch_tls_set_dispatch_key_included(key, there)
+
+
+def agree_after_compiled(patches: Patches) -> None:
+    """Have the flags `agree` at the end of each compiled function, too. Older torch does not put them back there."""
+    name = "_dynamo_restore_local_dispatch_key_set"
+    restore: Any = getattr(torch._C, name, None)
+
+    def restored() -> None:
+        restore()
+        agree()
+
+    leave_alone(restored.__code__)
+    patches.set(torch._C, name, restored)
 
 
 _entered: weakref.WeakSet[Mode] = weakref.WeakSet()

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules import module as global_hooks
 
 from ipyvram.patches import Patches
-from ipyvram.probes.dispatch import agree
+from ipyvram.probes.dispatch import agree, agree_after_compiled
 from ipyvram.probes.phases import hide_hooks
 from ipyvram.probes.stacks import OURS
 from ipyvram.probes.uncompiled import leave_alone, uncompiled
@@ -54,9 +54,10 @@ class Evaluations:
         self._whole = False
 
     def start(self) -> None:
-        """From here on every place is noted at which gradients are turned off."""
+        """From here on every place is noted at which gradients are turned off, and a trace may begin or end within any."""
         for switch in (torch.no_grad, torch.inference_mode):
             self._follow(switch)
+        agree_after_compiled(self._switches)
 
     def _follow(self, switch: Any) -> None:
         turn_off, turn_on = switch.__enter__, switch.__exit__
