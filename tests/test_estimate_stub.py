@@ -80,8 +80,8 @@ def test_what_a_radix_sort_works_in(generation, count, key, value, bits, asked):
     assert sorting.radix_sort_bytes(card, count, key, value, bits) == asked
 
 
-#: What operators of an older torch ask for otherwise (all in 2.6, four in 2.11): a workspace of cuBLASLt's own, the order within
-#: attention, and what a sort works in.
+#: What operators of an older torch ask for otherwise (all in 2.6, four in 2.10 and 2.11): a workspace of cuBLASLt's own, the order
+#: within attention, and what a sort works in. The estimate is then as near as that workspace is large.
 OTHERWISE = {
     "MultiheadAttention",
     "flash attention",
@@ -90,6 +90,7 @@ OTHERWISE = {
     "inference mode",
     "autocast",
 }
+OWN_WORKSPACE = 1 << 20  #: two of them are a segment of small blocks
 OLDER = tuple(int(part) for part in cuda_stub.torch.__version__.split(".")[:2]) < (2, 14)
 
 
@@ -103,13 +104,16 @@ def runner():
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_an_estimate_asks_for_what_cuda_asks_for(runner, name):
-    if OLDER and name in OTHERWISE:
-        pytest.skip("estimates follow the operators of torch 2.14")
     source = HEAD + PROGRAMS[name]
     real = runner.run(source)
     _, report, estimation = estimated(source, CARD)
+    assert real["allocated"] == real["measured_allocated"]
+    if OLDER and name in OTHERWISE:
+        assert report.peak_bytes == pytest.approx(real["allocated"], abs=OWN_WORKSPACE)
+        assert report.peak_reserved_bytes == pytest.approx(real["reserved"], abs=2 * OWN_WORKSPACE)
+        return
     assert [row.size for row in estimation.memory.rows if row.alloc] == real["requests"]
-    assert report.peak_bytes == real["allocated"] == real["measured_allocated"]
+    assert report.peak_bytes == real["allocated"]
     assert report.peak_reserved_bytes == real["reserved"]
 
 
