@@ -31,6 +31,7 @@ from ipyvram.cell_names import caller_filename, cell_of, coming_filename, number
 from ipyvram.measuring import Measurement, fault
 from ipyvram.option_help import complete, help_text
 from ipyvram.options import Options, parse, wants_help
+from ipyvram.probes import failed
 from ipyvram.report import Report
 from ipyvram.subcommands import SUBCOMMANDS, Display, offers, run_subcommand, usages
 
@@ -101,12 +102,14 @@ class Session:
         ip.register_magic_function(_misplaced, "line", "%vram")  # what IPython makes of `%%vram` on a later line
         ip.events.register("pre_run_cell", self._pre_run_cell)
         ip.events.register("post_run_cell", self._post_run_cell)
+        failed.listen(told=True)
         for key in _COMPLETED:
             ip.set_hook(_COMPLETE, _completer, str_key=key)
 
     def unregister(self) -> None:
         """Undo `register`, each part on its own: a part that is gone already does not keep the others."""
         ip = self.ip
+        failed.listen(told=False)
         self._close(None)
         with contextlib.suppress(ValueError):
             ip.input_transformers_cleanup.remove(self._transform)
@@ -146,6 +149,7 @@ class Session:
         self._meter = showing.start_meter(self.ip, measurement)
 
     def _post_run_cell(self, result: Any) -> None:
+        failed.cell_ended(result)
         info = self._ended(getattr(result, "info", None))
         if self._armed is not None and self._armed[0] is info:
             error = getattr(result, "error_in_exec", None) or getattr(result, "error_before_exec", None)
@@ -261,10 +265,11 @@ class Session:
 
         source, text, name = self._python(text)
         code = self.ip.compile(self.ip.compile.ast_parse(source, filename=name), name, "exec")
+        cell = cell_of(self.ip, text, name)
         try:
-            report = estimate_cell(code, options, self.ip.user_ns, cell_of(self.ip, text, name))
-        except CannotEstimate as error:
-            raise UsageError(str(error)) from None
+            report = _or_usage_error(estimate_cell, code, options, self.ip.user_ns, cell, refusal=CannotEstimate)
+        except UsageError:
+            raise
         except BaseException as error:  # the cell's own: its traceback begins at the cell's own line
             raise error.with_traceback(_from(name, error))  # noqa: B904 - the same error
         showing.show(report)
@@ -278,12 +283,10 @@ class Session:
         source, _, name = self._python(text)
         compile_ = functools.partial(self.ip.compile, filename=name, symbol="exec")
         progress = ProgressLine(showing.publish if hasattr(self.ip, "kernel") else None)
-        try:
-            comparison, error = compare_cell(
-                options, cell_of(self.ip, source, name), self.ip.user_ns, compile_, progress, capture_output
-            )
-        except ValueError as refusal:
-            raise UsageError(str(refusal)) from None
+        cell = cell_of(self.ip, source, name)
+        comparison, error = _or_usage_error(
+            compare_cell, options, cell, self.ip.user_ns, compile_, progress, capture_output
+        )
         showing.show_comparison(comparison)
         if error is not None:  # the cell's own, or the user's Ctrl-C: Run All stops
             raise error.with_traceback(_from(name, error))
@@ -318,12 +321,15 @@ def _help() -> str:
     return help_text(usages())
 
 
-def _or_usage_error(read: Callable[[str], T], text: str) -> T:
-    """``read(text)``, its ValueError as the error that IPython shows in one line and without a traceback."""
+def _or_usage_error(read: Callable[..., T], *arguments: Any, refusal: type[Exception] = ValueError) -> T:
+    """What ``read`` gives, its refusal as the error that IPython shows in one line and without a traceback."""
     try:
-        return read(text)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+        return read(*arguments)
+    except refusal as error:
+        said = str(error)
+    raise UsageError(
+        said
+    )  # out here it has no context, whose frames would hold the cell's tensors until the next error
 
 
 def _options(arguments: str) -> Options:

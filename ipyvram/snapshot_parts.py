@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -118,7 +118,7 @@ class FrameReader:
             found = [
                 self._user_frame(frame) if known is None else known for frame, known in zip(looked, found, strict=True)
             ]
-        users = tuple([frame for frame in found if isinstance(frame, Frame)][:_DEPTH])
+        users = cast(Stack, tuple(filter(None, found))[:_DEPTH])  # in C: a library's stack has a hundred frames
         return self._intern(users) if users else -1
 
     def _user_frame(self, frame: Entry) -> Frame | bool:

@@ -118,6 +118,23 @@ def test_what_cannot_be_done_is_said_in_one_line_and_changes_nothing(kernel, lin
     assert kernel.value(STATE) == before
 
 
+@pytest.mark.parametrize(
+    ("line", "last"),
+    [
+        ("--batch size=2,4", "for x in rows:\n    model(x[:size])"),
+        ("--estimate --card T4", "torch.ops.mine.strange(model(data[:4].to('cuda')))"),
+    ],
+)
+def test_a_refusal_keeps_nothing_of_the_notebook(kernel, line, last):
+    """IPython keeps the last error: what it came from stood in its context, with the frames that held the model."""
+    kernel.run("lib = torch.library.Library('mine', 'DEF')\nlib.define('strange(Tensor x) -> Tensor')")
+    kernel.run("import weakref\nkept = weakref.ref(model)\nrows = iter(torch.utils.data.DataLoader(data))")
+    refused = kernel.run(f"%%vram {line}\nsize = 4\n{last}")
+    assert refused.reply["ename"] == "UsageError"
+    kernel.run("import gc\ndel model, optimizer\ngc.collect()")
+    assert kernel.value("kept() is None") == "True"
+
+
 def test_the_cells_own_error_is_shown_with_the_partial_table(kernel):
     before = kernel.value(STATE)
     cell = CELL.replace(

@@ -11,8 +11,8 @@ import gc
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,20 @@ _ATOMS = (
     torch.dtype, torch.device, torch.Size, torch.Generator, torch.UntypedStorage, torch.Stream,
     type, types.ModuleType, types.CodeType, types.BuiltinFunctionType, types.GetSetDescriptorType, property,
 )  # fmt: skip
-_BORDERS = (
+#: Modules whose objects lead to none of the user's tensors, and the frames of an error to thousands of them: torch's compiler has
+#: symbols, guards and graphs of tensors that take no memory. What it was given stands in its frames.
+_BORDERS = frozenset({
     "IPython", "ipykernel", "ipyvram", "traitlets", "zmq", "tornado", "asyncio", "logging", "threading", "weakref",
-    "importlib", "_frozen_importlib", "concurrent", "jupyter_client", "comm",
-)  # fmt: skip
+    "importlib", "_frozen_importlib", "concurrent", "jupyter_client", "comm", "traceback", "sympy",
+    "torch._dynamo", "torch._inductor", "torch._functorch", "torch._guards", "torch._subclasses", "torch.fx",
+})  # fmt: skip
+
+
+#: Python's collector does not track numbers, texts, and tuples of nothing else.
+_leads_on = gc.is_tracked
+
+#: An object and its path → what it holds, with the paths, and categories where they are known.
+Look = Callable[[Any, str], Iterable[tuple[Any, ...]]]
 
 
 class Storage(NamedTuple):
@@ -85,6 +95,7 @@ class Walk:
         self.graphs: list[tuple[str, Tensor]] = []  #: tensors with a history, and their paths
         self.complete = True
         self._seen = {id(b) for b in borders}
+        self._looks = _Looks()
         self._left = MAX_OBJECTS
 
     def root(self, value: Any, path: str) -> list[Storage]:
@@ -93,19 +104,19 @@ class Walk:
         todo: deque[tuple[Any, str, str]] = deque([(value, path, "")])
         while todo:  # the shortest path first
             item, path, role = todo.popleft()
-            kind = type(item)
-            if issubclass(kind, _ATOMS) or id(item) in self._seen:
+            look = self._looks[type(item)]
+            if look is _none or id(item) in self._seen:
                 continue
             self._left -= 1
             if self._left < 0:
                 self.complete = False
                 break
             self._seen.add(id(item))
-            if issubclass(kind, Tensor):
+            if look is _tensor_parts:
                 fresh += self._tensor(item, path, role)
-            elif issubclass(kind, nn.Module):
+            elif look is _module_parts:
                 self.modules[id(item)] = path
-            for child, name, *given in _children(item, kind, path):
+            for child, name, *given in look(item, path):
                 todo.append((child, name, given[0] if given else role))
         return fresh
 
@@ -125,14 +136,23 @@ class Walk:
         return [storage]
 
 
-def _children(item: Any, kind: type, path: str) -> Iterable[tuple[Any, ...]]:
-    """What an object holds, with paths as one would write them, and the category of its tensors where the place tells."""
-    for base, look in _LOOKS.items():
-        if issubclass(kind, base):
-            return cast(Iterable[tuple[Any, ...]], look(item, path))
-    if str(kind.__module__).partition(".")[0] in _BORDERS:
-        return ()
-    return _attributes(item, path)
+class _Looks(dict[type, Look]):
+    """By its type, how to look into an object: what it holds, with paths as one would write them, and the category of its tensors
+    where the place tells. Asked for each of many, so what leads nowhere (`_leads_on`) gets no path."""
+
+    def __missing__(self, kind: type) -> Look:
+        self[kind] = look = self._of(kind)
+        return look
+
+    def _of(self, kind: type) -> Look:
+        if issubclass(kind, _ATOMS):
+            return _none
+        for base, look in _LOOKS.items():
+            if issubclass(kind, base):
+                return look
+        package, _, rest = str(kind.__module__).partition(".")
+        inside = package in _BORDERS or f"{package}.{rest.partition('.')[0]}" in _BORDERS
+        return _none if inside else _attributes
 
 
 def _attributes(item: Any, path: str) -> Iterator[tuple[Any, str]]:
@@ -142,8 +162,9 @@ def _attributes(item: Any, path: str) -> Iterator[tuple[Any, str]]:
         found = None
     if isinstance(found, dict):
         for name, value in list(found.items()):
-            yield value, member_path(path, name, type(item), value)
-    elif gc.is_tracked(item):
+            if _leads_on(value):
+                yield value, member_path(path, name, type(item), value)
+    else:
         for value in gc.get_referents(item):
             yield value, path
 
@@ -163,7 +184,7 @@ def _module_parts(module: nn.Module, path: str) -> Iterator[tuple[Any, ...]]:
         if name in _MEMBERS and isinstance(value, dict):
             for key, member in list(value.items()):
                 yield member, f"{path}.{key}", _MEMBERS[name]
-        else:
+        elif _leads_on(value):
             plain = issubclass(type(value), Tensor) and not value.requires_grad
             yield value, f"{path}.{name}", "buffers" if plain else ""
 
@@ -179,8 +200,9 @@ def _optimizer_parts(optimizer: torch.optim.Optimizer, path: str) -> Iterator[tu
 
 def _dict_parts(found: Mapping[Any, Any], path: str) -> Iterator[tuple[Any, str]]:
     for key, value in list(found.items()):
-        yield value, f"{path}[{key!r}]" if isinstance(key, (str, int)) else path
-        if not isinstance(key, _ATOMS):
+        if _leads_on(value):
+            yield value, f"{path}[{key!r}]" if isinstance(key, (str, int)) else path
+        if _leads_on(key):
             yield key, path
 
 
@@ -189,7 +211,8 @@ def _items(found: Iterable[Any], path: str) -> Iterator[tuple[Any, str]]:
     if len(values) > PLAIN and all(isinstance(v, _ATOMS) for v in values[:PLAIN]) and isinstance(values[-1], _ATOMS):
         return
     for i, value in enumerate(values):
-        yield value, f"{path}[{i}]"
+        if _leads_on(value):
+            yield value, f"{path}[{i}]"
 
 
 def _function_parts(function: types.FunctionType, path: str) -> Iterator[tuple[Any, str]]:
@@ -249,7 +272,7 @@ def _none(item: Any, path: str) -> Iterable[tuple[Any, str]]:
 
 
 #: How to look into a kind of object; the first that fits.
-_LOOKS: dict[type, Any] = {
+_LOOKS: dict[type, Look] = {
     Tensor: _tensor_parts,
     nn.Module: _module_parts,
     torch.optim.Optimizer: _optimizer_parts,

@@ -5,14 +5,13 @@ Works without IPython: `sys.last_value` and what the namespace's own ``get_ipyth
 
 from __future__ import annotations
 
-import gc
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from itertools import compress, repeat
-from operator import is_
 from types import TracebackType
 from typing import Any
+
+from ipyvram.probes import failed
 
 #: Names that IPython puts into the namespace itself.
 _NOT_THE_USERS = re.compile(r"_+|_i+|_i?\d+|_oh|_ih|_dh|_exit_code|__\w+__|In|Out|exit|quit|get_ipython|open")
@@ -74,19 +73,12 @@ def all_errors(namespace: Mapping[str, Any]) -> list[tuple[str, Any]]:
     the last one, and frees nothing of it.
     """
     found = errors(namespace)
-    if found:  # without one there was none before it; the look over all objects takes some tens of milliseconds
+    if found:  # without one there was none before it
         chained = (error for _, item in found if isinstance(item, BaseException) for error in _chain(item))
         known = {id(error.__traceback__) for error in chained} | {id(item) for _, item in found}
-        objects = gc.get_objects()
-        tracebacks = compress(objects, map(is_, map(type, objects), repeat(TracebackType)))  # a third of a loop's time
-        found += [("an earlier one", o) for o in tracebacks if _ended_a_cell(o) and id(o) not in known]
+        earlier = [error for error in failed.errors() if not {id(error), id(error.__traceback__)} & known]
+        found += [("an earlier one", error) for error in earlier]
     return found
-
-
-def _ended_a_cell(first: TracebackType) -> bool:
-    """Whether it is an error's that nothing between IPython and the cell caught."""
-    code = first.tb_frame.f_code
-    return code.co_name == "run_code" and "IPython" in code.co_filename
 
 
 def forget_errors(namespace: Mapping[str, Any]) -> None:
