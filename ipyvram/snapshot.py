@@ -15,6 +15,7 @@ from ipyvram.caching_allocator import Settings
 from ipyvram.recording import Action, Block, Device, Events, Recording, Segment, Stack, Trace
 from ipyvram.report import Report
 from ipyvram.report_rows import Finding
+from ipyvram.snapshot_claims import claims_of
 from ipyvram.snapshot_parts import FrameReader, events_of, private_pools_of, segments_of
 from ipyvram.snapshot_phases import marks_of
 from ipyvram.units import format_bytes
@@ -22,6 +23,9 @@ from ipyvram.units import format_bytes
 MAX_EVENTS = 20_000_000  #: and blocks, of all devices together
 _MAX_DEVICES = 256
 _WORKSPACE = 8_519_680  # of cuBLAS up to compute capability 8.x: 2 × 4 MiB and 8 × 16 KiB
+_NO_TIMES = (
+    "the torch that wrote the snapshot kept no times: the timeline has an event each microsecond, in their order"
+)
 _WRONG = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 
@@ -36,7 +40,7 @@ def read_snapshot(path: str | os.PathLike[str]) -> Report:
     Parameters
     ----------
     path : path
-        As written by ``torch.cuda.memory._dump_snapshot``; may be gzipped.
+        As written by ``torch.cuda.memory._dump_snapshot``, or the pickled list of `torch.cuda.memory_snapshot`; may be gzipped.
 
     Returns
     -------
@@ -65,27 +69,29 @@ def read_snapshot(path: str | os.PathLike[str]) -> Report:
 
 
 def recording_of(snapshot: Any, label: str | None = None) -> Recording:
-    """A snapshot as a `Recording`.
+    """A snapshot as a `Recording`; of a list of segments, as `torch.cuda.memory_snapshot` gives it, the state.
 
     Raises
     ------
     ValueError, KeyError, TypeError
         The value is not what ``_snapshot`` gives.
     """
+    snapshot = _with_traces(snapshot)
     _check(snapshot)
+    device_traces = [_timed(entries) for entries in snapshot["device_traces"]]
     stacks: dict[Stack, int] = {}
     frames = FrameReader(lambda stack: stacks.setdefault(stack, len(stacks)), _is_user_file)
     settings = snapshot.get("allocator_settings") or {}
     Settings.from_snapshot(settings)  # refuses what is none
+    marks = marks_of(device_traces, snapshot.get("external_annotations") or ())
     traces = []
-    for index, entries in enumerate(snapshot["device_traces"]):
+    for index, entries in enumerate(device_traces):
         events, segments = events_of(entries, frames), segments_of(snapshot["segments"], index, frames)
         if len(events) or segments:
-            trace = _trace(f"cuda:{index}", events, segments, settings)
+            trace = _trace(f"cuda:{index}", events, segments, settings, marks[-1].time_ns if marks else 0)
             traces.append(replace(trace, private_pools=private_pools_of(entries)))
     if not traces:
         raise ValueError("it holds no events and no segments: was anything allocated on a GPU while it was recorded?")
-    marks = marks_of(snapshot["device_traces"], snapshot.get("external_annotations") or ())
     return Recording(
         start_ns=min(t.start_ns for t in traces),
         stop_ns=max(t.stop_ns for t in traces),
@@ -94,13 +100,29 @@ def recording_of(snapshot: Any, label: str | None = None) -> Recording:
         environment=_environment(traces),
         devices=tuple(Device(t.device, t.device) for t in traces),
         traces=tuple(traces),
+        claims=tuple(c for t in traces for c in claims_of(t, marks, _WORKSPACE)),
         marks=marks,
         stacks=tuple(stacks),
         counters_end={t.device: _counters(t) for t in traces},
         steps=sum(m.kind == "optimizer" and not m.begin for m in marks),
         traced_steps=sum(m.kind == "optimizer" and not m.begin for m in marks),
-        notes=_notes(traces),
+        notes=(*_notes(traces), *([_NO_TIMES] if device_traces != snapshot["device_traces"] else [])),
     )
+
+
+def _with_traces(snapshot: Any) -> Any:
+    """A list of segments becomes a snapshot without events."""
+    if not isinstance(snapshot, list) or not all(isinstance(s, dict) for s in snapshot):
+        return snapshot
+    devices = 1 + max((int(s["device"]) for s in snapshot), default=-1)
+    return {"segments": snapshot, "device_traces": [[] for _ in range(min(devices, _MAX_DEVICES))]}
+
+
+def _timed(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events of a torch that wrote no times, a microsecond apart."""
+    if not entries or "time_us" in entries[0]:
+        return entries
+    return [{**entry, "time_us": i} for i, entry in enumerate(entries)]
 
 
 def _check(snapshot: Any) -> None:
@@ -114,7 +136,10 @@ def _check(snapshot: Any) -> None:
         raise ValueError(f"it has {count:,} events and blocks; at most {MAX_EVENTS:,} are read")
 
 
-def _trace(device: str, events: Events, segments: tuple[Segment, ...], settings: dict[str, Any]) -> Trace:
+def _trace(
+    device: str, events: Events, segments: tuple[Segment, ...], settings: dict[str, Any], marked_ns: int
+) -> Trace:
+    """One device's; it was recorded until the last mark, at ``marked_ns``, at least, even if nothing was allocated then."""
     if len(events) and (events.size.min() < 0 or events.address.min() < 0):
         raise ValueError("a size or an address is negative")
     start = int(events.time_ns[0]) if len(events) else 0
@@ -123,7 +148,7 @@ def _trace(device: str, events: Events, segments: tuple[Segment, ...], settings:
         device=device,
         source="history",
         start_ns=start,
-        stop_ns=int(events.time_ns[-1]) if len(events) else start,
+        stop_ns=max(int(events.time_ns[-1]), marked_ns) if len(events) else start,
         events=events,
         baseline=_blocks(segments),
         segments_end=segments,

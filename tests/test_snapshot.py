@@ -103,9 +103,25 @@ def test_phases_of_real_programs_tell_activations_and_gradients():
     assert 423_183_360 * 4 <= report.end["gradients"] < 1.02 * 423_183_360 * 4  # the model's published parameter count
     assert report.peak["activations"] > 0.5 * report.peak_bytes
     assert report.peak_phase in ("forward", "backward")
+    assert [report.peak[name] // (423_183_360 * 4) for name in ("parameters", "optimizer_state")] == [1, 2]
+    assert report.peak["other"] < 0.001 * report.peak_bytes
     report = ipyvram.read_snapshot(path["niu_fb_200"])
     assert [p.name for p in report.phases] == ["forward", "backward", "optimizer"] * 3
     assert report.peak["workspaces"] == 2 * WORKSPACE
+
+
+def test_what_other_versions_of_torch_write(tmp_path):
+    snapshot, allocator = recorded()
+    timed = ipyvram.read_snapshot(write(tmp_path / "timed.pickle", snapshot))
+    for event in snapshot["device_traces"][0]:
+        del event["time_us"]
+    report = ipyvram.read_snapshot(write(tmp_path / "no times.pickle", {**snapshot, "external_annotations": []}))
+    assert (report.peak_bytes, report.peak_reserved_bytes) == (timed.peak_bytes, timed.peak_reserved_bytes)
+    assert any("kept no times" in note for note in report.measurement.notes)
+    assert {p.name for p in report.phases} == {"backward"}
+    report = ipyvram.read_snapshot(write(tmp_path / "segments.pickle", snapshot["segments"]))  # of `memory_snapshot`
+    assert report.peak_bytes == allocator.allocated
+    assert any("no events" in note for note in report.measurement.notes)
 
 
 def damaged():
