@@ -249,3 +249,21 @@ assert model[0].weight.grad is None and model[1].weight.grad is not None
 def test_scratch_of_reductions_follows_the_launch_configuration(shape, dims, expected):
     source = torch.empty(shape, device="meta")
     assert reduction_scratch("sum", source, source.sum(dims), dims, cards.find("RTX 3090")) == expected
+
+
+def test_a_log_of_a_sum_has_its_differences_beside_its_result():
+    made, _ = run("y = torch.logsumexp(torch.empty(4096, 512, device='cuda'), 1)")
+    assert sizes(made, "logsumexp") == [
+        16_384,
+        16_384,
+        16_384,
+        4096,
+        8_388_608,
+    ]  # result, largest, absolute, infinite, difference
+
+
+def test_a_storage_that_is_resized_is_another_allocation():
+    source = "x = torch.empty(1000, device='cuda'); x.resize_(2000)\nx.untyped_storage().resize_(0); x.add_(1) if x.untyped_storage().nbytes() else x.view(-1)"
+    made, estimation = run(source)
+    assert [size for _, size in made] == [4000, 8000]
+    assert live(estimation) == 0

@@ -26,6 +26,8 @@ Operator = Any  # torch._ops.OpOverload
 
 #: ``x[i] = 2.0`` makes a number on the host if ``x`` is on the card (THPVariable_setitem), and else a tensor beside ``x``.
 _SCALAR, _COPY = torch.ops.aten.scalar_tensor.default, torch.ops.aten.copy_.default
+#: To add up, they make one index of all, those on the host there (IndexingUtils.cpp `makeLinearIndex`).
+_SUMMING = ("aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index_put")
 #: Of errors of operators that need the numbers to tell what they return.
 _WITHOUT_VALUES = ("cannot be called on meta tensors", "data-dependent shape")
 
@@ -106,13 +108,13 @@ class OnCard(TorchDispatchMode):
             result = special(self, func, args, kwargs)
             if result is not NotImplemented:
                 return self._account(func, args, kwargs, result)
+        engine = torch._C._current_graph_task_id() != -1
+        inside = self._folding.in_place(func, args) if engine else None
         if on_card and hosts:
             args, kwargs = self._gather(func, args, kwargs)
-        if torch._C._current_graph_task_id() != -1:
-            inside = self._folding.in_place(func, args)
-            if inside is not None:
-                inside(*args, **kwargs)
-                return self._account(inside, args, kwargs, args[0])
+        if inside is not None:
+            inside(*args, **kwargs)
+            return self._account(inside, args, kwargs, args[0])
         composed = composition(func)
         try:
             if composed is not None:
@@ -162,13 +164,17 @@ class OnCard(TorchDispatchMode):
 
     def _gather(self, func: Operator, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Host tensors that meet tensors on the card in one operator, as tensors on the card."""
+        sums = func._schema.name in _SUMMING and (args[3] if len(args) > 3 else kwargs.get("accumulate", False))
 
         def moved(value: Any) -> Any:
             if isinstance(value, Tensor) and value.device.type != "meta":
                 if value.dim() == 0:
                     return torch.empty((), dtype=value.dtype, device="meta")  # a kernel argument, not memory
                 copy = torch.empty_like(value, device="meta")
-                self.see(func, copy)
+                if sums:
+                    self._memory.ignore(copy.untyped_storage())  # what is made of it on the host is moved
+                else:
+                    self.see(func, copy)
                 if "index" not in func._schema.name:  # only indexing may mix devices
                     shape = "×".join(map(str, value.shape))
                     self._note(

@@ -27,10 +27,14 @@ _IN_PLACE: dict[Any, Any] = {
     aten.index_put.default: aten.index_put_.default,
     aten.index_add.default: aten.index_add_.default,
 }
-#: Formulas that write into what they have just made, unless a mode is on (FunctionsManual.cpp).
+#: Formulas that write into what they have just made, unless a mode is on (FunctionsManual.cpp, derivatives.yaml).
 _IN_PLACE_NODES = ("BinaryCrossEntropyWithLogitsBackward0",)
+_MASKING_NODES = ("Maximum", "Minimum", "Fmax", "Fmin", "Clamp", "ClampMin", "ClampMax")
+_MASK = aten.masked_fill.Scalar
+#: Formulas that add what they have made to something else.
+_ADDING_NODES = ("VarMeanBackward0", "StdMeanBackward0")
 _FORMULAS = {aten.sub.Tensor: aten.sub_.Tensor, aten.mul.Tensor: aten.mul_.Tensor, aten.div.Tensor: aten.div_.Tensor}
-_IN_PLACE |= _FORMULAS
+_IN_PLACE |= _FORMULAS | {_MASK: aten.masked_fill_.Scalar}
 #: These fill what `value_selecting_reduction_backward` and its like (FunctionsManual.cpp) have just made.
 _FILLS = (
     aten.scatter.src,
@@ -65,6 +69,9 @@ class Folding:
         if not isinstance(args[1], Tensor):
             return None
         node = torch._C._current_autograd_node()
+        if func is _MASK:
+            masks = node is not None and node.name().rstrip("0123456789").removesuffix("Backward") in _MASKING_NODES
+            return inside if masks else None
         if func in _FORMULAS:
             ours = node is not None and node.name() in _IN_PLACE_NODES and target.dtype is args[1].dtype
             return inside if ours and _fits(args[1], target) and self._unheld(target) else None
@@ -72,6 +79,8 @@ class Folding:
             return None
         if node is not None and "AccumulateGrad" in node.name():
             return inside  # `.grad` takes the sum in place, whoever holds it
+        if node is not None and node.name() in _ADDING_NODES:
+            return None
         return inside if self._unheld(target) else None
 
     def _unheld(self, tensor: Tensor) -> bool:

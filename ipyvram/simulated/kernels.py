@@ -44,6 +44,7 @@ class CudaKernels:
             "softmax.int": _softmax(aten._softmax.default),
             "log_softmax.int": _softmax(aten._log_softmax.default),
             "linear": _linear,
+            "mish_backward": _mish_backward,
             **recurrent.kernels(),
         }
         if hasattr(aten, "_fused_rms_norm"):
@@ -188,6 +189,11 @@ def _softmax(operator: Any) -> Callable[..., Tensor]:
         return result
 
     return kernel
+
+
+def _mish_backward(gradient: Tensor, source: Tensor) -> Tensor:
+    """`mish_backward` (Activation.cpp): one kernel on CUDA, many operators elsewhere."""
+    return torch.empty_like(source)
 
 
 def _linear(source: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

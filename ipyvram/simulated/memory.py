@@ -55,9 +55,10 @@ class DeviceMemory:
         self.before: dict[int, int] = {}
         self.allocated = self.peak = 0  # bytes asked for, as far as known while the program runs
         self._serials: dict[int, int] = {}  # storage → serial, while it lives
+        self._sizes: dict[int, int] = {}  # serial → bytes of its storage, as far as they are followed
         self._references: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._waiting: dict[int, int] = {}  # storages of earlier cells that the cell has not touched yet → serial
-        self._ignored: list[torch.UntypedStorage] = []  # kept, so that none takes the place of another
+        self._ignored: dict[int, torch.UntypedStorage] = {}  # kept, so that none takes the place of another
         self._next = 1
 
     # -- storages ----------------------------------------------------------------------------------------------------
@@ -69,21 +70,27 @@ class DeviceMemory:
             self._begin_before(storage)
 
     def see(self, storage: torch.UntypedStorage, op: str, tensor: torch.Tensor) -> int:
-        """Serial of a storage that an operator used or made; a new one is an allocation now."""
+        """Serial of a storage that an operator used or made; a new one is an allocation now, one of another size another."""
         key = storage._cdata
         serial = self._serials.get(key)
         if serial is None:
-            if key in self._waiting:
-                return self._begin_before(storage)
-            shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
-            serial = self._alloc(storage.nbytes(), self._origins(Origin(op, shape, dtype)))
-            self._follow(storage, serial)
-        return serial
+            return self._begin_before(storage) if key in self._waiting else self._begin(storage, op, tensor)
+        if self._sizes.get(serial, size := storage.nbytes()) == size:
+            return serial
+        resized = self._begin(
+            storage, op, tensor
+        )  # `resize_bytes_cuda` (Resize.cpp): the new memory, a copy, then the old goes
+        self._freed(key, serial)
+        return resized
 
     def ignore(self, storage: torch.UntypedStorage) -> None:
         """A storage that a real run would not make on the card."""
         self._serials.setdefault(storage._cdata, self._number())
-        self._ignored.append(storage)
+        self._ignored[storage._cdata] = storage
+
+    def ignores(self, storage: torch.UntypedStorage) -> bool:
+        """Whether a real run would not have this storage on the card."""
+        return storage._cdata in self._ignored
 
     def identify(self, storage: torch.UntypedStorage) -> int:
         """Serial of a storage that somebody claims, 0 where it is unknown."""
@@ -93,6 +100,12 @@ class DeviceMemory:
     def is_newest(self, storage: torch.UntypedStorage) -> bool:
         """Whether the last thing that happened was the allocation of this storage."""
         return bool(self.rows) and self.rows[-1].alloc and self._serials.get(storage._cdata) == self.rows[-1].serial
+
+    def _begin(self, storage: torch.UntypedStorage, op: str, tensor: torch.Tensor) -> int:
+        origin = self._origins(Origin(op, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")))
+        serial = self._alloc(storage.nbytes(), origin)
+        self._follow(storage, serial)
+        return serial
 
     def _begin_before(self, storage: torch.UntypedStorage) -> int:
         serial, size = self._waiting.pop(storage._cdata), storage.nbytes()
@@ -104,14 +117,14 @@ class DeviceMemory:
 
     def _follow(self, storage: torch.UntypedStorage, serial: int) -> None:
         key = storage._cdata
-        self._serials[key] = serial
-        self._references[serial] = weakref.ref(storage, functools.partial(self._freed, key, serial, storage.nbytes()))
+        self._serials[key], self._sizes[serial] = serial, storage.nbytes()
+        self._references[serial] = weakref.ref(storage, functools.partial(self._freed, key, serial))
 
-    def _freed(self, key: int, serial: int, size: int, reference: object) -> None:
+    def _freed(self, key: int, serial: int, reference: object = None) -> None:
         if self._serials.get(key) == serial:
             del self._serials[key]
         if self._references.pop(serial, None) is not None:
-            self.free(serial, size)
+            self.free(serial, self._sizes.pop(serial))
 
     # -- plain memory ------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 On the card such an operator (``CompositeExplicitAutograd``) runs as the others that it calls, and what they make on the way is
 memory. ``meta`` often has a kernel of its own that makes the result only; run by their pieces, every one of them is seen.
+Operators without an own derivative (``CompositeImplicitAutograd``) come apart above the mode, unless such a one calls them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-_COMPOSED = torch._C.DispatchKey.CompositeExplicitAutograd
+_WAYS = ("CompositeExplicitAutograd", "CompositeImplicitAutograd")
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 #: Make their result and nothing else, or nothing: not worth taking apart.
 _PLAIN = {
@@ -40,6 +41,7 @@ def composition(func: Any) -> Callable[..., Any] | None:
     if plain.endswith(("_like", "_window", "out")) or plain.startswith(_PLAIN_PREFIXES):
         return None
     full = name if func._overloadname == "default" else f"{name}.{func._overloadname}"
-    if not _has_kernel(full, "CompositeExplicitAutograd") or _has_kernel(full, "CPU") or _has_kernel(full, "CUDA"):
+    way = next((key for key in _WAYS if _has_kernel(full, key)), None)
+    if way is None or _has_kernel(full, "CPU") or _has_kernel(full, "CUDA"):
         return None
-    return functools.partial(func._op_dk, _COMPOSED)
+    return functools.partial(func._op_dk, getattr(torch._C.DispatchKey, way))

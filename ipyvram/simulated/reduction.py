@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ipyvram.cards import Card
@@ -17,9 +16,9 @@ _MAX_THREADS, _WARP = 512, 32  # mnt_wrapper<scalar_t>::MAX_NUM_THREADS, at::cud
 _VT0 = 4
 _MIN_VALUES, _MAX_VALUES = 16, 256  # values per thread
 
-#: Bytes of the accumulator (`arg_t`): a pair of value and index, or Welford's running mean and variance.
-_PAIRS = ("max", "min", "argmax", "argmin")
-_WELFORD = ("var", "std", "var_mean", "std_mean")
+_INDEXED = ("max.dim", "min.dim", "argmax", "argmin")  # the accumulator is a value with its index
+_EXTREMES = ("max", "min", "amax", "amin", "aminmax")
+_WELFORD = ("var", "std", "var_mean", "std_mean")  # running mean and variance
 
 
 class _Shape(NamedTuple):
@@ -36,7 +35,7 @@ def reduction_scratch(name: str, source: Tensor, out: Tensor, dims: tuple[int, .
     Parameters
     ----------
     name : str
-        The operator, without its namespace.
+        The operator with its overload, without its namespace: ``sum.dim_IntList``.
     source, out : Tensor
     dims : tuple of int
         The reduced dimensions of ``source``.
@@ -46,16 +45,18 @@ def reduction_scratch(name: str, source: Tensor, out: Tensor, dims: tuple[int, .
     return _configure(shape, out.numel(), inputs, _accumulator_bytes(name, source), source.element_size(), card)
 
 
-def _accumulator_bytes(name: str, source: Tensor) -> int:
-    if name in _PAIRS and (name.startswith("arg")):
+def _accumulator_bytes(operator: str, source: Tensor) -> int:
+    """Of `arg_t`, in which a thread keeps what it has reduced."""
+    name, item = operator.partition(".")[0], source.element_size()
+    if operator in _INDEXED or name in _INDEXED:
         return 16
     if name in _WELFORD:
-        return 16
+        return 4 * max(4, item)
     if name in ("any", "all"):
         return 1
-    if source.dtype in (torch.float16, torch.bfloat16):
-        return 2 if name in ("max", "min", "amax", "amin") else 4
-    return max(4, source.element_size()) if source.is_floating_point() else 8
+    if name in _EXTREMES:
+        return 2 * item if name == "aminmax" else item
+    return max(4, item) if source.is_floating_point() else 8
 
 
 def _iterate(source: Tensor, dims: tuple[int, ...]) -> _Shape:

@@ -113,8 +113,9 @@ def _index_put(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> N
     n = math.prod(torch.broadcast_shapes(*(indices[d].shape for d in indexed)))
     made(result)
     linear: list[tuple[int, int]] = []
-    for _ in indexed:
-        wrapped = ways.take(n * _LONG, op="index_put index")
+    for d in indexed:
+        here = not ways.memory.ignores(indices[d].untyped_storage())
+        wrapped = ways.take(n * _LONG if here else 0, op="index_put index")
         strided = ways.take(n * _LONG, op="index_put index")
         ways.give(wrapped)
         if linear:

@@ -36,7 +36,7 @@ _GEMMS = overloads(
     "mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "addbmm", "mv", "addmv", "addmv_", "dot", "_addmm_activation"
 )  # fmt: skip
 _REDUCTIONS = overloads(
-    "sum", "mean", "prod", "amax", "amin", "max", "min", "argmax", "argmin", "any", "all", "norm", "linalg_vector_norm",
+    "sum", "mean", "prod", "amax", "amin", "aminmax", "max", "min", "argmax", "argmin", "any", "all", "norm", "linalg_vector_norm",
     "var", "std", "var_mean", "std_mean", "nansum",
 )  # fmt: skip
 _SUMS = ("sum", "mean", "prod", "nansum")
@@ -115,7 +115,8 @@ class Ways:
                 # `make_reduction` (ReduceOpsUtils.h): only half precision is summed in another type without a cast
                 source = torch.empty_like(source, dtype=out.dtype, device="meta")
                 held = self.take(source.numel() * source.element_size(), op=op)
-            self.use(*reduction_scratch(name, source, out, _dims(func, args, kwargs), self.card), op=op)
+            operator = func.name().removeprefix("aten::")
+            self.use(*reduction_scratch(operator, source, out, _dims(func, args, kwargs), self.card), op=op)
             self.give(held)
 
 

@@ -156,8 +156,32 @@ def _count_nonzero(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) 
     """TensorAdvancedIndexing.cpp `count_nonzero_cuda`: ``(x != 0).sum()``, with booleans as eight bytes each."""
     held = ways.take(args[0].numel(), op="count_nonzero")
     made(result)
-    ways.use(args[0].numel() * 8, op="count_nonzero")
+    counted = torch.empty_like(args[0], dtype=torch.int64)
+    ones = ways.take(size(counted), op="count_nonzero")
+    dims = args[1] if len(args) > 1 else kwargs.get("dim")
+    ways.use(*reduction_scratch("sum", counted, result, _all(counted, dims), ways.card), op="count_nonzero")
+    ways.give(ones)
     ways.give(held)
+
+
+@rule("logsumexp")
+def _logsumexp(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """ReduceOps.cpp `logsumexp_out_impl`: the largest, where they are infinite, and the exponentials of what is below them."""
+    source, dims, op = args[0], _all(args[0], args[1]), "logsumexp"
+    item = result.element_size()
+    held = ways.take(result.numel() * item, op=op)
+    ways.use(*reduction_scratch("amax", source, result, dims, ways.card), op=op)
+    ways.use(result.numel() * item, result.numel(), op=op)
+    held += ways.take(source.numel() * item, op=op)
+    made(result)
+    ways.use(*reduction_scratch("sum", source, result, dims, ways.card), op=op)
+    ways.give(held)
+
+
+def _all(source: Tensor, dims: Any) -> tuple[int, ...]:
+    """Reduced dimensions as an operator was given them, counted from the front."""
+    given = (dims,) if isinstance(dims, int) else tuple(dims or range(source.dim()))
+    return tuple(d % max(1, source.dim()) for d in given)
 
 
 # -- losses --------------------------------------------------------------------------------------------------------------
