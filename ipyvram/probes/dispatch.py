@@ -12,7 +12,7 @@ from torch.utils import _python_dispatch as dispatch_modes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipyvram.patches import Patches
-from ipyvram.probes.uncompiled import leave_alone, set_compiler
+from ipyvram.probes.uncompiled import leave_alone
 
 _DISABLED = Tensor.__torch_dispatch__
 _WITHOUT_MEMORY = "torch._subclasses."  # where torch keeps the tensors that its compiler and exporter run programs with
@@ -78,7 +78,6 @@ def _dispatch(self: Mode, func: Any, types: Any, args: Any = (), kwargs: Any = N
     except BaseException:
         __tracebackhide__ = True  # the operator's own error: IPython leaves this frame out of the traceback
         raise
-    compiler = set_compiler(None)
     try:
         recorder.record(func, args, kwargs, result)
     except torch.OutOfMemoryError as error:
@@ -86,8 +85,6 @@ def _dispatch(self: Mode, func: Any, types: Any, args: Any = (), kwargs: Any = N
         raise error.with_traceback(None) from None
     except Exception as error:
         recorder.failed(func, error)
-    finally:
-        set_compiler(compiler)
     return result
 
 

@@ -30,7 +30,7 @@ from ipyvram.probes.tensors import (
     shape_of,
     storage_of,
 )
-from ipyvram.probes.uncompiled import uncompiled
+from ipyvram.probes.uncompiled import alone
 from ipyvram.recording import Block, OomEvent, Origin, Trace
 
 #: Events after which the trace ends by itself: a million rows are about 200 MB of Python objects.
@@ -227,7 +227,7 @@ class StorageTrace:
         log.bytes += size
         return live
 
-    @uncompiled
+    @alone
     def _freed(self, live: Live) -> None:
         if self._live.get(live.key) is not live:
             return  # the trace has stopped
@@ -280,6 +280,7 @@ class StorageTrace:
 
     # -- operators ---------------------------------------------------------------------------------------------------
 
+    @alone
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None, result: Any) -> None:
         """Write down what an operator allocated; inputs not seen before first."""
         # Spelled out, not called: this runs for every operator, and nearly all that it meets is known.
