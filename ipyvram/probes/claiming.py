@@ -110,7 +110,7 @@ class Claiming:
         if known is None or known[0]() is not tensor:
             return False
         try:
-            return bool(tensor.untyped_storage()._cdata == known[1])
+            return tensor.untyped_storage()._cdata == known[1]  # type: ignore[no-any-return]
         except NO_STORAGE:
             return storage_key(tensor) == known[1]
 

@@ -38,8 +38,6 @@ def copies_in(values: Iterable[object], containers: Collection[Container]) -> It
     values
         Models and optimizers among what `namespace.holdings` gives.
     """
-    if not containers:
-        return
     orders = _orders(list(values), containers)
     for name, container in containers:
         kind = _kind_of(container, orders)

@@ -26,7 +26,7 @@ DEEP = 6, 200_000
 SHALLOW = 1, 2_000  #: at each backward
 RESULT = 5, 2_000  #: of what a model gives, at each forward
 _LEAVES = (type, types.ModuleType, types.CodeType, str, bytes, int, float, complex, type(None))
-_CONTAINERS = (dict, list, tuple)
+CONTAINERS = (dict, list, tuple)
 _YIELDED = (Tensor, nn.Module, torch.optim.Optimizer)
 _leads_on = gc.is_tracked
 
@@ -78,7 +78,7 @@ def holdings(
                 inner = [(key, part) for key, part in vars(value).items() if isinstance(part, torch.optim.Optimizer)]
                 queue.extend((f"{name}.{key}", part, level + 1) for key, part in inner)
         elif level < depth:
-            if containers is not None and issubclass(kind, _CONTAINERS) and _begins_with_tensor(value):
+            if containers is not None and issubclass(kind, CONTAINERS) and begins_with_tensor(value):
                 containers.append((name, value))
             room, before = limit - len(queue), len(queue)
             queue.extend(
@@ -111,10 +111,11 @@ class _Roles(dict[type, int]):
         return role
 
 
-def _begins_with_tensor(value: Any, depth: int = 2) -> bool:
+def begins_with_tensor(value: Any, depth: int = 2) -> bool:
+    """Whether the first in a container is a tensor (not a number, as losses are), or a container that begins so."""
     first = next(iter(dict.values(value) if isinstance(value, dict) else value), None)
-    deeper = depth > 1 and isinstance(first, _CONTAINERS)
-    return (isinstance(first, Tensor) and first.dim() > 0) or (deeper and _begins_with_tensor(first, depth - 1))
+    deeper = depth > 1 and isinstance(first, CONTAINERS)
+    return (isinstance(first, Tensor) and first.dim() > 0) or (deeper and begins_with_tensor(first, depth - 1))
 
 
 def _optimizes(value: Any, kind: type) -> bool:

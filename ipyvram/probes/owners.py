@@ -24,7 +24,7 @@ from ipyvram.probes.copies import COPY, STATE, Container, copies_in
 from ipyvram.probes.graph_claims import DATA, GraphClaims
 from ipyvram.probes.leftovers import Left, left_by, leftovers
 from ipyvram.probes.models import Models, Place, whole_first
-from ipyvram.probes.namespace import DEEP, RESULT, SHALLOW, holdings
+from ipyvram.probes.namespace import CONTAINERS, DEEP, RESULT, SHALLOW, begins_with_tensor, holdings
 from ipyvram.probes.tensors import attributes_of, gradient_of, is_parameter, shape_of, storage_key, tensors_in
 from ipyvram.probes.variables import Variables
 from ipyvram.recording import Claim
@@ -172,7 +172,7 @@ class Owners:
     def outputs(self, value: Any, name: str) -> None:
         """What a root module or the user keeps as a result; objects are looked into, too (a cache of keys and values)."""
         named = set[int]()
-        for path, found in holdings({name: value}, *RESULT):
+        for path, found in ((name, value),) if isinstance(value, Tensor) else holdings({name: value}, *RESULT):
             if isinstance(found, Tensor):
                 named.add(id(found))
                 results.remember(found, self._given)
@@ -231,15 +231,17 @@ class Owners:
     def containers_in_functions(self) -> None:
         """Containers with a tensor for each parameter, among the variables of the functions that are running."""
         variables = Variables().all()
-        held = {name: value for (_, name), value in variables.items() if isinstance(value, (list, tuple, dict))}
-        containers: list[Container] = []
-        found = list(holdings(held, *SHALLOW, containers=containers))
-        _tolerate(self._copies, found, containers, False)
+        held = {name: value for (_, name), value in variables.items() if issubclass(type(value), CONTAINERS)}
+        if any(begins_with_tensor(value) and self._namespace.get(name) is not value for name, value in held.items()):
+            containers: list[Container] = []
+            found = list(holdings(held, *SHALLOW, containers=containers))
+            _tolerate(self._copies, found, containers, False)
 
     def _copies(self, found: list[tuple[str, Any]], containers: list[Container], before: bool) -> None:
         """Containers with a tensor for each parameter of a model."""
-        for name, tensor, kind in copies_in([*(value for _, value in found), *self._seen], containers):
-            self._claiming.claim_once(tensor, kind, name, "", before)
+        if containers:
+            for name, tensor, kind in copies_in([*(value for _, value in found), *self._seen], containers):
+                self._claiming.claim_once(tensor, kind, name, "", before)
 
     def _of_earlier_traces(self, deep: bool) -> None:
         """What is there in the middle of the cell beside the notebook's variables: models and optimizers of earlier traces, the

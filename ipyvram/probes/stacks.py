@@ -58,6 +58,7 @@ class StackReader:
         self._below: tuple[int, ...] | None = None  # the place of what is below the anchor
         # By identity, since a code object computes its hash from all its instructions; `_codes` keeps identities unique.
         self._kind: dict[int, int] = {}
+        self._passed: set[int] = set()  # the foreign ones, most of all
         self._codes: list[CodeType] = []
         self._known: dict[tuple[int, ...], int] = {}
 
@@ -88,6 +89,7 @@ class StackReader:
         self._below = None
         if frame is not None and self._kind_of(frame) in (_FOREIGN_CODE, _ANCHOR):
             self._kind[id(frame.f_code)] = _ANCHOR
+            self._passed.discard(id(frame.f_code))
             self._anchor = id(frame)
 
     def release(self) -> None:
@@ -96,23 +98,20 @@ class StackReader:
 
     def _place(self, frame: FrameType | None) -> tuple[int, ...]:
         """Codes and instructions of the user's frames from here on down."""
-        kinds = self._kind
+        kinds, passed = self._kind, self._passed
         key: list[int] = []
         while frame is not None:
-            code = id(frame.f_code)
-            kind = kinds.get(code)
-            if kind is None:
-                kind = self._kind_of(frame)
-            if kind:
+            if id(frame.f_code) not in passed:
+                kind = kinds.get(id(frame.f_code)) or self._kind_of(frame)
                 if kind == _ANCHOR:
                     if id(frame) == self._anchor:
                         if self._below is None:
                             self._below = self._place(frame.f_back)
                         key += self._below
                         break
-                else:
+                elif kind != _FOREIGN_CODE:
                     if kind != _BOTTOM:
-                        key += (code, frame.f_lasti)  # the line would have to be decoded
+                        key += (id(frame.f_code), frame.f_lasti)  # the line would have to be decoded
                     if kind != _USER or len(key) == 2 * _DEPTH:
                         break
             frame = frame.f_back
@@ -123,6 +122,8 @@ class StackReader:
         if kind is None:
             kind = self._kind[id(frame.f_code)] = _kind(frame)
             self._codes.append(frame.f_code)
+            if kind == _FOREIGN_CODE:
+                self._passed.add(id(frame.f_code))
         return kind
 
     def _build(self, frame: FrameType | None, count: int) -> int:

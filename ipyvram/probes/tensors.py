@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import UserDict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -146,7 +147,8 @@ def attributes_of(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     seen = set[int]()
     for path, module in root.named_modules():
         for key, value in list(vars(module).items()):
-            if key not in _OF_ANY_MODULE and type(value) not in _ATOMS and id(value) not in seen:
+            # What Python's collector does not track leads nowhere: numbers, and tuples of them.
+            if key not in _OF_ANY_MODULE and gc.is_tracked(value) and id(value) not in seen:
                 seen.add(id(value))  # many share one configuration
                 for tensor in tensors_in(value, 100):
                     if not tensor.requires_grad:
