@@ -50,7 +50,8 @@ def test_buckets_are_gradients(group, built, shared):
     assert not report.measurement.notes
     assert report.timeline()["gradients"].max() == PARAMETERS * (1 if shared else 2)
     assert report.peak["other"] == 0
-    assert report.timeline()["inputs"].max() <= 2 * 8 * WIDTH * 4
+    # Not of every instant: a thread of gloo may hold on to the parameters it broadcast until the first forward has begun.
+    assert report.peak["inputs"] <= 2 * 8 * WIDTH * 4
     assert report.timeline()["outputs"].max() <= 8 * WIDTH * 4 + 16
 
 

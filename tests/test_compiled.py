@@ -24,6 +24,7 @@ def compile_and_train(steps: int = 3) -> tuple[list[float], dict[str, int], set[
     losses = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", ResourceWarning)  # of what other tests left to the collector
         for _ in range(steps):
             loss = model(torch.ones(16, 64)).square().mean()
             loss.backward()
