@@ -15,7 +15,8 @@ Rules, in order (the first that applies wins; `docs/architecture.md` gives the r
 5. the size of a workspace of cuBLAS, or the first of the size of cuBLASLt's, and never freed: *workspace*; the size of a bucket in which several processes gather
    gradients, and there in more than one step: *gradient*;
 6. born in a phase and alive when it ends. Forward under autograd: *activation* if it ends with the backward that follows
-   (a checkpoint's input), else *output*; forward without autograd: *output*; backward: *gradient* (of `autograd.grad`);
+   (a checkpoint's input), else *output*; forward without autograd: *output* (*temporary* if it is a
+   parameter in half precision, as autocast keeps it); backward: *gradient* (of `autograd.grad`);
    optimizer step (with a closure: outside the phases in it): *optimizer state*. Born in a recomputed module and alive when
    that ends, or live when an error ended its forward under autograd: *activation*;
 7. held by a variable: data (*input*) when it was there before the first forward and no model of an earlier cell returned it,
@@ -27,10 +28,12 @@ Rules, in order (the first that applies wins; `docs/architecture.md` gives the r
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ipyvram.ledger import Ints, Ledger, account
 from ipyvram.marks import (
@@ -106,12 +109,15 @@ class Attribution:
     modules, phases : Places
         Row → path of the module that was running when it was made; ``forward``, ``backward``, ``optimizer``, ``before`` the
         trace, or nothing.
+    cast : array of bool
+        Row → whether it is autocast's copy of a parameter.
     """
 
     spans: Spans
     claims: dict[int, tuple[Claim, ...]]
     modules: Places
     phases: Places
+    cast: npt.NDArray[np.bool_]
 
     def accounts(self, ledger: Ledger) -> dict[str, Ints]:
         """Category → bytes at each instant; the sum over categories is `Ledger.allocated`."""
@@ -157,6 +163,7 @@ class _Attributor:
         self.buckets = tuple(int(size) for size in buckets.split(",") if size)
         self.workspace = int(recording.environment.get("cublas_workspace_bytes", "0") or 0)
         self.lt_workspace = int(recording.environment.get("cublaslt_workspace_bytes", "0") or 0)
+        self.autocast = bool(recording.environment.get("autocast_without_gradients"))
         self.steps, self.marks = step_ends(self.phases), recording.marks
         self.roots = root_forwards(recording.marks)
         self.cut = cut_forwards(recording.marks)
@@ -179,6 +186,7 @@ class _Attributor:
 
     def run(self) -> Attribution:
         born, died = self.ledger.born, self.ledger.died
+        self.cast = self._cast(self.autocast)
         first = self._unclaimed().categories()
         rows, second, switches = [], [], []  # allocations that change category once
         for row in self.claims:
@@ -199,7 +207,7 @@ class _Attributor:
             begin=np.r_[born, at],
             end=np.r_[end, died[changed]],
         )
-        return Attribution(spans, self.claims, self._modules(), self._phases())
+        return Attribution(spans, self.claims, self._modules(), self._phases(), self.cast)
 
     def _unclaimed(self) -> Unclaimed:
         named, claimed = np.zeros(self.count, bool), np.zeros(self.count, bool)
@@ -217,6 +225,7 @@ class _Attributor:
             claimed=claimed,
             loaded=self.loaded[self.ledger.origin],
             copied=copied[self.ledger.origin],
+            cast=self.cast,
             phases=self.phases,
             cut_short=self.cut_short,
             borders=self.steps,
@@ -229,6 +238,29 @@ class _Attributor:
             lt_workspace=self.lt_workspace,
             buckets=self.buckets,
         )
+
+    def _cast(self, autocast: bool) -> npt.NDArray[np.bool_]:
+        """What autocast keeps of a parameter until it is left, in a forward without gradients: made in the parameter's module, as
+        large as that is in half precision, and held by nobody."""
+        found = np.zeros(self.count, bool)
+        if not autocast:
+            return found
+        halves = dict[str, set[int]]()
+        for c in (c for claims in self.claims.values() for c in claims if c.category == "parameters" and c.shape):
+            if c.dtype == "float32":
+                path = c.name.rpartition(".")[0]
+                for name in (path, f"{c.module}.{path}".strip(".")):  # of several models, paths begin with theirs
+                    halves.setdefault(name, set()).add(2 * math.prod(c.shape or ()))
+        modules = self._modules()
+        for row in np.flatnonzero(np.isin(self.ledger.requested, list(set().union(*halves.values())))).tolist():
+            phase = self._phase_at(int(self.born_ns[row]))
+            outlives = (
+                phase is not None and phase.name == "forward" and not phase.grad and self.died_ns[row] > phase.end_ns
+            )
+            if outlives and row not in self.claims and self.ledger.requested[row] in halves.get(modules[row], ()):
+                origin = self.ledger.origin[row]
+                found[row] = origin < 0 or self.origins[origin].op in _COPYING
+        return found
 
     # -- rules 1 to 4: claims ------------------------------------------------------------------------------------------
 

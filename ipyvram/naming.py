@@ -41,7 +41,8 @@ class Names:
         frame, source, file = self._place_of(int(ledger.stack[row]))
         size = int(ledger.bytes[row])
         shape, dtype = _form(claim, origin, size)
-        name, namer = self._name(claim, claims, origin.op.removeprefix("aten."), category)
+        made_by = "parameter, cast by autocast" if attribution.cast[row] else origin.op.removeprefix("aten.")
+        name, namer = self._name(claim, claims, made_by, category)
         return TensorRow(
             bytes=size,
             category=category,

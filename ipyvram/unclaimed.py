@@ -61,6 +61,7 @@ class Unclaimed:
     claimed: Flags
     loaded: Flags
     copied: Flags
+    cast: Flags
     phases: tuple[PhaseSpan, ...]
     cut_short: PhaseSpan | None
     borders: list[int]
@@ -170,6 +171,7 @@ class Unclaimed:
         if self.cut_short is not None and self.cut_short.name != "forward":  # they would not have outlived it
             category[alive & self.never & (self.born_ns >= self.cut_short.begin_ns)] = INDEX["temporaries"]
         category[alive & forward & ~grad] = INDEX["outputs"]
+        category[alive & forward & ~grad & self.cast] = INDEX["temporaries"]
         trained = alive & forward & grad
         last = place == len(self.phases) - 1
         follows = np.minimum(place + 1, len(self.phases) - 1)

@@ -242,6 +242,37 @@ def test_mixed_precision_with_a_scaler():
     assert max(activations(report)) >= half * (weights + 3 * batch)  # a copy of the batch, two layers' results
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_parameters_that_autocast_keeps_in_an_evaluation_are_no_results(several):
+    model = perceptron()
+    names = {"model": model} | ({"other": nn.Linear(3, 3)} if several else {})
+
+    def cell() -> None:
+        kept = []
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            for _ in range(3):
+                kept.append(model(features()[0]))
+
+    report = closes(measured(cell, names))
+    cast = [t for t in report.tensors_at_peak if t.name == "parameter, cast by autocast"]
+    assert sum(t.bytes for t in cast) == 2 * sum(p.numel() for p in model.parameters())
+    assert {t.category for t in cast} == {"temporaries"}
+    assert report.peak["outputs"] <= 3 * 128 * 10 * 2  # what the model gave
+
+
+@pytest.mark.parametrize(("enabled", "samples"), [(False, 128), (True, 256)])
+def test_a_result_as_large_as_the_weights_in_half_precision_is_not_taken_for_them(enabled, samples):
+    layer, x = nn.Linear(256, 64, bias=False), torch.zeros(samples, 256)
+
+    def cell() -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            for _ in range(3):
+                layer(x)
+
+    report = closes(measured(cell, {"layer": layer}))
+    assert sum("autocast" in t.name for t in report.tensors_at_peak) == enabled
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointed_blocks_hold_one_blocks_activations_at_a_time(use_reentrant):
     model = Checkpointed(use_reentrant)

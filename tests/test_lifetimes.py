@@ -19,7 +19,7 @@ def build(rng: np.random.Generator, count: int, instants: int) -> tuple[Ledger, 
     category = np.full(count, INDEX["activations"], np.int64)
     spans = Spans(row=np.arange(count), begin=born, end=np.minimum(died, instants), category=category)
     nowhere = Places(np.full(count, -1), ())
-    return ledger, Attribution(spans, {}, nowhere, nowhere)
+    return ledger, Attribution(spans, {}, nowhere, nowhere, np.zeros(len(ledger.born), bool))
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 400])

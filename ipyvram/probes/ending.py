@@ -57,6 +57,7 @@ def surroundings(guard: Guard, phases: Phases, cards: list[str], used_cuda: bool
         "gradient_bucket_bytes": ",".join(map(str, sorted(phases.buckets))),
         "time_first_samples": ",".join(map(str, sorted(phases.time_first))),
         "evaluating": phases.evaluating,
+        "autocast_without_gradients": "yes" if phases.autocast else "",
     }
     found |= {name: value for name, value in told.items() if value}
     if cuda_possible() and not used_cuda:

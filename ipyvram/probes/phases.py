@@ -72,6 +72,7 @@ class Phases:
         self.marks: list[Mark] = []
         self.orphans = Orphans()
         self.evaluating = ""  #: the root module of the last forward, when it was in eval mode and autograd recorded
+        self.autocast = False  #: whether a forward without gradients ran under it
         self.buckets: set[int] = set()  #: sizes in bytes, see `bucket_bytes`
         self.time_first: set[int] = set()  #: samples that layers were given, see `samples_of`
         self.implementation = ""  #: of the first optimizer: ``foreach``, ``fused`` or ``for-loop``
@@ -193,6 +194,7 @@ class Phases:
                 self._paths |= {id(m): f"{place.path}.{path}".strip(".") for path, m in module.named_modules()}
             self._owners.inputs(module, args, {})
             self.evaluating = str(place) if torch.is_grad_enabled() and not module.training else ""
+            self.autocast |= not torch.is_grad_enabled() and any(map(torch.is_autocast_enabled, ("cuda", "cpu", "mps")))
             self._since = sequence_number()
             self._on_phase(True)
         self._mark("forward", True, self._root_name(module))
