@@ -36,6 +36,7 @@ static Owner *mine;
 static int devices = 1;
 static u64 capacity = 16ull << 30, context = 300 * MIB, driver = 200 * MIB;
 static int capability = 86, multiprocessors = 132;
+static int downward = 0; /* whether each segment lies below those before */
 static char *space[MAX_DEVICES];
 static u64 next_free[MAX_DEVICES];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -71,6 +72,7 @@ static void configure(void) {
     capacity = setting("IPYVRAM_STUB_BYTES", capacity);
     capability = setting("IPYVRAM_STUB_CAPABILITY", capability);
     multiprocessors = setting("IPYVRAM_STUB_MULTIPROCESSORS", multiprocessors);
+    downward = setting("IPYVRAM_STUB_DOWNWARD", downward);
 }
 
 static void forked(void) { mine = NULL; }
@@ -135,8 +137,10 @@ static char *reserve(int device, u64 size) {
         if (space[device] == MAP_FAILED) abort();
         next_free[device] = -(u64)space[device] % PAGE;
     }
-    char *at = space[device] + next_free[device];
+    u64 before = next_free[device];
     next_free[device] += (size + PAGE - 1) / PAGE * PAGE;
+    char *end = (char *)(((u64)space[device] + SPACE) / PAGE * PAGE);
+    char *at = downward ? end - (next_free[device] - -(u64)space[device] % PAGE) : space[device] + before;
     return next_free[device] <= SPACE ? at : NULL;
 }
 

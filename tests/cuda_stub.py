@@ -12,6 +12,7 @@ means nothing; and what cuDNN would work in is 0 bytes unless set. Nothing found
 | ``IPYVRAM_STUB_DEVICES`` | cards, 1 unless set |
 | ``IPYVRAM_STUB_CAPABILITY`` | compute capability, 86 unless set |
 | ``IPYVRAM_STUB_MULTIPROCESSORS`` | how many, 132 unless set |
+| ``IPYVRAM_STUB_DOWNWARD`` | 1: each new segment lies below those before, as a driver may have it |
 | ``IPYVRAM_STUB_CUDNN_WORKSPACE`` | what every convolution works in |
 | ``IPYVRAM_STUB_CARD`` | a file by which processes see each other on the card |
 """

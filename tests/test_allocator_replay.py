@@ -55,6 +55,22 @@ def test_a_moved_block_is_one_mismatch_and_not_many():
     assert replayed.block_bytes[row] == 2 * MIB
 
 
+def test_of_two_free_blocks_of_one_size_either_is_explained():
+    """Torch takes the one at the lowest address, or from 2.12 on the one made first, which a driver may put above the other."""
+    trace, _ = recorded(30 * MIB, 30 * MIB, -1, -2, 30 * MIB)
+    low, high = sorted({row.address for row in trace.segments_end})
+    moved = {low: high, high: low}
+    address = np.array([moved[a] for a in trace.events.address.tolist()])
+    segments = tuple(
+        s._replace(address=moved[s.address], blocks=tuple(b._replace(address=moved[b.address]) for b in s.blocks))
+        for s in trace.segments_end
+    )
+    assert address[-1] == high
+    replayed = replay_trace(replace(trace, events=replace(trace.events, address=address), segments_end=segments))
+    assert (replayed.mismatches, replayed.final_mismatches) == (0, 0)
+    assert replayed.block_bytes.tolist() == replay_trace(trace).block_bytes.tolist()
+
+
 def test_a_segment_of_another_size_is_a_mismatch():
     trace, _ = recorded(*STEPS)
     size = trace.events.size.copy()

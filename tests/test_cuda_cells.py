@@ -388,3 +388,26 @@ result["one"] = sum(p.nbytes for p in net.parameters())
     assert report["peak"]["gradients"] == report["peak"]["parameters"] == found["one"]
     assert report["peak"]["other"] < 1 << 16  # rounding
     assert "keeps none" in report["notes"][0]
+
+
+@pytest.mark.parametrize("downward", [0, 1])
+def test_a_replay_explains_every_event_wherever_the_driver_puts_segments(run_on_stub, downward):
+    """Of free blocks of one size torch takes the one at the lowest address, or, from 2.12 on, the one made first."""
+    found = run_on_stub(
+        HEAD
+        + """
+net = nn.Sequential(*[nn.Sequential(nn.Linear(512, 2048), nn.GELU(), nn.Linear(2048, 512)) for _ in range(12)]).cuda()
+optimizer = torch.optim.Adam(net.parameters())
+with ipyvram.measure() as m:
+    for _ in range(3):
+        net(torch.randn(64, 512, device="cuda")).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+result["notes"] = m.report.measurement.notes
+result["figures"] = m.report.peak_bytes, m.report.peak_reserved_bytes
+result["true"] = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+""",
+        DOWNWARD=downward,
+    )
+    assert found["notes"] == []
+    assert found["figures"] == found["true"]

@@ -116,6 +116,12 @@ class Blocks:
         size = key >> SHIFT
         return size + self.unmapped.get((key & ADDRESS) + size, 0)
 
+    def is_free(self, address: int, size: int, pool: Pool) -> bool:
+        """Whether a free block of this size begins at ``address`` in the pool."""
+        key = size << SHIFT | address
+        at = bisect_left(pool.keys, key)
+        return at < len(pool.keys) and pool.keys[at] == key
+
     def free_at(self, address: int) -> int | None:
         """Size of the free block that begins at ``address``."""
         return self._size.get(address)

@@ -42,7 +42,7 @@ class TraceReplay:
     reserved : int64, shape (events,)
         Bytes in segments after each event.
     address_mismatches, segment_mismatches : int
-        Blocks that the model would have put elsewhere; segments it would not have asked for, or of another size.
+        Blocks that the model would have put elsewhere, into one of another size; segments it would not have asked for, or of another size.
     final_mismatches : int
         Blocks of the end state that differ from the model's.
     """
@@ -197,6 +197,11 @@ class _Follower:
         rounded, blocks = self.rounded[i], self.blocks
         pool = self._pool(rounded, stream, address)
         fit = self._fresh or self._find(pool, rounded)
+        if fit is not None and fit[0] != address and blocks.is_free(address, fit[1], pool):
+            fit = (
+                address,
+                fit[1],
+            )  # as good: the first of its size is by address up to torch 2.11, then by when it was made
         if self.switched and (fit is None or fit[0] != address):
             fit = self._find_switched(pool, rounded, address) or fit
         self._fresh = None
