@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import optimizer as optimizer_hooks
 
 import ipyvram
+from tests.measured import measured
 
 dynamo_utils = pytest.importorskip("torch._dynamo.utils")
 
@@ -154,14 +155,36 @@ def operators(traced) -> list[str]:
     return [node.kind() for node in traced.inlined_graph.nodes()]
 
 
+def convolutions() -> nn.Module:
+    """Operators that torch makes of others, for which it excludes its tracer meanwhile."""
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), (8,)), (convolutions(), (3, 8, 8))],
+    ids=["linear", "convolutions"],
+)
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
-def test_a_traced_program_is_the_same_and_the_report_plain():
-    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU())
-    alone = operators(torch.jit.trace(model, torch.ones(2, 8)))
+def test_a_traced_program_is_the_same_and_the_report_plain(model, sizes):
+    alone = operators(torch.jit.trace(model, torch.ones(2, *sizes)))
     with warnings.catch_warnings(), ipyvram.measure() as m:
         warnings.simplefilter("error", torch.jit.TracerWarning)
-        traced = torch.jit.trace(model, torch.ones(2, 8))
-        traced(torch.ones(3, 8))
+        traced = torch.jit.trace(model, torch.ones(2, *sizes))
+        traced(torch.ones(3, *sizes))
     assert operators(traced) == alone
     assert ipyvram.Report.from_json(m.report.to_json()) == m.report
     assert m.report.measurement.notes == ()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+def test_a_frozen_programs_constants_are_its_parameters():
+    """Of a trace that begins when it is made already; it has neither parameters nor buffers any more."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    frozen = torch.jit.freeze(torch.jit.trace(model, torch.ones(2, 64)))
+    weights = sum(p.untyped_storage().nbytes() for p in model.parameters())
+    del model
+    report = measured(lambda: frozen(torch.ones(3, 64)), {"frozen": frozen})
+    assert report.peak["parameters"] == weights
+    assert report.peak["other"] == 0

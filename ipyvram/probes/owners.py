@@ -25,7 +25,15 @@ from ipyvram.probes.graph_claims import DATA, GraphClaims
 from ipyvram.probes.leftovers import Left, left_by, leftovers
 from ipyvram.probes.models import Models, Place, whole_first
 from ipyvram.probes.namespace import CONTAINERS, DEEP, RESULT, SHALLOW, begins_with_tensor, holdings
-from ipyvram.probes.tensors import attributes_of, gradient_of, is_parameter, shape_of, storage_key, tensors_in
+from ipyvram.probes.tensors import (
+    attributes_of,
+    frozen_in,
+    gradient_of,
+    is_parameter,
+    shape_of,
+    storage_key,
+    tensors_in,
+)
 from ipyvram.probes.variables import Variables
 from ipyvram.recording import Claim
 
@@ -89,6 +97,8 @@ class Owners:
         for path, buffer in root.named_buffers():
             if not is_lazy(buffer):
                 self._member(buffer, "buffers", path, label, weight, before)
+        for path, tensor in frozen_in(root):
+            self._member(tensor, "parameters", path, label, weight, before)
         for path, tensor in attributes_of(root):
             # Met after its forwards, it may be a result of them as well.
             self._claiming.claim_once(tensor, "" if again and not before else ATTRIBUTE, path, label, before)

@@ -7,13 +7,15 @@ back within one operator, and what compiled code allocates for itself.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from ipyvram.patches import Patches
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.dispatch import Mode
 from ipyvram.probes.engine import OUTSIDE, REUSING, current_node, may_reuse
@@ -30,6 +32,7 @@ from ipyvram.probes.tensors import (
     shape_of,
     storage_of,
 )
+from ipyvram.probes.tracer import watch_tracer
 from ipyvram.probes.uncompiled import alone
 from ipyvram.recording import Block, OomEvent, Origin, Trace
 
@@ -116,6 +119,7 @@ class StorageTrace:
         self._reusing: tuple[Live, Live, Row] | None = None  # operand, result, and its row if the operand survives
         self._mode: Mode | None = None
         self._interrupts: Interrupts | None = None
+        self._patches = Patches()
         self.active = False
         self._operators = 0
         self._start_ns = self._stop_ns = 0
@@ -130,6 +134,7 @@ class StorageTrace:
         self._mode.enter()
         self._interrupts = Interrupts(self._freed, self._free_the_dead)
         self._interrupts.start()
+        watch_tracer(self._patches, self._away)
         self.active = True
 
     def stop(self, ended_by: str = "end of cell") -> None:
@@ -137,6 +142,7 @@ class StorageTrace:
         if self._interrupts is not None:
             self._interrupts.stop()
             self._interrupts = None
+        self._patches.undo()
         self._leave()
         if self.active:
             self._stop_ns = self._clock()
@@ -150,6 +156,19 @@ class StorageTrace:
     def _leave(self) -> None:
         if self._mode is not None and self._mode.leave():
             self._mode = None
+
+    @contextlib.contextmanager
+    def _away(self) -> Iterator[None]:
+        """Without the mode, where it is on top; what is made meanwhile and kept is met when the cell uses it."""
+        mode = self._mode
+        left = mode is not None and mode.leave()
+        try:
+            yield
+        finally:
+            if left and mode is not None:
+                mode.enter()
+                if not self.active:  # it has ended meanwhile
+                    self._leave()
 
     @property
     def ended_by(self) -> str:

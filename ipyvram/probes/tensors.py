@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 _tracing_state = torch._C._get_tracing_state
+_TRACER = "Tracer"
 _ATOMS = frozenset(
     {int, float, bool, str, type(None)}
 )  # most of what is looked at, and the slowest to be told from the rest
@@ -116,11 +117,15 @@ def shape_of(tensor: Tensor) -> tuple[int, ...]:
             return tensor.shape
         except RuntimeError:  # a nested tensor of strided layout has rows of several sizes
             return ()
+    # An operator that is made of others (a convolution) has excluded the tracer meanwhile; then its state must not be touched.
+    excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(_TRACER)
+    torch._C._dispatch_tls_set_dispatch_key_excluded(_TRACER, False)
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined, unused-ignore]
     try:
         return tuple(tensor.shape)
     finally:
         torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined, unused-ignore]
+        torch._C._dispatch_tls_set_dispatch_key_excluded(_TRACER, excluded)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -140,6 +145,16 @@ def is_parameter(tensor: Tensor) -> bool:
 
 
 _OF_ANY_MODULE = frozenset(vars(nn.Module()))
+
+
+def frozen_in(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What `torch.jit.freeze` made constants of a model's code: its parameters, which it has no more, by the code's names."""
+    if isinstance(module, torch.jit.ScriptModule) and next(module.parameters(), None) is None:
+        try:
+            constants = module.code_with_constants[1].const_mapping
+        except (RuntimeError, AttributeError):  # it has no forward
+            return
+        yield from ((name, value) for name, value in constants.items() if isinstance(value, Tensor))
 
 
 def attributes_of(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
