@@ -11,8 +11,10 @@ Each prints a table; ``--out FILE`` writes it as JSON. ``stub`` runs the battery
 CUDA runtime (`tests/cuda_stub.py`): what they ask for is real, but no kernel runs, numbers on the card are 0, and cuDNN works in
 nothing, on both sides. It is not a measurement of a GPU. ``traces`` wants checkouts (not part of this project) of
 NiuHuangxiaozi/assignment2-systems, with einops and jaxtyping, and with torch 2.6.0, which the traces were made with:
-decompositions change between versions; of Wedsonlin/assignment2-systems, with einx as well (its traces are of torch 2.11); or
-of silmont2000/assignment2-systems. The traces are looked for in ``$IPYVRAM_TRACES``, else in ``../shared/traces``.
+decompositions change between versions; of Wedsonlin/assignment2-systems, with einx as well (its traces are of torch 2.11);
+of silmont2000/assignment2-systems; or of kkaitlyn111/cs336-a2-systems (torch 2.6.0, a card of 80 GB), which holds its traces, with
+kkaitlyn111/cs336-assignment1 beside it in a folder of that name. The other traces are looked for in ``$IPYVRAM_TRACES``, else in
+``../shared/traces``.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -46,8 +48,9 @@ from ipyvram.caching_allocator import replay  # noqa: E402
 from ipyvram.ledger import build  # noqa: E402
 from ipyvram.marks import phase_spans  # noqa: E402
 from ipyvram.options import Options  # noqa: E402
-from ipyvram.recording import CATEGORIES, Cell, Recording  # noqa: E402
+from ipyvram.recording import CATEGORIES, Action, Cell, Recording  # noqa: E402
 from ipyvram.report import Report  # noqa: E402
+from ipyvram.simulated import estimation as estimation_module  # noqa: E402
 from ipyvram.simulated.estimation import Estimation  # noqa: E402
 from ipyvram.units import MIB  # noqa: E402
 
@@ -144,55 +147,123 @@ else:
 """
 
 
+#: Their script measures one length after another, each with a model of its own, forwards first; recording begins with the model there.
+_KAITLYN_PROGRAM = """
+from contextlib import nullcontext
+from cs336_basics.optimizers import AdamW
+from cs336_basics.training import cross_entropy_loss
+from cs336_basics.transformer import TransformerLM
+def run(length, forward_only, mixed):
+    dtype = torch.bfloat16 if mixed else torch.float32
+    model = TransformerLM(
+        d_model=2560, d_ff=10240, vocab_size=10000, context_length=length, num_heads=32, num_layers=32, theta=10000,
+        device="cuda", dtype=dtype,
+    )
+    model.to("cuda")
+    optimizer = AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, eps=1e-8, betas=(0.9, 0.95))
+    batch = torch.randint(low=0, high=10000, size=(4, length)).to("cuda")
+    with torch.autocast("cuda", dtype=dtype) if mixed else nullcontext():
+        torch.cuda.empty_cache()
+        optimizer.zero_grad()
+        logits = model(batch)
+        if not forward_only:
+            loss = cross_entropy_loss(logits, batch)
+            loss.backward()
+            optimizer.step()
+for arguments in {runs}:
+    run(*arguments)
+"""
+
+
 def traces(options: argparse.Namespace) -> Iterator[Row]:
     """Allocated and reserved peaks, and the share of the real requests that were predicted in their order."""
-    card = cards.find(options.card or "RTX 3090")
-    for name, source, whole in _programs([Path(n).resolve() for n in options.names]):
-        with gzip.open(_FOLDER / f"{name}.pickle.gz") as file:
+    estimation_module.MAX_SECONDS = 600.0
+    for program in _programs([Path(n).resolve() for n in options.names]):
+        with gzip.open(program.trace) if program.trace.suffix == ".gz" else program.trace.open("rb") as file:
             snapshot = _BuiltinsOnly(file).load()
         started = time.perf_counter()
-        _, report, estimation = estimated(source, card, steps=7)
+        recording, _, estimation = estimated(program.source, cards.find(options.card or program.card), steps=7)
         real = replay(snapshot)
         asked = [e["size"] for e in snapshot["device_traces"][0] if e["action"] == "alloc"]
         predicted = [row.size for row in estimation.memory.rows if row.alloc]
-        if not whole:
-            predicted = predicted[-len(asked) :]
-        matcher = difflib.SequenceMatcher(None, asked, predicted, autojunk=False)
+        first = 0 if program.whole else len(predicted) - len(asked)
+        allocated, reserved = _peaks_from(recording, first)
+        matcher = difflib.SequenceMatcher(None, asked, predicted[first:], autojunk=False)
         yield {
-            "case": name,
+            "case": program.name,
             "real_allocated_bytes": real.peak_allocated_bytes,
-            "predicted_allocated_bytes": report.peak_bytes,
-            "allocated_error": report.peak_bytes / real.peak_allocated_bytes - 1,
+            "predicted_allocated_bytes": allocated,
+            "allocated_error": allocated / real.peak_allocated_bytes - 1,
             "real_reserved_bytes": real.peak_reserved_bytes,
-            "predicted_reserved_bytes": report.peak_reserved_bytes,
-            "reserved_error": (report.peak_reserved_bytes or 0) / real.peak_reserved_bytes - 1,
+            "predicted_reserved_bytes": reserved,
+            "reserved_error": reserved / real.peak_reserved_bytes - 1,
             "requests": len(asked),
             "ordered_match": sum(b.size for b in matcher.get_matching_blocks()) / len(asked),
             "seconds": round(time.perf_counter() - started, 2),
         }
 
 
+def _peaks_from(recording: Recording, request: int) -> tuple[int, int]:
+    """Most bytes allocated and reserved, from this request on."""
+    (trace,) = recording.traces
+    ledger = build(trace)
+    instant = int(np.flatnonzero(trace.events.action == Action.ALLOC)[request]) + 1
+    assert ledger.reserved is not None
+    return int(ledger.allocated()[instant:].max()), int(ledger.reserved[instant:].max())
+
+
+class _Program(NamedTuple):
+    """A program with a real trace; ``whole``: the trace begins where the program does, else somewhere in it."""
+
+    trace: Path
+    source: str
+    whole: bool
+    card: str = "RTX 3090"
+
+    @property
+    def name(self) -> str:
+        return self.trace.name.removesuffix(".gz").removesuffix(".pickle")
+
+
 _FOLDER = Path(os.environ.get("IPYVRAM_TRACES", ROOT.parent / "shared" / "traces"))
 
 
-def _programs(checkouts: list[Path]) -> Iterator[tuple[str, str, bool]]:
-    """Name of the trace, text of the program, and whether the trace begins where the program does."""
+def _programs(checkouts: list[Path]) -> Iterator[_Program]:
     for checkout in checkouts:
-        scripts, basics = checkout / "cs336_systems" / "profile_memory", checkout / "cs336-basics"
+        basics = checkout / "cs336-basics"
+        attention, own = checkout / "cs336_systems" / "debug_memory.py", checkout.parent / "cs336-assignment1"
+        if (checkout / "memory_files").exists():
+            sys.path.insert(0, str(own))
+            yield from _of_kaitlyn(checkout / "memory_files")
+            continue
         sys.path.insert(0, str(basics if basics.exists() else checkout))
-        attention = checkout / "cs336_systems" / "debug_memory.py"
         if attention.exists():
-            yield "sil_mem_snapshot", f"import runpy\nrunpy.run_path({str(attention)!r})['main']()", True
-            continue
-        if basics.exists():
+            source = f"import runpy\nrunpy.run_path({str(attention)!r})['main']()"
+            yield _Program(_FOLDER / "sil_mem_snapshot.pickle.gz", source, True)
+        elif basics.exists():
             _stand_in_for_installed("cs336-basics", "cs336_basics")
-            yield "wedson_medium_128_inference", _WEDSON_PROGRAM.format(length=128, training=False), False
-            yield "wedson_medium_512_train", _WEDSON_PROGRAM.format(length=512, training=True), False
-            continue
-        for name, (mode, length, amp) in _NIU.items():
-            file = str(scripts / ("profile_mixprecision_memory.py" if amp else "profile_memory.py"))
-            mixed = _MIXED if amp else ""
-            yield name, _NIU_PROGRAM.format(file=file, mode=mode, length=length, amp=amp, mixed=mixed), True
+            for name, length, training in (("medium_128_inference", 128, False), ("medium_512_train", 512, True)):
+                source = _WEDSON_PROGRAM.format(length=length, training=training)
+                yield _Program(_FOLDER / f"wedson_{name}.pickle.gz", source, False)
+        else:
+            for name, (mode, length, amp) in _NIU.items():
+                script = "profile_mixprecision_memory.py" if amp else "profile_memory.py"
+                file, mixed = str(checkout / "cs336_systems" / "profile_memory" / script), _MIXED if amp else ""
+                source = _NIU_PROGRAM.format(file=file, mode=mode, length=length, amp=amp, mixed=mixed)
+                yield _Program(_FOLDER / f"{name}.pickle.gz", source, True)
+
+
+def _of_kaitlyn(folder: Path) -> Iterator[_Program]:
+    _stand_in_for_installed("cs336_basics")
+    lengths = (128, 256, 512)
+    for forward_only, mixed in ((True, False), (True, True), (False, False)):
+        for earlier, length in zip((None, *lengths), lengths, strict=False):
+            before = [] if earlier is None else [(earlier, forward_only, mixed)]
+            if not forward_only:
+                before = [*([(512, True, mixed)] if earlier is None else []), *before]
+            kind = f"{'forward' if forward_only else 'fullstep'}_{'mixed' if mixed else ''}"
+            source = _KAITLYN_PROGRAM.format(runs=[*before, (length, forward_only, mixed)])
+            yield _Program(folder / f"memory_ctx{length}_{kind}.pickle", source, False, "H100")
 
 
 def _stand_in_for_installed(*names: str) -> None:

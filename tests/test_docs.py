@@ -111,7 +111,7 @@ def subcommand_table() -> str:
 def estimate_table() -> str:
     """Estimates against real traces, from what `benchmarks/estimate_accuracy.py` wrote."""
     rows = []
-    for name in ("torch26", "second_program", "third_program", "newest"):
+    for name in ("torch26", "fourth_program", "second_program", "third_program", "newest"):
         found = json.loads((ROOT / f"benchmarks/results/estimate_traces_{name}.json").read_text(encoding="utf-8"))
         rows += [
             f"| `{r['case']}` | {found['torch'].partition('+')[0]} | {r['real_allocated_bytes'] / 2**20:,.1f} MiB "

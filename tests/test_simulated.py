@@ -1,10 +1,13 @@
 """The simulated card: what each of CUDA's ways allocates, operator by operator."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
 
 from ipyvram import cards
+from ipyvram.analysis import analyse
 from ipyvram.options import Options
 from ipyvram.simulated.estimation import Estimation
 from ipyvram.simulated.reduction import reduction_scratch
@@ -267,3 +270,14 @@ def test_a_storage_that_is_resized_is_another_allocation():
     made, estimation = run(source)
     assert [size for _, size in made] == [4000, 8000]
     assert live(estimation) == 0
+
+
+def test_an_emptied_cache_is_not_reserved_any_more():
+    source = "a = torch.empty(30 << 20, device='cuda'); del a\n{}\nb = torch.empty(70 << 20, device='cuda')"
+    reserved = []
+    for between in ("", "torch.cuda.empty_cache()", "torch.cuda.memory.empty_cache()"):
+        code = compile(source.format(between), "<test>", "exec")
+        estimation = Estimation(Options(), cards.find("A100"), {"torch": torch})
+        report = analyse(estimation.run(functools.partial(exec, code, {"torch": torch}), code=code))
+        reserved.append(report.peak_reserved_bytes)
+    assert reserved == [400 * MIB, 280 * MIB, 280 * MIB]

@@ -73,6 +73,7 @@ def _accelerator(patches: Patches, memory: DeviceMemory) -> None:
         "current_stream": lambda *a, **k: _Stream(), "device_index": lambda *a, **k: contextlib.nullcontext(),
         "memory_allocated": lambda *a, **k: memory.allocated, "max_memory_allocated": lambda *a, **k: memory.peak,
         "memory_reserved": lambda *a, **k: memory.peak, "max_memory_reserved": lambda *a, **k: memory.peak,
+        "empty_cache": memory.empty_cache,
     }  # fmt: skip
     for name in getattr(module, "__all__", ()):
         patches.set(module, name, answers.get(name, _nothing))
@@ -107,8 +108,8 @@ def _answers(card: Card, memory: DeviceMemory) -> dict[str, Any]:
     state = torch.zeros(16, dtype=torch.uint8)
     return {
         "is_available": lambda: True, "device_count": lambda: 1, "current_device": _zero, "is_initialized": lambda: True,
-        "init": _nothing, "_lazy_init": _nothing, "set_device": _nothing, "synchronize": _nothing, "empty_cache": _nothing,
-        "ipc_collect": _nothing, "manual_seed": _nothing, "manual_seed_all": _nothing, "seed": _nothing, "seed_all": _nothing,
+        "init": _nothing, "_lazy_init": _nothing, "set_device": _nothing, "synchronize": _nothing,
+        "empty_cache": memory.empty_cache, "ipc_collect": _nothing, "manual_seed": _nothing, "manual_seed_all": _nothing, "seed": _nothing, "seed_all": _nothing,
         "initial_seed": _zero, "get_device_name": lambda *a, **k: card.name,
         "get_device_capability": lambda *a, **k: card.capability, "get_device_properties": lambda *a, **k: properties,
         "get_rng_state": lambda *a, **k: state.clone(), "get_rng_state_all": lambda: [state.clone()],

@@ -19,8 +19,11 @@ from ipyvram.recording import Origin
 DEVICE = "cuda:0"
 
 
+EMPTIED = 0  #: as the serial of a row: the allocator's cache was emptied
+
+
 class Row(NamedTuple):
-    """An allocation (``alloc``) or the free of one; ``serial`` numbers allocations and is never used twice."""
+    """An allocation (``alloc``) or the free of one; ``serial`` numbers allocations from 1 and is never used twice."""
 
     alloc: bool
     serial: int
@@ -147,6 +150,10 @@ class DeviceMemory:
         if size:
             self.rows.append(Row(False, serial, size, self._clock(), -1, -1))
             self._count(-size)
+
+    def empty_cache(self) -> None:
+        """`torch.cuda.empty_cache` was called."""
+        self.rows.append(Row(False, EMPTIED, 0, self._clock(), -1, -1))
 
     def _count(self, size: int) -> None:
         rounded = (abs(size) + 511) // 512 * 512

@@ -9,7 +9,7 @@ import numpy as np
 from ipyvram.allocator.model import CachingAllocator, OutOfMemory
 from ipyvram.marks import phase_spans
 from ipyvram.recording import Action, Claim, Device, Events, Observation, Recording, Samples, Segment, Trace
-from ipyvram.simulated.memory import DEVICE, DeviceMemory
+from ipyvram.simulated.memory import DEVICE, EMPTIED, DeviceMemory, Row
 from ipyvram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -43,13 +43,19 @@ class Placement:
         self.allocated_start, recording = allocator.allocated, True
         for row in memory.rows:
             now[:] = row.time_ns, row.stack, row.origin
-            if row.alloc:
-                self.address[row.serial] = allocator.alloc(row.size)
-            else:
-                allocator.free(self.address[row.serial])
+            _serve(row, allocator, self.address)
         self.events = Events.from_rows(rows)
         self.segments: tuple[Segment, ...] = allocator.segments()
         self.reserved_peak = max(allocator.reserved_peak, allocator.reserved)
+
+
+def _serve(row: Row, allocator: CachingAllocator, address: dict[int, int]) -> None:
+    if row.alloc:
+        address[row.serial] = allocator.alloc(row.size)
+    elif row.serial == EMPTIED:
+        allocator.empty_cache()
+    else:
+        allocator.free(address[row.serial])
 
 
 def fits(memory: DeviceMemory, capacity: int) -> tuple[OutOfMemory, int] | None:
@@ -60,10 +66,7 @@ def fits(memory: DeviceMemory, capacity: int) -> tuple[OutOfMemory, int] | None:
             address[serial] = allocator.alloc(size)
         for row in memory.rows:
             time_ns = row.time_ns
-            if row.alloc:
-                address[row.serial] = allocator.alloc(row.size)
-            else:
-                allocator.free(address[row.serial])
+            _serve(row, allocator, address)
     except OutOfMemory as failure:
         return failure, time_ns
     return None
