@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,13 +26,14 @@ def _nothing(cell: Cell) -> tuple[Cell, Callable[[], object]]:
     return cell, lambda: None
 
 
-def _ipyvram(cell: Cell) -> tuple[Cell, Callable[[], object]]:
+def ipyvram(cell: Cell, **options: Any) -> tuple[Cell, Callable[[], object]]:
+    """A whole measurement with these `Options`, from arming to what a notebook keeps of the report."""
     from ipyvram.analysis import analyse
     from ipyvram.options import Options
     from ipyvram.render.bundle import bundle
     from ipyvram.run import Run
 
-    run = Run(Options(), namespace=cell.namespace)
+    run = Run(Options(**options), namespace=cell.namespace)
     run.start()
     return cell, lambda: bundle(analyse(run.stop()))
 
@@ -100,7 +101,7 @@ def _line_profiler(cell: Cell) -> tuple[Cell, Callable[[], object]]:
 
 
 TOOLS = {
-    "ipyvram": Tool(_ipyvram, True),
+    "ipyvram": Tool(ipyvram, True),
     "torch.profiler, memory timeline": Tool(_profiler, True),
     "MemTracker": Tool(_mem_tracker, True),
     "memray": Tool(_memray, False),

@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,10 +30,12 @@ import torch
 from benchmarks.cells import CELLS, Cell, make
 from benchmarks.pair import once
 from benchmarks.parts import EMPTY
-from benchmarks.tools import NOTHING, TOOLS
+from benchmarks.tools import NOTHING, TOOLS, Tool, ipyvram
 
 ROOT = Path(__file__).resolve().parents[1]
 TURN = {"bare": NOTHING, "empty mode": EMPTY, "ipyvram": TOOLS["ipyvram"]}
+#: Samples are taken by the clock, and their number would tell how fast valgrind is.
+UNSAMPLED = Tool(partial(ipyvram, interval_s=3600.0), True)
 CNN, RN50 = "SimpleCNN, batch 64", "ResNet-50, batch 4, 64×64"
 
 Figures = dict[str, list[float]]
@@ -52,10 +55,11 @@ def seconds(cell: Cell, rounds: int) -> Figures:
 
 def instructions(cell: Cell, count: Counter) -> Figures:
     """Instructions of the cell under each of `TURN`; this process runs in callgrind."""
-    for tool in TURN.values():
+    turn = TURN | {"ipyvram": UNSAMPLED}
+    for tool in turn.values():
         once(cell, tool)
     found: Figures = {}
-    for name, tool in TURN.items():
+    for name, tool in turn.items():
         gc.collect()
         count.begin()
         armed, end = tool.start(cell)

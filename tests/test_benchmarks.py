@@ -19,6 +19,7 @@ from benchmarks.parts import Shares, parts
 from benchmarks.synthetic import recording
 from benchmarks.tools import NOTHING, TOOLS
 from benchmarks.turns import Counter
+from ipyvram import run
 from ipyvram.analysis import analyse
 
 
@@ -168,6 +169,21 @@ def test_instructions_are_counted_in_one_process_under_valgrind(children, monkey
     assert command[-1] == "--instructions"
     assert environment["PYTHONHASHSEED"] == "0"
     assert "M instructions a step" in capsys.readouterr().out
+
+
+def test_what_is_counted_has_no_samples_by_the_clock(monkeypatch):
+    periods_s = []
+
+    class Noted(run.Sampler):
+        def __init__(self, clock, reader, devices, interval_s):
+            periods_s.append(interval_s)
+            super().__init__(clock, reader, devices, interval_s)
+
+    monkeypatch.setattr(run, "Sampler", Noted)
+    found = turns.instructions(make("SimpleCNN, batch 64", 1), SimpleNamespace(begin=lambda: None, end=lambda: 5.0))
+    assert found == {"bare": [5.0], "empty mode": [5.0], "ipyvram": [5.0]}
+    assert len(periods_s) == 2
+    assert min(periods_s) > 600  # seconds: longer than it runs under valgrind
 
 
 def test_without_valgrind_there_is_no_count_of_instructions(monkeypatch, capsys):
