@@ -155,9 +155,8 @@ class _Attributor:
         self.claims = self._match([c for c in recording.claims if c.device == device])
         self.origins = recording.origins
         operators = [origin.op.removeprefix("aten.") for origin in recording.origins]
-        self.loaded = np.array(
-            [not op or op.startswith(_LOADING) for op in operators] + [False]
-        )  # the last: unknown, -1
+        # The last: unknown, -1.
+        self.loaded = np.array([not op or op.startswith(_LOADING) for op in operators] + [False])
         self.modules = module_track(recording.marks, models(recording.claims))
         buckets = recording.environment.get("gradient_bucket_bytes", "")
         self.buckets = tuple(int(size) for size in buckets.split(",") if size)

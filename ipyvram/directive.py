@@ -91,11 +91,8 @@ def _end_of_future_imports(body: Lines) -> tuple[int, int] | None:
                 place = (statement[-1].end[0] - 1, statement[-1].end[1])
             elif number > 0 or statement[0].type != tokenize.STRING:  # a docstring may stand above them
                 break
-    except (
-        tokenize.TokenError,
-        SyntaxError,
-    ):  # IPython's syntax below the imports; they have been seen by then
-        pass
+    except (tokenize.TokenError, SyntaxError):
+        pass  # IPython's syntax below the imports; they have been seen by then
     return place
 
 

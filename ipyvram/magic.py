@@ -327,9 +327,8 @@ def _or_usage_error(read: Callable[..., T], *arguments: Any, refusal: type[Excep
         return read(*arguments)
     except refusal as error:
         said = str(error)
-    raise UsageError(
-        said
-    )  # out here it has no context, whose frames would hold the cell's tensors until the next error
+    # Out here it has no context, whose frames would hold the cell's tensors until the next error.
+    raise UsageError(said)
 
 
 def _options(arguments: str) -> Options:

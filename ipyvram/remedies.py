@@ -182,9 +182,8 @@ def _unused(s: Situation) -> Iterator[Remedy]:
 def _no_grad(s: Situation) -> Iterator[Remedy]:
     """An evaluation keeps what only a backward would need: all but the input and the output of the layer that runs."""
     saved = [t.bytes for t in s.own if t.category == "activations"]
-    if (
-        s.evaluating_since and s.oom.phase == "forward" and not saved
-    ):  # of what the traceback holds nothing is known but the sum
+    # Of what the traceback holds nothing is known but the sum.
+    if s.evaluating_since and s.oom.phase == "forward" and not saved:
         text = f"with torch.no_grad(): {s.evaluating_since} is in eval mode, its activations need not be kept"
         yield _remedy(s, "no_grad", text, s.oom.account["activations"] - 2 * s.oom.requested_bytes)
     unused = not s.trains and any(o.kind == "unused_graph" for o in s.observations)

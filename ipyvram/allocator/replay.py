@@ -198,10 +198,8 @@ class _Follower:
         pool = self._pool(rounded, stream, address)
         fit = self._fresh or self._find(pool, rounded)
         if fit is not None and fit[0] != address and blocks.is_free(address, fit[1], pool):
-            fit = (
-                address,
-                fit[1],
-            )  # as good: the first of its size is by address up to torch 2.11, then by when it was made
+            # As good: the first of its size is by address up to torch 2.11, then by when it was made.
+            fit = (address, fit[1])
         if self.switched and (fit is None or fit[0] != address):
             fit = self._find_switched(pool, rounded, address) or fit
         self._fresh = None

@@ -46,7 +46,6 @@ def _search() -> None:
     tracebacks = compress(objects, map(is_, map(type, objects), repeat(TracebackType)))  # a third of a loop's time
     for first in tracebacks:
         code = first.tb_frame.f_code
-        if (
-            code.co_name == "run_code" and "IPython" in code.co_filename
-        ):  # nothing between IPython and the cell caught it
+        # Nothing between IPython and the cell caught it.
+        if code.co_name == "run_code" and "IPython" in code.co_filename:
             cell_ended(first.tb_frame.f_locals.get("result"))

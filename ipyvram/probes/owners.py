@@ -291,9 +291,8 @@ class Owners:
         if isinstance(value, torch.optim.Optimizer):
             if deep or not self.follows(value):
                 self.optimizer(value, before)
-                self.gradients(
-                    p for group in value.param_groups for p in group["params"]
-                )  # of a model that is gone, say
+                # Of a model that is gone, say.
+                self.gradients(p for group in value.param_groups for p in group["params"])
         elif not isinstance(value, Tensor):
             self._state_of(value, name, before)
         elif value.requires_grad and value.is_leaf:

@@ -82,9 +82,8 @@ def spread(bounds: Sequence[float], left: float, right: float) -> list[Piece]:
     if len(lengths) < 2 or max(lengths) <= UNEVEN * min(steps):
         return [Piece(bounds[0], bounds[-1], left, right)]
     weights = [n**_COMPRESSION if n > 0 else 0.0 for n in lengths]
-    weights[0] = min(
-        weights[0], min(n for n in weights[1:] if n > 0) / 2
-    )  # what comes before the steps is of least interest
+    # What comes before the steps is of least interest.
+    weights[0] = min(weights[0], min(n for n in weights[1:] if n > 0) / 2)
     edges = [left + (right - left) * part / sum(weights) for part in itertools.accumulate(weights, initial=0.0)]
     return [
         Piece(a, b, x, y)

@@ -236,9 +236,8 @@ def _steps(report: Report, scene: Scene) -> Iterable[str]:
         yield from _phase_label(phase, scene)
     for panel in scene.panels:
         if not panel.traced and panel.right - panel.left > 60:
-            yield _text(
-                LEFT + panel.left + 4, 26, "sampled only", "", ' class="t"'
-            )  # steps may begin there, phases do not
+            # Steps may begin there, phases do not.
+            yield _text(LEFT + panel.left + 4, 26, "sampled only", "", ' class="t"')
 
 
 def _phase_label(phase: Phase, scene: Scene) -> Iterable[str]:

@@ -80,9 +80,8 @@ class DeviceMemory:
             return self._begin_before(storage) if key in self._waiting else self._begin(storage, op, tensor)
         if self._sizes.get(serial, size := storage.nbytes()) == size:
             return serial
-        resized = self._begin(
-            storage, op, tensor
-        )  # `resize_bytes_cuda` (Resize.cpp): the new memory, a copy, then the old goes
+        # `resize_bytes_cuda` (Resize.cpp): the new memory, a copy, then the old goes.
+        resized = self._begin(storage, op, tensor)
         self._freed(key, serial)
         return resized
 

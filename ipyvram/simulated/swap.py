@@ -155,9 +155,8 @@ def _belongs(found: Found) -> Iterator[Tensor]:
                 if isinstance(value, Tensor) and not (key == "step" and value.device.type == "cpu"):
                     yield value
     for scaler in found.scalers:
-        yield from _set(
-            getattr(scaler, name, None) for name in ("_scale", "_growth_tracker")
-        )  # a disabled one has none
+        # A disabled one has none.
+        yield from _set(getattr(scaler, name, None) for name in ("_scale", "_growth_tracker"))
     for tensor in found.tensors:
         if tensor.is_leaf and tensor.requires_grad:
             yield tensor
