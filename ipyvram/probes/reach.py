@@ -74,6 +74,8 @@ class Walk:
         Dictionaries not to be entered: the notebook's namespace, `sys.modules`.
     roles : mapping of int to str
         Categories that are known, by the identity of the tensor.
+    storage : callable
+        The storage of a tensor, None where it is of no interest.
 
     Attributes
     ----------
@@ -87,8 +89,13 @@ class Walk:
         False when the walk ended at `MAX_OBJECTS`.
     """
 
-    def __init__(self, borders: Iterable[object] = (), roles: Mapping[int, str] | None = None) -> None:
-        self.roles = roles or {}
+    def __init__(
+        self,
+        borders: Iterable[object] = (),
+        roles: Mapping[int, str] | None = None,
+        storage: Callable[[Tensor], Storage | None] = storage_of,
+    ) -> None:
+        self.roles, self._storage = roles or {}, storage
         self.storages: dict[Storage, str] = {}
         self.categories: dict[Storage, str] = {}
         self.modules: dict[int, str] = {}
@@ -123,7 +130,7 @@ class Walk:
     def _tensor(self, tensor: Tensor, path: str, role: str) -> list[Storage]:
         if tensor.grad_fn is not None:
             self.graphs.append((path, tensor))
-        storage = storage_of(tensor)
+        storage = self._storage(tensor)
         if storage is None or storage in self.storages:
             return []
         self.storages[storage] = path

@@ -35,6 +35,7 @@ from ipyvram.simulated.kernels import CudaKernels
 from ipyvram.simulated.memory import DEVICE, DeviceMemory
 from ipyvram.simulated.recorded import predicted
 from ipyvram.simulated.refusal import CannotEstimate
+from ipyvram.simulated.replaced import Replaced
 from ipyvram.simulated.state import State, mentions, names_used, refuse_begun_generators
 from ipyvram.simulated.swap import Found, Swap
 from ipyvram.simulated.ways import Ways
@@ -140,7 +141,7 @@ class Estimation:
         undo.append(patches.undo)
         swap = Swap(self.memory.expect, self._note)
         undo.append(swap.back)
-        swap.to_card(found, self._host)
+        swap.to_card(found, self._host, self.namespace)
         cuda_api.install(patches, self.card, self.memory)
         programs.install(patches, self._note)
         programs.devices(patches, self.namespace)
@@ -153,6 +154,10 @@ class Estimation:
         undo.append(self._phases.stop)
         self._phases.start()
         self._owners.namespace(before=True)
+        names = self.namespace.keys() if self._code is None else names_used(self._code)
+        replaced = Replaced(self.namespace, names, self.memory)
+        undo.append(replaced.forget)
+        self.memory.before_alloc = replaced.look
 
     # -- while it runs -----------------------------------------------------------------------------------------------
 

@@ -50,12 +50,15 @@ class DeviceMemory:
         What happened while the cell ran.
     before : dict of int to int
         Serial → bytes of what was there before the cell, in the order in which the cell came to it.
+    before_alloc : callable
+        Called before memory is asked for.
     """
 
     def __init__(self, clock: Clock, read_stack: Callable[[], int], origins: Callable[[Origin], int]) -> None:
         self._clock, self._read_stack, self._origins = clock, read_stack, origins
         self.rows: list[Row] = []
         self.before: dict[int, int] = {}
+        self.before_alloc: Callable[[], None] = lambda: None
         self.allocated = self.peak = 0  # bytes asked for, as far as known while the program runs
         self._serials: dict[int, int] = {}  # storage → serial, while it lives
         self._sizes: dict[int, int] = {}  # serial → bytes of its storage, as far as they are followed
@@ -93,6 +96,16 @@ class DeviceMemory:
     def ignores(self, storage: torch.UntypedStorage) -> bool:
         """Whether a real run would not have this storage on the card."""
         return storage._cdata in self._ignored
+
+    def resident(self) -> set[int]:
+        """Keys of the storages of earlier cells that count."""
+        return {key for key, serial in self._serials.items() if serial in self.before}
+
+    def release(self, key: int) -> None:
+        """A storage of an earlier cell is let go of by the program, though not by us."""
+        serial = self._serials.get(key)
+        if serial in self.before:
+            self._freed(key, serial)
 
     def identify(self, storage: torch.UntypedStorage) -> int:
         """Serial of a storage that somebody claims, 0 where it is unknown."""
@@ -139,6 +152,7 @@ class DeviceMemory:
         return self._next - 1
 
     def _alloc(self, size: int, origin: int) -> int:
+        self.before_alloc()
         serial = self._number()
         if size:  # torch asks its allocator for nothing when a tensor is empty
             self.rows.append(Row(True, serial, size, self._clock(), self._read_stack(), origin))

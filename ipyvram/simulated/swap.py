@@ -8,12 +8,13 @@ its values, its ``.grad``, its history. Storages that were shared are shared on 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ipyvram.probes.reach import Walk
 from ipyvram.simulated.host import HostTensors
 from ipyvram.simulated.refusal import CannotEstimate
 
@@ -60,8 +61,13 @@ class Swap:
         self._swapped: list[tuple[Tensor, Tensor, dict[str, Any]]] = []
         self._storages: dict[int, torch.UntypedStorage] = {}
 
-    def to_card(self, found: Found, host: HostTensors) -> None:
+    def to_card(self, found: Found, host: HostTensors, namespace: Mapping[str, Any]) -> None:
         """Exchange what belongs on the card; tell ``host`` what stays.
+
+        Parameters
+        ----------
+        namespace : mapping
+            The notebook's variables.
 
         Raises
         ------
@@ -76,8 +82,11 @@ class Swap:
                     chosen[id(tensor)] = tensor  # a view or an alias goes where its memory goes
                 else:
                     host.exists(tensor.untyped_storage())
+        for gradient in _only_gradients(chosen.values(), namespace):
+            del chosen[id(gradient)]  # it comes with its tensor, and goes when that gets another
         for tensor in chosen.values():
             self._exchange(tensor)
+        self._storages.clear()  # what the program lets go of is gone
 
     def _exchange(self, tensor: Tensor) -> None:
         # The collector also shows objects that only C++ holds (the base of a view); exchanged as such, they would dangle.
@@ -129,6 +138,18 @@ def _is_defined(tensor: Tensor) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _only_gradients(tensors: Collection[Tensor], namespace: Mapping[str, Any]) -> list[Tensor]:
+    """Those that are another's gradient, and no variable leads to them in a shorter way."""
+    gradients = [t.grad for t in tensors if t.is_leaf and t.grad is not None and _plain(t.grad)]
+    there = {id(tensor) for tensor in tensors}
+    gradients = [gradient for gradient in gradients if id(gradient) in there]
+    walk = Walk((namespace,))
+    for name, value in list(namespace.items()) if gradients else ():
+        walk.root(value, name)
+    paths = {storage.key: path for storage, path in walk.storages.items()}
+    return [g for g in gradients if paths.get(g.untyped_storage()._cdata, "").endswith(".grad")]
 
 
 def _plain(tensor: Tensor) -> bool:
