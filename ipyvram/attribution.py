@@ -166,7 +166,7 @@ class _Attributor:
         self.steps, self.marks = step_ends(self.phases), recording.marks
         self.roots = root_forwards(recording.marks)
         self.cut = cut_forwards(recording.marks)
-        self.stepping = optimizer_steps(recording.marks)
+        self.stepping = [(begin, end) for begin, end in optimizer_steps(recording.marks) if begin < end]  # else by hand
         self.with_gradients = any(c.category == "gradients" for c in recording.claims)
         self.trained = [(begin, end) for begin, end, grad in self.roots if grad]
         self.trained_begins = [begin for begin, _ in self.trained]

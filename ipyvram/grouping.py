@@ -43,7 +43,7 @@ def batch_size(tensors: tuple[TensorRow, ...]) -> int | None:
     """Samples in the batch, None where that is not known: dimension 0 of an input, largest inputs first.
 
     Of several, such as a batch and the data set it was taken from, the one whose dimension 0 most bytes of activations have;
-    else the largest.
+    the largest, where no activation has a known shape.
     """
     alike: Counter[int] = Counter()
     for t in tensors:
@@ -52,7 +52,7 @@ def batch_size(tensors: tuple[TensorRow, ...]) -> int | None:
     inputs = sorted((t for t in tensors if t.category == "inputs"), key=lambda t: -t.bytes)
     sizes = [t.shape[0] for t in inputs if t.shape and len(t.shape) > 1]
     found = max(sizes, key=lambda size: alike[size], default=0)
-    return found if found > 1 else None
+    return found if found > 1 and (alike[found] or not alike) else None
 
 
 def holders(tensors: tuple[TensorRow, ...]) -> dict[str, str]:

@@ -59,7 +59,8 @@ def instant(
         return Instant(
             f"after step {ended.step}" if ended.name == "optimizer" else f"after the last traced {ended.name}", "", 0
         )
-    of_step = f"before the {following.name} of step {following.step}"
+    by_hand = following.begin_ns == following.end_ns  # a step that no optimizer told of ends here
+    of_step = f"{'in the update' if by_hand else f'before the {following.name}'} of step {following.step}"
     if after := _after(following.step, last):
         of_step = f"{after}, before {following.name}"
     return Instant(of_step if steps else f"before {following.name}", "", 0)

@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,8 @@ class Measurement:
         Bytes that may be live on a device type without an allocator of its own; see `probes.storages.StorageTrace`.
     keep : bool
         Whether the report becomes the newest one of the session.
+    by_hand : callable, optional
+        See `Run`.
     """
 
     def __init__(
@@ -73,8 +76,10 @@ class Measurement:
         *,
         budget: dict[str, int] | None = None,
         keep: bool = True,
+        by_hand: Callable[[int], None] | None = None,
     ) -> None:
         self.options, self.notes = options, list[str]()
+        self._by_hand = by_hand
         self._cell, self._namespace = cell, namespace
         self._budget, self._keep = budget, keep
         self.refused = False
@@ -94,7 +99,7 @@ class Measurement:
         try:
             from ipyvram.run import Run
 
-            self._run = Run(self.options, self._cell, self._namespace, self._budget)
+            self._run = Run(self.options, self._cell, self._namespace, self._budget, self._by_hand)
             self._run.start()
         except Exception as error:
             self.notes.append(fault("could not start, so this ran unmeasured", error))

@@ -183,11 +183,16 @@ class Claim(NamedTuple):
     in_error: bool = False
 
 
+#: Name of a step that the program makes itself, or in compiled code.
+BY_HAND = "by hand"
+
+
 class Mark(NamedTuple):
     """A phase begins or ends.
 
     ``kind`` is ``forward``, ``backward``, ``optimizer`` or ``module``; ``begin`` tells which end it is. ``name`` is the
-    root module, the optimizer or the module path; ``step`` counts optimizer steps from 1 (the step being worked on).
+    root module, the optimizer or the module path; ``step`` counts optimizer steps from 1 (the step being worked on). A step
+    that no optimizer told of (`BY_HAND`) begins and ends at once.
     """
 
     time_ns: int

@@ -51,6 +51,8 @@ class Run:
         The notebook's variables: they give tensors their names. Read, never changed.
     budget : mapping of str to int, optional
         See `StorageTrace`.
+    by_hand : callable, optional
+        Called with the number of steps, after those of which no optimizer tells.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Run:
         cell: Cell | None = None,
         namespace: Mapping[str, Any] | None = None,
         budget: Mapping[str, int] | None = None,
+        by_hand: Callable[[int], None] | None = None,
     ) -> None:
         self.options, self.cell = options, cell or Cell()
         if options.budget_bytes is not None:
@@ -68,11 +71,13 @@ class Run:
         self._tracing = Tracing(self._clock, self.guard, self._expired, budget)
         self.guard.after = self._tracing.looked
         self._namespace = namespace
-        self._owners = Owners(self._clock, self._tracing.identify, namespace if namespace is not None else {})
+        variables = namespace if namespace is not None else {}
+        self._owners = Owners(self._clock, self._tracing.identify, variables, self._tracing.use)
         self._oom = OomWatch(self._clock, StackReader(self._tracing.stacks))
         self._phases = Phases(
             self._clock, self._owners, self._on_step, self._on_forward, self.guard, self._tracing.phase
         )
+        self._by_hand = by_hand
         self._cards: Cards | None = None
         self._card_names: list[str] = []
         self._sampler: Sampler | None = None
@@ -176,6 +181,11 @@ class Run:
         return self._bounds.expired(self._phases.steps, self._clock(), self.guard.seconds, self._tracing.event_count)
 
     def _on_step(self, steps: int) -> None:
+        self._follow_step(steps)
+        if self._by_hand is not None and self._phases.by_hand:
+            self._by_hand(steps)
+
+    def _follow_step(self, steps: int) -> None:
         if not self._armed:
             self.guard("the watch for growth is blind", self._see_figures)
             reason, news, self._phases.news = self._watch.reason(), self._phases.news, None
@@ -282,6 +292,7 @@ class Run:
         if self._recording is None:
             with self._started:  # also when what follows fails, all that was started is taken away
                 stop_ns = self._clock()
+                self.guard("steps could not be counted", partial(self._phases.over, failed=error is not None))
                 self.guard("the sampler did not stop cleanly", self._stop_sampler)
                 self._oom.stop()
                 if error is not None:  # right after the variables: `x` says more than an argument of some frame

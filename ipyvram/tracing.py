@@ -110,6 +110,10 @@ class Tracing:
             return name, storages.identify(storage, before=before)
         return None
 
+    def use(self, storage: torch.UntypedStorage) -> bool:
+        """See `StorageTrace.use`."""
+        return self._storages is not None and self._storages.use(storage)
+
     def looked(self) -> None:
         """What was identified since the last call was there all the while: the program stood still, and goes on now."""
         if self._history is not None:

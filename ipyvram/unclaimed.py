@@ -92,6 +92,7 @@ class Unclaimed:
         category[~self.before & (~kept | self._passed_on())] = INDEX["temporaries"]
         self._held(category)
         self._prepared(category)
+        self._rebound(category, steps)
         inside, place = self._in_phase()
         copied = self.copied & kept & ~self.named & ~inside
         category[copied] = INDEX["parameters"]
@@ -157,6 +158,14 @@ class Unclaimed:
             category[within] = np.where(self.died_ns > ends[place], INDEX["optimizer_state"], INDEX["temporaries"])[
                 within
             ]
+
+    def _rebound(self, category: Ints, steps: Ints) -> None:
+        """Results of a program without modules that its variables hold until the next step gives them others."""
+        if self.phases and not self.roots:
+            born = np.searchsorted(steps, self.born_ns)
+            held = np.where(self.never, born == len(steps), np.searchsorted(steps, self.died_ns) - born <= 1)
+            held &= ~self._in_phase()[0] & ~self.before
+            category[held & (category == INDEX["other"])] = INDEX["outputs"]
 
     def _survivors(self, category: Ints, kept: Flags) -> None:
         """Rule 6: what outlives the phase that made it."""

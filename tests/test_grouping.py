@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipyvram.grouping import by_line, by_module, group, holders
+from ipyvram.grouping import batch_size, by_line, by_module, group, holders
 from ipyvram.recording import CATEGORIES
 from ipyvram.report_rows import TensorRow
 
@@ -50,3 +50,12 @@ def test_holders_name_the_largest_and_count_the_rest():
     assert found["inputs"] == "x · 64×3×32×32 float32 · 1.00 MiB · of 2 tensors"
     assert found["activations"] == "block.1 relu output · line 12 · 2.00 MiB"
     assert set(found) == {"inputs", "activations"}
+
+
+def test_a_data_set_is_no_batch_where_activations_tell_of_another():
+    data = TensorRow(2**20, "inputs", "X", shape=(20000, 3), dtype="int64")
+    batch = TensorRow(512, "inputs", "x", shape=(32, 3), dtype="int64")
+    hidden = TensorRow(2**12, "activations", "h", shape=(32, 200), dtype="float32")
+    assert batch_size((data, batch, hidden)) == 32
+    assert batch_size((data, hidden)) is None
+    assert batch_size((data,)) == 20000

@@ -97,6 +97,17 @@ def test_a_cell_without_optimizer_steps_runs_to_its_end():
     assert trial.samples_per_s > 0
 
 
+def test_updates_by_hand_are_steps_of_a_trial():
+    update = """
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 0.1 * p.grad
+            p.grad = None"""
+    trial = MeasuredTrials(body(CELL.replace("    optimizer.step()", update[1:]), space(crash=crashing())))(16, 3)
+    assert (trial.steps, trial.timed_steps) == (5, 3)
+    assert trial.samples_per_s == pytest.approx(16 / trial.step_s)
+
+
 def test_a_cell_with_few_steps_says_how_many_were_timed():
     trial = MeasuredTrials(body(CELL.replace("1000", "3"), space(crash=crashing())))(32, 3)
     assert (trial.steps, trial.timed_steps) == (3, 1)

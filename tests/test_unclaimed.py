@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ipyvram.attribution import attribute
 from ipyvram.ledger import build
-from ipyvram.recording import CATEGORIES, Action, Claim, Events, Mark, Origin, Recording, Trace
+from ipyvram.recording import BY_HAND, CATEGORIES, Action, Claim, Events, Mark, Origin, Recording, Trace
 
 #: Two steps: forward 10-20 (its loss until 30), backward 30-40, optimizer 50-60; the same from 110 on. A module runs 12-18.
 STEP = [("forward", True, 10), ("module", True, 12), ("module", False, 18), ("forward", False, 20), ("backward", True, 30),
@@ -121,6 +121,27 @@ def test_a_bucket_of_gradients_has_its_size_and_stays():
 def test_without_any_phase_a_variable_holds_data_or_a_result(op, category):
     named = Claim(6, "cpu", 1, 4096, "", "x")
     assert categories(recording((5, 999), marks=(), claims=[named], op=op)) == [category]
+
+
+@pytest.mark.parametrize(
+    ("born", "died", "category"),
+    [
+        (5, 8, "temporaries"),
+        (5, 105, "outputs"),  # until its variable gets the next step's
+        (105, 999, "outputs"),  # … of which there is none
+        (5, 999, "other"),  # longer than that
+    ],
+)
+def test_a_program_without_modules_holds_its_results_until_the_next_step(born, died, category):
+    marks = tuple(m for m in MARKS if m.kind not in ("forward", "module"))
+    assert categories(recording((born, died), marks=marks)) == [category]
+
+
+def test_a_step_made_by_hand_ends_where_it_was_noticed():
+    """What the program keeps from then on is none of an optimizer's state."""
+    by_hand = [m._replace(time_ns=60 if m.step == 1 else 160, name=BY_HAND) for m in MARKS if m.kind == "optimizer"]
+    marks = tuple(sorted([*(m for m in MARKS if m.kind != "optimizer"), *by_hand], key=lambda m: m.time_ns))
+    assert categories(recording((45, 55), (45, 150), marks=marks)) == ["temporaries", "inputs"]
 
 
 def test_without_a_name_or_a_phase_it_is_other():

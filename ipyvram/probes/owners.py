@@ -32,6 +32,7 @@ from ipyvram.probes.tensors import (
     is_parameter,
     shape_of,
     storage_key,
+    storage_of,
     tensors_in,
 )
 from ipyvram.probes.variables import Variables
@@ -59,10 +60,18 @@ class Owners:
         See `Claiming`.
     namespace : mapping
         The notebook's variables; read, never changed.
+    use : callable
+        Told of storages that compiled code uses; whether they count from now on, and did not before.
     """
 
-    def __init__(self, clock: Clock, identify: Identify, namespace: Mapping[str, Any]) -> None:
-        self._claiming, self._namespace = Claiming(clock, identify), namespace
+    def __init__(
+        self,
+        clock: Clock,
+        identify: Identify,
+        namespace: Mapping[str, Any],
+        use: Callable[[torch.UntypedStorage], bool] = lambda storage: False,
+    ) -> None:
+        self._claiming, self._namespace, self._use = Claiming(clock, identify), namespace, use
         self.claims: list[Claim] = self._claiming.made
         self.notes: list[str] = []
         self.graphs = GraphClaims(self._claiming, namespace, self.variable_of)
@@ -147,6 +156,16 @@ class Owners:
             for key, value in new:
                 for tensor in tensors_in(value):
                     self._claiming.claim_once(tensor, "optimizer_state", f"{name}.{key}".lstrip("."), model, before)
+
+    def compiled(self, optimizer: torch.optim.Optimizer) -> None:
+        """As `optimizer`, after a step of it in compiled code: nothing else tells that its state was used."""
+        for parameter, state in list(optimizer.state.items()):
+            for key, tensor in ((key, tensor) for key, value in state.items() for tensor in tensors_in(value)):
+                storage = storage_of(tensor)
+                if storage is not None and self._use(storage):  # earlier claims were of what did not count yet
+                    name = f"{self._claiming.name_of(parameter)}.{key}"
+                    self._claiming.claim(tensor, "optimizer_state", name, self._claiming.model_of(parameter))
+        self.optimizer(optimizer)
 
     def follows(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimizer was seen in this trace, with as much state as now: what else changes is seen after its step."""

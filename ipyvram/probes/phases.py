@@ -19,6 +19,7 @@ from torch.optim import optimizer as optimizer_hooks
 from ipyvram.patches import Patches
 from ipyvram.probes.backward import watch_engine
 from ipyvram.probes.buckets import bucket_bytes
+from ipyvram.probes.by_hand import ByHand
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.graph import SHOWN, sequence_number
 from ipyvram.probes.orphans import Orphans
@@ -79,6 +80,7 @@ class Phases:
         self.stepped: set[int] = set()  #: ids of the optimizers that have made a step in this stretch
         self.news: News | None = None  #: of an optimizer that no trace has covered
         self._stepping = Stepping()
+        self._by_hand = ByHand()
         self._updating: weakref.ref[torch.optim.Optimizer] | None = None
         self._depth = threading.local()
         self._in_backward = 0
@@ -91,6 +93,7 @@ class Phases:
         self._handles: list[Any] = []
         self._counter: list[Any] = []  # hooks of all optimizers
         self._patches = Patches()
+        self._backwards = Patches()  # where steps are counted by the backwards, between traces
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -112,12 +115,14 @@ class Phases:
                 optimizer_hooks.register_optimizer_step_pre_hook(self._before_step),
                 optimizer_hooks.register_optimizer_step_post_hook(self._after_step),
             ]
+        self._by_hand.traced(len(self.marks), self._clock())
+        self._backwards.undo()
         watch_engine(self._patches, self._begin_backward)
         if not SHOWN:
             UNPACKED.watch(self._patches)
 
     def stop_tracing(self) -> None:
-        """Take every hook away but the counter of steps."""
+        """Take every hook away but the counter of steps: at optimizers, or at backwards where there is none."""
         for handle in self._handles:
             handle.remove()
             # torch forgets this table of its own when a global hook is removed
@@ -128,6 +133,8 @@ class Phases:
         self._updating = None
         if updating is not None:  # an error cut its step short: what state it has made is there
             self._guard("optimizer", lambda: self._owners.optimizer(updating))
+        if self._by_hand.found:
+            watch_engine(self._backwards, self._count_backward)
 
     def stop(self) -> None:
         """Take the counter of steps away too."""
@@ -135,11 +142,17 @@ class Phases:
             hook.remove()
         self._counter = []
         self.stop_tracing()
+        self._backwards.undo()
 
     @property
     def steps(self) -> int:
         """Steps of the program so far, traced or not; see `Stepping`."""
         return self._stepping.steps
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether no optimizer tells of the steps."""
+        return self._by_hand.found
 
     @property
     def optimizer(self) -> str:
@@ -249,6 +262,8 @@ class Phases:
 
         self._in_backward += 1
         self._settled = True
+        if self._in_backward == 1:
+            self._guard("steps could not be counted", lambda: self._find_steps(self.marks))
         self._guard("backward", begin)
         self._mark("backward", True)
 
@@ -258,14 +273,47 @@ class Phases:
             self._in_backward -= 1
             self._guard("backward", lambda: self._owners.gradients(leaves))
             self._guard("backward", self._owners.graphs.released)
+            if not self._in_backward:
+                self._by_hand.ended(leaves, len(self.marks), self._clock())
             self._tell_step()
 
         return end
+
+    def _count_backward(self, roots: Any) -> Callable[[], None]:
+        """A backward that is not traced begins, of a program whose steps no optimizer tells of."""
+        self._in_backward += 1
+        if self._in_backward == 1:
+            self._guard("steps could not be counted", lambda: self._find_steps([]))
+
+        def end() -> None:
+            self._in_backward -= 1
+            if not self._in_backward:
+                self._by_hand.ended()
+            self._tell_step()
+
+        return end
+
+    def _find_steps(self, marks: list[Mark], over: bool = False, failed: bool = False) -> None:
+        """Steps since the last backward that no optimizer told of; they are told at the end of this one."""
+        made = self._by_hand.steps(marks, self.steps + 1, over, failed)
+        if not made:
+            return
+        optimizer = self._by_hand.optimizer()
+        self._stepping.by_hand(made, optimizer)
+        self._untold = not over
+        if optimizer is not None and self.tracing:
+            self.orphans.stepped(optimizer)
+            self._owners.compiled(optimizer)
+
+    def over(self, failed: bool) -> None:
+        """The program has ended: it may have made a step since its last backward."""
+        self._find_steps(self.marks if self.tracing else [], over=True, failed=failed)
 
     # -- optimizer ---------------------------------------------------------------------------------------------------
 
     @uncompiled
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._by_hand.told()
         if not self.tracing:
             return
 

@@ -71,6 +71,12 @@ class Stepping:
         self.steps += 1
         return True
 
+    def by_hand(self, steps: int, optimizer: torch.optim.Optimizer | None) -> None:
+        """The program has made steps that no optimizer told of; one that has their parameters made them in compiled code."""
+        self.steps += steps
+        if optimizer is not None:
+            self.first = self.first or type(optimizer).__name__
+
     def _returns(self, optimizer: torch.optim.Optimizer, former: torch.optim.Optimizer | None) -> bool:
         """Whether it led before another kind did, or takes the place of what led then."""
         return former is optimizer or (former is None and bool(self._led) and self._led == _signature(optimizer))

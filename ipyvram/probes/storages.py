@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -49,6 +49,14 @@ _RESIZING = frozenset(
     for packet in (_aten.resize_, _aten.resize_as_, _aten.set_)
     for overload in packet.overloads()
 )
+
+
+class _Held(NamedTuple):
+    """Host memory that the cell has not used so far; ``first``: it was met before anything happened."""
+
+    storage: weakref.ref[torch.UntypedStorage]
+    serial: int
+    first: bool
 
 
 class StorageTrace:
@@ -110,7 +118,7 @@ class StorageTrace:
         self._budget, self._names, self._skip = dict(budget or {}), dict(device_names or {}), skip
         self._live: dict[int, Live] = {}
         self._kinds = Kinds()
-        self._held: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}  # known, not used by the cell so far
+        self._held: dict[int, _Held] = {}
         self._logs: dict[torch.device, StorageLog | None] = {}
         self._by_name: dict[str, StorageLog] = {}
         self._origin_of: dict[Any, int] = {}
@@ -211,26 +219,42 @@ class StorageTrace:
                 self._serial += 1
                 return self._serial  # matches nothing
             held = self._held.get(storage._cdata)
-            if held is not None and held[0]() is storage:
-                return held[1]
+            if held is not None and held.storage() is storage:
+                return held.serial
             if before and storage.device.type == "cpu" and not self._is_followed(storage):
                 self._serial += 1
-                self._held[storage._cdata] = (weakref.ref(storage), self._serial)
+                self._held[storage._cdata] = _Held(weakref.ref(storage), self._serial, first=not self.event_count)
                 return self._serial
             known = self._found(storage, log, before)
         return known.serial
+
+    def use(self, storage: torch.UntypedStorage) -> bool:
+        """Compiled code uses it, which no operator tells: it counts from the begin if it was met before all events.
+
+        Returns
+        -------
+        bool
+            Whether it counts from now on, and did not before.
+        """
+        held, log = self._held.get(storage._cdata), self._log(storage)
+        if not self.active or log is None or held is None or held.storage() is not storage:
+            return False
+        self._found(storage, log, before=held.first, used=True)
+        return not held.first
 
     def _is_followed(self, storage: torch.UntypedStorage) -> bool:
         """Whether an earlier trace of the cell has seen it: then it is the cell's, used or not."""
         live = self.followed.get(storage._cdata)
         return live is not None and live() is storage
 
-    def _found(self, storage: torch.UntypedStorage, log: StorageLog, before: bool, origin: int = -1) -> Live:
+    def _found(
+        self, storage: torch.UntypedStorage, log: StorageLog, before: bool, origin: int = -1, used: bool = False
+    ) -> Live:
         """A storage that no operator was seen to make."""
         held = self._held.pop(storage._cdata, None)
         live = self._watch(storage, storage.nbytes(), log)
-        if held is not None and held[0]() is storage:
-            live.serial, before = held[1], True
+        if held is not None and held.storage() is storage:
+            live.serial, before = held.serial, before or not used
         if before:
             log.baseline.append(Block(live.serial, live.size, live.size))
         else:

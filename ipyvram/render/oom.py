@@ -32,7 +32,7 @@ def asked(oom: OutOfMemory) -> str:
     if oom.line is not None:
         parts.append(f"at {place_words(oom.file, oom.line)}")
     if oom.when:
-        parts.append(oom.when if oom.when.startswith(("after ", "before ")) else f"in {oom.when}")
+        parts.append(oom.when if oom.when.startswith(("after ", "before ", "in the update")) else f"in {oom.when}")
     return " ".join(parts) + "."
 
 

@@ -178,7 +178,7 @@ def _steps(report: Report) -> str:
 
 def _when(report: Report) -> str:
     when = report.peak_when
-    if not when or when.startswith(("after", "before")):
+    if not when or when.startswith(("after", "before", "in the update")):
         return when
     return f"at the {when}" if when.startswith(("start of", "end of")) else f"in {when}"
 

@@ -114,6 +114,7 @@ class Estimation:
             try:
                 with Front(), OnCard(*self._parts()):
                     body()
+                self._phases.over(failed=False)
             except _Enough:
                 pass
             self._owners.namespace()

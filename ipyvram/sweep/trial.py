@@ -169,6 +169,7 @@ class MeasuredTrials:
             self._body.namespace,
             budget=guard.budget(self._limit),
             keep=False,
+            by_hand=watch.by_hand,
         )
         report, error = None, None
         outside = guard.outside_bytes()  # what the guard takes off, too: also known where there is no NVML

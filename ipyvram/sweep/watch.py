@@ -1,7 +1,7 @@
 """What a trial lets see of itself: the shape of its batches and the time of its steps; ends it when that is enough.
 
-The end is a private `BaseException` out of the optimizer's post-hook: an ``except Exception`` of the user's does not
-swallow it.
+The end is a private `BaseException` out of the optimizer's post-hook (of a backward, where no optimizer tells of steps): an
+``except Exception`` of the user's does not swallow it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Watch:
     Attributes
     ----------
     steps : int
-        Finished steps of the first optimizer.
+        Finished steps of the first optimizer; of the program, where none tells.
     """
 
     def __init__(self, warmup: int, timed: int, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -92,10 +92,17 @@ class Watch:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._optimizer is None:
-            self._optimizer = id(optimizer)  # with several optimizers, the first one counts the steps
-        if id(optimizer) != self._optimizer:
-            return
-        self.steps += 1
+            self._optimizer, self.steps = id(optimizer), 0  # with several optimizers, the first one counts the steps
+        if id(optimizer) == self._optimizer:
+            self._made(1)
+
+    def by_hand(self, steps: int) -> None:
+        """So many steps have been made of which no optimizer tells, up to the backward that ends now."""
+        if self._optimizer is None:
+            self._made(steps - self.steps)
+
+    def _made(self, steps: int) -> None:
+        self.steps += steps
         if self.steps >= self._warmup:
             synchronize()
         now = self._clock()
