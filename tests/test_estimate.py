@@ -83,6 +83,25 @@ def test_twice_the_batch_takes_more_activations_and_the_same_weights(notebook):
     assert large.peak_bytes > small.peak_bytes
 
 
+@pytest.mark.parametrize("name", ["device", "DEVICE", "dev", "my_dev"])
+def test_a_variable_of_an_earlier_cell_that_says_cpu_chooses_the_card(notebook, name):
+    notebook[name] = notebook.pop("device")
+    report = ipyvram.estimate(TRAIN.replace("device", name), card="T4", namespace=notebook)
+    assert report.peak["parameters"] > 0
+    assert notebook[name] == "cpu"
+    assert "nothing_on_card" not in {f.kind for f in report.findings}
+
+
+def test_that_nothing_was_on_the_card_is_said():
+    code = (
+        "model = nn.Linear(4, 4)\nfor _ in range(3):\n    model(torch.ones(2, 4)).sum().backward(); model.zero_grad()"
+    )
+    report = ipyvram.estimate(code, card="T4", namespace={"torch": torch, "nn": nn})
+    (finding,) = [f for f in report.findings if f.kind == "nothing_on_card"]
+    assert report.peak_bytes == 0
+    assert ".to('cuda')" in finding.text
+
+
 @pytest.mark.parametrize(
     "choice",
     [

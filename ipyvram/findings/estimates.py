@@ -35,4 +35,13 @@ def _evaluates_later(report: Report) -> Iterator[Finding]:
         yield Finding("evaluates_later", text)
 
 
-RULES: tuple[Rule, ...] = (_does_not_fit, _evaluates_later)
+def _nothing_there(report: Report) -> Iterator[Finding]:
+    if report.kind == "estimated" and not report.peak_bytes and (report.phases or report.steps):
+        text = (
+            "Nothing was put on the card: the code computes on the CPU. Move the model and the batch with .to('cuda') or "
+            ".to(device): variables called device or dev choose the card in an estimate, also where they say 'cpu' here."
+        )
+        yield Finding("nothing_on_card", text)
+
+
+RULES: tuple[Rule, ...] = (_does_not_fit, _evaluates_later, _nothing_there)

@@ -139,7 +139,7 @@ def _generator(kind: Any) -> Any:
 def devices(patches: Patches, namespace: dict[str, Any]) -> None:
     """Variables of earlier cells that chose the host because there is no GPU choose the card: ``device = "cpu"``.
 
-    Only variables and attributes whose name says ``device`` count; they are put back.
+    Only variables and attributes whose name says ``dev`` (``device``, ``DEV``) count; they are put back.
     """
     owners: list[dict[str, Any]] = [namespace]
     owners += [
@@ -147,7 +147,7 @@ def devices(patches: Patches, namespace: dict[str, Any]) -> None:
     ]
     for owner in owners:
         for name, value in list(owner.items()):
-            if "device" in name.lower() and _is_host(value):
+            if "dev" in name.lower() and _is_host(value):
                 patches.set(owner, name, torch.device("cuda") if isinstance(value, torch.device) else "cuda")
 
 
