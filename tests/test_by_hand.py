@@ -57,6 +57,16 @@ def of_tensors(steps: int) -> None:
         weight = (weight - 0.1 * weight.grad).detach().requires_grad_()
 
 
+def of_given_gradients(steps: int) -> None:
+    model = network()
+    parameters = list(model.parameters())
+    for _ in range(steps):
+        gradients = torch.autograd.grad(loss_of(model), parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter -= 0.1 * gradient
+
+
 def accumulated(steps: int) -> None:
     model = network()
     for i in range(4 * steps):
@@ -73,7 +83,7 @@ def without_update(steps: int) -> None:
         model.zero_grad()
 
 
-@pytest.mark.parametrize("program", [in_place, of_data, of_tensors, accumulated, without_update])
+@pytest.mark.parametrize("program", [in_place, of_data, of_tensors, of_given_gradients, accumulated, without_update])
 def test_steps_are_counted_and_the_first_three_traced(program):
     report = measured(lambda: program(7))
     assert (report.steps, report.traced_steps) == (7, 3)
@@ -82,7 +92,7 @@ def test_steps_are_counted_and_the_first_three_traced(program):
     assert sum(report.peak.values()) == report.peak_bytes
 
 
-@pytest.mark.parametrize("program", [in_place, of_data, of_tensors, accumulated])
+@pytest.mark.parametrize("program", [in_place, of_data, of_tensors, of_given_gradients, accumulated])
 def test_a_short_program_is_traced_whole(program):
     report = measured(lambda: program(2))
     assert (report.steps, report.traced_steps) == (2, 2)
@@ -159,7 +169,47 @@ def against_itself(steps: int) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("program", [climbing, of_several_tasks, with_closure, against_itself])
+def of_fast_weights(steps: int) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        return F.cross_entropy(torch.func.functional_call(model, weights, X), Y)
+
+    for _ in range(steps):
+        fast = dict(model.named_parameters())
+        for _ in range(4):
+            gradients = torch.func.grad(loss)(fast)
+            fast = {name: weight - 0.1 * gradients[name] for name, weight in fast.items()}
+        optimizer.zero_grad()
+        loss(fast).backward()
+        optimizer.step()
+
+
+class Bounded(nn.Linear):
+    """Bounds its weights whenever it runs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.weight.copy_(self.weight.renorm(2, 0, 1.0))
+        return super().forward(x)
+
+
+def of_bounded_weights(steps: int) -> None:
+    model = Bounded(32, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for i in range(4 * steps):
+        loss_of(model).backward()
+        nn.utils.clip_grad_norm_(model.bias, 1.0)
+        if i % 4 == 3:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(
+    "program",
+    [climbing, of_several_tasks, with_closure, against_itself, of_fast_weights, of_bounded_weights],
+)
 def test_parts_of_an_optimizers_step_are_no_steps(program):
     assert measured(lambda: program(5)).steps == 5
 

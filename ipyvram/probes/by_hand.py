@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,19 +31,39 @@ class _End(NamedTuple):
 
 
 class _Left(NamedTuple):
-    """What a backward has left: a leaf with its gradient, and how often each had been written to."""
+    """What a backward has left: a leaf with its gradient, if it made that, and how often each had been written to."""
 
     leaf: weakref.ref[Tensor]
-    gradient: weakref.ref[Tensor]
-    versions: tuple[int, int]
+    version: int
     shape: torch.Size
+    gradient: weakref.ref[Tensor] | None
+    gradient_version: int
+
+    @classmethod
+    def of(cls, leaf: Tensor) -> _Left:
+        gradient = leaf.grad
+        ref, version = (None, 0) if gradient is None else (weakref.ref(gradient), gradient._version)
+        return cls(weakref.ref(leaf), leaf._version, leaf.shape, ref, version)
+
+    def changed(self) -> bool:
+        """Whether the leaf was written to since."""
+        leaf = self.leaf()
+        return leaf is not None and leaf._version != self.version
+
+    def anew(self) -> bool:
+        """Whether the gradient is gone, another one, or was written to since (zeroed)."""
+        leaf = self.leaf()
+        if leaf is None or self.gradient is None:
+            return False
+        return leaf.grad is None or leaf.grad is not self.gradient() or leaf.grad._version != self.gradient_version
 
 
 class ByHand:
     """Watches one leaf that the last backward reached: a parameter, where there is one.
 
-    A gradient that is begun anew is not enough where an optimizer has the leaf: it will tell of its step, and gradients may be taken
-    one by one before (of each task, of each sample). Then the leaf must have changed, too.
+    A gradient begun anew or a leaf that has changed tell of a step. Where an optimizer has the leaf, only both do: it would tell itself
+    if it did not run in compiled code, gradients may be taken one by one before (of each task, of each sample), and a forward may
+    bound the norm of its weights.
 
     Attributes
     ----------
@@ -56,8 +76,9 @@ class ByHand:
         self._waiting: list[_End] = []  # ends of the backwards after which there seems to have been a step
         self._end = _End(0, 0)
         self._left: _Left | None = None
+        self._asked = False  # whether the step since then was found
         self._optimizers: dict[int, weakref.ref[torch.optim.Optimizer]] = {}  # by id of a parameter
-        self._asked: set[int] = set()  # ids of leaves whose optimizer was looked for
+        self._searched: set[int] = set()  # ids of leaves whose optimizer was looked for
         self._searches = 0
 
     def told(self) -> None:
@@ -70,26 +91,20 @@ class ByHand:
         """A traced stretch begins, with so many marks from those before."""
         self._end = _End(marks, time_ns)
 
-    def ended(self, leaves: Iterable[Tensor] = (), marks: int = 0, time_ns: int = 0) -> None:
-        """A backward has ended that reached these leaves; without any, the same as the one before, which was not traced."""
+    def ended(self, leaves: Sequence[Tensor] | None = None, marks: int = 0, time_ns: int = 0) -> None:
+        """A backward has ended that reached these leaves; None: it was not traced, and reached the same as before."""
         if self._told:
             return
-        given = [leaf for leaf in leaves if leaf.grad is not None]
-        if (
-            not given
-            and self._left is not None
-            and (before := self._left.leaf()) is not None
-            and before.grad is not None
-        ):
-            given = [before]
-        if not given:
-            return  # gone, or made by `torch.autograd.grad`: what the one before has left is asked for on
-        leaf = next(filter(is_parameter, given), given[0])
-        assert leaf.grad is not None
-        if self._left is not None and self._left.leaf() is None and self._left.shape != leaf.shape and not self.found:
+        left = self._left
+        leaf = _first(leaves) if leaves is not None else left.leaf() if left is not None else None
+        if leaf is None:
+            self._asked &= leaves is not None  # made anew in each step, and gone now
+            return
+        if leaf.grad is None and left is not None and left.gradient is not None:
+            return  # of `torch.autograd.grad`, within a step of others
+        if left is not None and left.leaf() is None and left.shape != leaf.shape and not self.found:
             self._waiting.clear()  # the one before is not made anew, it is gone: this is something else
-        self._left = _Left(weakref.ref(leaf), weakref.ref(leaf.grad), (leaf._version, leaf.grad._version), leaf.shape)
-        self._end = _End(marks, time_ns)
+        self._left, self._end, self._asked = _Left.of(leaf), _End(marks, time_ns), False
 
     def steps(self, marks: list[Mark], step: int, over: bool = False, failed: bool = False) -> int:
         """How many steps are known now and were not before; ``marks``, the last of which are of ``step``, has them then.
@@ -101,9 +116,9 @@ class ByHand:
         """
         if self._told or self._left is None:
             return 0
-        goes_on = over and not failed and (self.found or bool(self._waiting))  # as after the backwards before
-        if goes_on or self._stepped(self._left, surely=over and not failed):
+        if not self._asked and self._stepped(self._left, over and not failed):
             self._waiting.append(self._end)
+            self._asked = True
         if over:
             self._left = None
         if len(self._waiting) < _SURE and not self.found and not over:
@@ -113,34 +128,36 @@ class ByHand:
         _put(marks, made, step)
         return len(made)
 
-    def _stepped(self, left: _Left, surely: bool) -> bool:
-        """Whether a step was made since the last backward; ``surely``: by what has changed, not by what was let go of."""
-        leaf, gradient = left.leaf(), left.gradient()
-        if leaf is not None and leaf._version != left.versions[0]:
-            return True
-        if surely:
-            return False
-        if leaf is None:  # each step makes its parameters anew
-            return True
-        now = leaf.grad
-        anew = now is None or now is not gradient or now._version != left.versions[1]
-        return anew and self.optimizer() is None
+    def _stepped(self, left: _Left, well: bool) -> bool:
+        """Whether a step was made since the last backward; ``well``: the program has ended well."""
+        if well and (self.found or self._waiting):
+            return True  # as after the backwards before
+        if left.leaf() is None:  # each step makes its parameters anew; `torch.func.grad` does so within any
+            return left.gradient is not None and not well
+        changed, anew = left.changed(), left.anew() and not well
+        return (changed or anew) and (self.optimizer() is None or (changed and anew))
 
     def optimizer(self) -> torch.optim.Optimizer | None:
         """The one that has the leaf."""
         leaf = None if self._left is None else self._left.leaf()
         if leaf is None:
             return None
-        if id(leaf) not in self._asked and self._searches < _SEARCHES:
+        if id(leaf) not in self._searched and self._searches < _SEARCHES:
             self._searches += 1
             # By the type: `isinstance` asks an object for its class, which lazy proxies answer by loading.
             found = [o for o in gc.get_objects() if issubclass(type(o), torch.optim.Optimizer)]
             self._optimizers |= {
                 id(p): weakref.ref(o) for o in found for group in o.param_groups for p in group["params"]
             }
-        self._asked.add(id(leaf))
+        self._searched.add(id(leaf))
         found_ref = self._optimizers.get(id(leaf))
         return None if found_ref is None else found_ref()
+
+
+def _first(leaves: Sequence[Tensor]) -> Tensor | None:
+    """The leaf that is watched of these: one with a gradient before others, a parameter before others."""
+    given = [leaf for leaf in leaves if leaf.grad is not None] or leaves
+    return next(filter(is_parameter, given), given[0] if given else None)
 
 
 def _put(marks: list[Mark], ends: Sequence[_End], step: int) -> None:
