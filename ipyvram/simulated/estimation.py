@@ -155,8 +155,7 @@ class Estimation:
         undo.append(self._phases.stop)
         self._phases.start()
         self._owners.namespace(before=True)
-        names = self.namespace.keys() if self._code is None else names_used(self._code)
-        replaced = Replaced(self.namespace, names, self.memory)
+        replaced = Replaced(self.namespace, self.memory)
         undo.append(replaced.forget)
         self.memory.before_alloc = replaced.look
 

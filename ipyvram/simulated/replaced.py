@@ -4,7 +4,8 @@ variable gets another value. On the card it would be gone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import types
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from ipyvram.probes.variables import Variables
 from ipyvram.simulated.memory import DeviceMemory
 
 _GONE = object()
+_NOT_DATA = frozenset({types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type, str, int, float, bool})
 
 
 class Replaced:
@@ -24,15 +26,14 @@ class Replaced:
     ----------
     namespace : mapping
         The notebook's variables; read, never changed.
-    names : collection of str
-        Those that the code may give another value.
     memory : DeviceMemory
         With what was there before the cell.
     """
 
-    def __init__(self, namespace: Mapping[str, Any], names: Collection[str], memory: DeviceMemory) -> None:
+    def __init__(self, namespace: Mapping[str, Any], memory: DeviceMemory) -> None:
         self._namespace, self._memory = namespace, memory
-        self._before = {name: namespace[name] for name in names if name in namespace} if memory.resident() else {}
+        values = list(namespace.items()) if memory.resident() else ()
+        self._before = {name: value for name, value in values if type(value) not in _NOT_DATA}
         self._gone: list[Any] = []
 
     def forget(self) -> None:
