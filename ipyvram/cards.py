@@ -55,7 +55,7 @@ class Card:
     @property
     def cublas_workspace_bytes(self) -> int:
         """`parseChosenWorkspaceSize` (CublasHandlePool.cpp): 32 MiB on Hopper and Blackwell, else 2 × 4 MiB and 8 × 16 KiB."""
-        return 32 * MIB if self.capability[0] in (9, 10, 12) else 8_519_680
+        return 32 * MIB if 9 <= self.capability[0] <= 12 else 8_519_680
 
 
 def _message(thread: str) -> str:

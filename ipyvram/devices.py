@@ -16,6 +16,7 @@ from ipyvram.probes.beginning import in_use
 from ipyvram.probes.graph import SHOWN
 from ipyvram.recording import Device, Samples, Trace
 
+_KEPT = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 15)  #: see `keeps_workspaces`
 #: How devices were counted when there were none: a machine gets none later, and torch would look for its driver each time.
 _none_found: tuple[object, str | None] | None = None
 
@@ -134,11 +135,22 @@ def environment() -> dict[str, str]:
         found["cudnn_benchmark"] = "True"
     if torch.version.cuda and cuda_possible():
         found["cuda"] = torch.version.cuda
-    if in_use():
+    if in_use() and keeps_workspaces():
         found["cublas_workspace_bytes"] = str(_cublas_workspace_bytes())
         if own := cublaslt_workspace_bytes():
             found["cublaslt_workspace_bytes"] = str(own)
+    elif in_use():
+        found["product_workspace_bytes"] = str(_cublas_workspace_bytes())
     return found
+
+
+def keeps_workspaces() -> bool:
+    """Whether cuBLAS's workspaces stay until the process ends, one for each handle and stream.
+
+    Since torch 2.15 each product has one for its own length unless the program says otherwise
+    (`isCUDABlasWorkspaceCachingEnabled`, CublasHandlePool.cpp; pytorch pull request 194311). Nothing of torch in Python tells.
+    """
+    return _KEPT or os.environ.get("TORCH_CUBLAS_WORKSPACE_CACHE") == "1"
 
 
 def _cublas_workspace_bytes() -> int:

@@ -58,16 +58,21 @@ def _unseen(stretch: Stretch, device: str, at: int, left: int) -> tuple[TensorRo
     A trace of storages, which is all there is where the allocator keeps no history (`cudaMallocAsync`), sees neither the
     workspaces that torch allocates for cuBLAS and cuBLASLt nor that the allocator rounds up.
     """
-    rows = []
+    rows, environment = [], stretch.recording.environment
     if device.startswith("cuda") and stretch.trace.source == "storages" and len(stretch.trace.events):
-        handles = _HANDLES
+        handles, rounding = _HANDLES, _GRAIN * len(stretch.attribution.category_at(at))
+        # Where each product has its own workspace: less than one, when what the trace saw was lower at that product.
+        product = min(left, int(environment.get("product_workspace_bytes", "0") or 0))
+        if product >= rounding:
+            rows.append(TensorRow(product, "temporaries", "cuBLAS workspace"))
+            left -= product
         for library in ("cuBLAS", "cuBLASLt"):  # a workspace of the second's own lies beside one of the first
-            size = int(stretch.recording.environment.get(f"{library.lower()}_workspace_bytes", "0") or 0)
+            size = int(environment.get(f"{library.lower()}_workspace_bytes", "0") or 0)
             handles = min(left // size, handles) if size else 0
             if handles:
                 rows.append(TensorRow(handles * size, "workspaces", f"{library} workspace", count=handles))
                 left -= handles * size
-        if 0 < left < _GRAIN * len(stretch.attribution.category_at(at)):
+        if 0 < left < rounding:
             rows.append(TensorRow(left, "other", "rounding of the allocator"))
             left = 0
     return (*rows, TensorRow(left, "other", AFTER_TRACE)) if left else tuple(rows)

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from ipyvram import devices
 from ipyvram.caching_allocator import CachingAllocator, OutOfMemory, Settings
 from ipyvram.probes import storages
 from ipyvram.probes.clock import Clock
@@ -251,6 +252,7 @@ class SimulatedCuda:
             *((cuda, name, value) for name, value in on_cuda),
             *((torch._C, name, value) for name, value in private),
             *((memory, name, value) for name, value in of_memory),
+            (devices, "keeps_workspaces", lambda: True),
             (
                 torch.accelerator,
                 "current_stream",

@@ -193,6 +193,16 @@ def test_the_workspace_that_cublaslt_has_of_its_own(monkeypatch, told, chosen, u
     assert devices.cublaslt_workspace_bytes() == expected
 
 
+@pytest.mark.parametrize(
+    ("before", "asked", "expected"), [(True, None, True), (False, None, False), (False, "0", False), (False, "1", True)]
+)
+def test_workspaces_stay_on_request_since_torch_2_15(monkeypatch, before, asked, expected):
+    name = "TORCH_CUBLAS_WORKSPACE_CACHE"
+    monkeypatch.setattr(devices, "_KEPT", before)
+    monkeypatch.setenv(name, asked) if asked else monkeypatch.delenv(name, raising=False)
+    assert devices.keeps_workspaces() is expected
+
+
 def test_the_workspace_on_hopper(monkeypatch):
     monkeypatch.delattr(torch._C, "_cuda_getCublasWorkspaceSize", raising=False)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)

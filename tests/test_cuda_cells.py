@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from ipyvram.devices import keeps_workspaces
 from tests.kernels import Kernel
 from tests.networks import needs_saved_tensors
 from tests.on_card import HEAD
@@ -351,18 +352,26 @@ def test_a_cell_in_a_real_kernel(stub_environment, tmp_path):
             for t, c in zip(report["tensors_at_peak"]["name"], report["tensors_at_peak"]["category"], strict=True)
             if c == "workspaces"
         ]
-        assert set(names) == {"cuBLAS workspace"}
+        assert set(names) == ({"cuBLAS workspace"} if keeps_workspaces() else set())
         outcome = kernel.run("%%vram\nother = nn.Linear(8, 8, device='cuda')")
         assert "In[3], line 4" in outcome.report["lines_at_peak"]["key"]  # the step of the cell above
     finally:
         kernel.close()
 
 
-@pytest.mark.parametrize("unified", [{}, {"TORCH_CUBLASLT_UNIFIED_WORKSPACE": "0"}], ids=["as it is", "apart"])
-def test_without_a_history_a_measured_step_takes_what_the_bare_one_takes(run_on_stub, unified):
+@pytest.mark.parametrize(
+    "workspaces",
+    [
+        {},
+        {"TORCH_CUBLAS_WORKSPACE_CACHE": "1"},
+        {"TORCH_CUBLAS_WORKSPACE_CACHE": "1", "TORCH_CUBLASLT_UNIFIED_WORKSPACE": "0"},
+    ],
+    ids=["as it is", "kept", "kept apart"],
+)
+def test_without_a_history_a_measured_step_takes_what_the_bare_one_takes(run_on_stub, workspaces):
     """Storages are traced then, also on the engine's thread, and nothing of that keeps a tensor until the next collection."""
     found = run_on_stub(
-        f"import os; os.environ.update({unified!r})\n"
+        f"import os; os.environ.update({workspaces!r})\n"
         + HEAD
         + """
 torch.cuda.get_allocator_backend = lambda: "cudaMallocAsync"

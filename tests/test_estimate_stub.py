@@ -42,6 +42,11 @@ PROGRAMS = {
     "mean beside variance": "v, m = torch.var_mean(X(64, 100), 0); B(v.sum() + m.sum())",
     "mish": "B(F.mish(X(64, 100)))",
     "distances": "B(torch.cdist(X(64, 100), X(64, 100)))",
+    "triangular systems": "x = torch.linalg.solve_triangular(torch.ones(16, 16, device='cuda'), X(4, 16, 8), upper=True)\n"
+    "for n in (3, 9): torch.linalg.solve_triangular(torch.ones(n, 64, 64, device='cuda'), X(n, 64, 2), upper=False)",
+    "products of two libraries": "x, w, b = X(64, 48), X(48, 32), X(32); B(torch.addmm(b, x, w)); B(torch.addmm(b, x, w, beta=2))\n"
+    "torch._addmm_activation(b, x, w); torch.addmm(b, x[:1], w); torch.addmm(b[:1], x, w[:, :1]); torch.addmm(b.double(), "
+    "x.double(), w.double()); torch.addmm(X(64, 32), x, w); torch.vdot(b, b); x[:0] @ w; x[:, :0] @ w[:0]",
     "indices on the host": "x = X(512, 1000) * 2; B(x[torch.arange(512), I(1000, 512)].sum()); B(X(512, 64)[torch.arange(512)].sum())",
     "results of another size": "x = torch.zeros(100, 100, device='cuda'); y = torch.zeros(0, device='cuda'); torch.mul(x, 2, out=y)\n"
     "y.resize_(30_000); z = x.median(0); torch.zeros(1000, device='cuda')",
@@ -94,6 +99,7 @@ def test_what_a_radix_sort_works_in(generation, count, key, value, bits, asked):
 #: within attention, and what a sort works in. The estimate is then as near as that workspace is large.
 OTHERWISE = {
     "MultiheadAttention",
+    "products of two libraries",
     "flash attention",
     "shared keys",
     "embeddings that are sorted",
@@ -151,7 +157,8 @@ def test_bfloat16_before_its_time_is_convolved_by_products(older_card, convoluti
     real = older_card.run(source)
     _, report, _ = estimated(source, cards.find("T4"))
     assert report.peak_bytes == real["allocated"]
-    assert report.peak["workspaces"] == real["peak"]["workspaces"] > 1 << 20
+    assert report.peak["workspaces"] == real["peak"].get("workspaces", 0)
+    assert report.peak_bytes > cards.find("T4").cublas_workspace_bytes
 
 
 def test_a_program_that_fails_says_why(runner):

@@ -61,6 +61,14 @@ def test_cublaslt_has_a_workspace_beside_each_of_cublas_where_torch_gives_it_one
     assert peak.account["workspaces"] == WORKSPACE + (1 << 20)
 
 
+@pytest.mark.parametrize(("beyond", "rest"), [(WORKSPACE + 1000, 1000), (WORKSPACE - 5000, 0), (1000, 1000)])
+def test_where_each_product_has_its_own_workspace_one_of_them_is_a_temporary(beyond, rest):
+    peak = found(beyond, 1000, 1000, environment={"product_workspace_bytes": str(WORKSPACE)})
+    expected = {"cuBLAS workspace": beyond - rest, "rounding of the allocator": rest}
+    assert rows(peak) == {name: size for name, size in expected.items() if size}
+    assert (peak.account["temporaries"], peak.account["workspaces"], peak.later) == (2000 + beyond - rest, 0, 0)
+
+
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_elsewhere_there_are_no_workspaces(device):
     assert rows(found(WORKSPACE, 1000, device=device)) == {AFTER_TRACE: WORKSPACE}

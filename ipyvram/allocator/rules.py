@@ -1,6 +1,6 @@
 """Sizes in, sizes out: the rounding and splitting rules of torch's CUDA caching allocator, and its settings.
 
-The constants are those of ``c10/cuda/CUDACachingAllocator.cpp`` (torch 2.6 to 2.14).
+The constants are those of ``c10/cuda/CUDACachingAllocator.cpp`` (torch 2.6 to 2.15).
 """
 
 from __future__ import annotations

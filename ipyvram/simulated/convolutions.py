@@ -79,17 +79,21 @@ def _by_products(ways: Ways, args: Any, result: Any, made: Made) -> None:
 
 
 def _by_products_backward(ways: Ways, args: Any, result: Any, made: Made) -> None:
-    """`slow_conv2d_backward`."""
+    """`slow_conv2d_backward`, which makes the weight's gradient for its product; `slow_conv_dilated2d_backward` has made all before."""
     gradient, source, weight = args[:3]
     of_source, of_weight, of_bias = result
     held = ways.take(copied(gradient), op="convolution copy")
     if isinstance(of_source, Tensor):
         made(of_source)
+    if not args[7] and (source.dim() > 4 or any(n != 1 for n in args[6])) and isinstance(of_weight, Tensor):
+        made(of_weight)
     held += ways.take(_columns(weight, source if args[7] else gradient), op="convolution columns")
     ways.cublas()
     for other in (of_bias, of_weight):
         if isinstance(other, Tensor):
             made(other)
+    if isinstance(of_weight, Tensor):
+        ways.cublas()
     ways.give(held)
 
 

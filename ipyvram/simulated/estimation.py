@@ -228,8 +228,9 @@ class Estimation:
             "python": platform.python_version(),
             "platform": platform.system(),
             "card": self.card.name,
-            "cublas_workspace_bytes": str(self.ways.workspace_bytes),
         }
+        if self.ways.keeps_workspaces:
+            found["cublas_workspace_bytes"] = str(self.card.cublas_workspace_bytes)
         if self._phases.optimizer:
             found["optimizer"] = self._phases.optimizer
         return found

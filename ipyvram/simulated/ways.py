@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from ipyvram.cards import Card
+from ipyvram.devices import keeps_workspaces
 from ipyvram.simulated.memory import DeviceMemory
 from ipyvram.simulated.reduction import reduction_scratch
+from ipyvram.units import MIB
 
 aten = torch.ops.aten
 Rule = Callable[["Ways", Any, Any, Any], None]
 
-WORKSPACE = "cublas.workspace"
+WORKSPACE = "cuBLAS workspace"
+CUBLASLT_WORKSPACE = MIB  #: `parseCUDABlasLtWorkspaceSize` (CublasHandlePool.cpp)
 
 
 def overloads(*names: str) -> set[Any]:
@@ -33,8 +36,9 @@ def overloads(*names: str) -> set[Any]:
 
 
 _GEMMS = overloads(
-    "mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "addbmm", "mv", "addmv", "addmv_", "dot", "_addmm_activation"
+    "mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "addbmm", "mv", "addmv", "addmv_", "dot", "vdot", "_addmm_activation"
 )  # fmt: skip
+_WITH_BIAS, _ACTIVATED = overloads("addmm"), overloads("_addmm_activation")
 _REDUCTIONS = overloads(
     "sum", "mean", "prod", "amax", "amin", "aminmax", "max", "min", "argmax", "argmin", "any", "all", "norm", "linalg_vector_norm",
     "var", "std", "var_mean", "std_mean", "nansum",
@@ -54,7 +58,7 @@ class Ways:
 
     def __init__(self, card: Card, memory: DeviceMemory) -> None:
         self.card, self.memory = card, memory
-        self.workspace_bytes = card.cublas_workspace_bytes
+        self.keeps_workspaces = keeps_workspaces()
         self.convolution_bound = 0
         self.recurrent_bound = 0
         self._handles: set[bool] = set()  # threads that have a cuBLAS handle: False the cell's, True the engine's
@@ -62,7 +66,7 @@ class Ways:
     def after(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         """An operator has run and its results are counted."""
         if func in _GEMMS:
-            self._gemm(args)
+            self._gemm(func, args, kwargs, result)
         elif func in _REDUCTIONS:
             self._reduce(func, args, kwargs, result)
         else:
@@ -83,21 +87,27 @@ class Ways:
         """Memory that lives for the length of one kernel: all of it at once."""
         self.give(self.take(*sizes, op=op))
 
-    def _gemm(self, args: Any) -> None:
-        """Copies of operands that cuBLAS cannot read in place (`prepare_batch_matrix_for_cublas`, Blas.cpp), and one workspace
-        for each cuBLAS handle at its first use; a thread has its own handle (CuBlasHandlePool.cpp)."""
+    def _gemm(self, func: Any, args: Any, kwargs: dict[str, Any], result: Tensor) -> None:
+        """Copies of operands that cuBLAS cannot read in place (`prepare_batch_matrix_for_cublas`, Blas.cpp), and a workspace."""
         factors = [a for a in args if isinstance(a, Tensor)][-2:]
         copies = [(self.memory.scratch(n, "gemm copy"), n) for n in (_copied_bytes(t) for t in factors) if n]
-        self.cublas()
+        if result.numel() and (factors[0].numel() or factors[0].dim() == 1):  # else nothing is multiplied
+            self.cublas(_has_bias(func, args, kwargs, result))
         for serial, size in reversed(copies):
             self.memory.free(serial, size)
 
-    def cublas(self) -> None:
-        """A product is made on this thread."""
+    def cublas(self, with_bias: bool = False) -> None:
+        """The workspace of a product that is made on this thread, see `devices.keeps_workspaces`.
+
+        A thread has its own handle (CublasHandlePool.cpp). Where they are kept, cuBLASLt, which adds a bias in the same kernel,
+        shares the handle's.
+        """
         engine = torch._C._current_graph_task_id() != -1
-        if engine not in self._handles:
+        if not self.keeps_workspaces:
+            self.use(CUBLASLT_WORKSPACE if with_bias else self.card.cublas_workspace_bytes, op=WORKSPACE)
+        elif engine not in self._handles:
             self._handles.add(engine)
-            self.memory.scratch(self.workspace_bytes, WORKSPACE)  # kept until the process ends
+            self.memory.scratch(self.card.cublas_workspace_bytes, WORKSPACE)
 
     def _reduce(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         source = args[0]
@@ -118,6 +128,18 @@ class Ways:
             operator = func.name().removeprefix("aten::")
             self.use(*reduction_scratch(operator, source, out, _dims(func, args, kwargs), self.card), op=op)
             self.give(held)
+
+
+def _has_bias(func: Any, args: Any, kwargs: dict[str, Any], result: Tensor) -> bool:
+    """Whether cuBLASLt makes a product, which adds its bias at once: `isInputCompliesAddmmCudaLt` (Blas.cpp)."""
+    activated = func in _ACTIVATED
+    if func not in _WITH_BIAS and not activated:
+        return False
+    bias, right = args[0], args[2]
+    if kwargs.get("beta", 1) != 1 or not result.is_contiguous() or result.dtype.is_complex or 1 in right.shape:
+        return False
+    row = bias.is_contiguous() and bias.squeeze().dim() == 1 and bias.shape[-1] == right.shape[1]
+    return row or (activated and bias.dim() == 2)
 
 
 def _copied_bytes(matrix: Tensor) -> int:
@@ -163,6 +185,18 @@ def _multinomial(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
     replacement = args[2] if len(args) > 2 else kwargs.get("replacement", False)
     if not replacement or args[1] == 1:
         ways.use(args[0].numel() * args[0].element_size(), op="multinomial")
+
+
+@_rule("linalg_solve_triangular")
+def _solve_triangular(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
+    """`triangular_solve_kernel` (BatchLinearAlgebra.cpp): a few large systems one by one, else through addresses of all."""
+    triangle, op = args[0], "triangular systems"
+    batches, size = math.prod(result.shape[:-2]), math.prod(triangle.shape[-2:]) * triangle.element_size()
+    held = ways.take(batches * size if triangle.shape[:-2] != result.shape[:-2] else 0, op=op)
+    if batches > 8 or triangle.shape[-1] < 64:
+        held += ways.take(8 * batches, 8 * batches, op=op)
+    ways.cublas()
+    ways.give(held)
 
 
 @_rule("_foreach_norm")
