@@ -103,7 +103,7 @@ def _fits(operand: Tensor, target: Tensor) -> bool:
 
 def _counts(tensor: Tensor) -> tuple[int, int]:
     """Owners of a tensor and of its storage, with those on the way here."""
-    owners: int = tensor._use_count()  # type: ignore[attr-defined]
+    owners: int = tensor._use_count()  # type: ignore[attr-defined, unused-ignore]
     return owners, torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
 
