@@ -28,6 +28,15 @@ def raised(shell, name):
     assert isinstance(result.error_in_exec, ValueError)
 
 
+@pytest.fixture(autouse=True)
+def uncollected():
+    """An error that nothing but a cycle holds is there until Python's collector runs, which may be at any time."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 def kept(shell):
     return [str(error) for _, error in roots.all_errors(shell.user_ns) if isinstance(error, ValueError)]
 
