@@ -27,6 +27,7 @@ PROGRAMS = {
     "group_norm": "B(nn.GroupNorm(8, 64).cuda()(X(8, 64, 32, 32)))",
     "batch_norm of vectors": "B(nn.BatchNorm1d(64).cuda()(X(800, 64)))",
     "rms_norm": "B(nn.RMSNorm(64).cuda()(X(8, 64, 64)))",
+    "linear of a vector": "B(nn.Linear(64, 128).cuda()(X(64))); B(nn.Linear(64, 128, bias=False).cuda()(X(64)))",
     "linear of a transposed tensor": "B(nn.Linear(64, 128).cuda()(X(8, 64, 16).transpose(1, 2)))",
     "convolution, mixed order": "B(nn.Conv2d(16, 32, 3).cuda()(X(8, 32, 32, 16).permute(0, 3, 1, 2)))",
     "convolution, one channel a group": "B(nn.Conv2d(32, 32, 3, groups=32).cuda()(X(8, 32, 32, 32)))",
@@ -46,7 +47,8 @@ PROGRAMS = {
     "for n in (3, 9): torch.linalg.solve_triangular(torch.ones(n, 64, 64, device='cuda'), X(n, 64, 2), upper=False)",
     "products of two libraries": "x, w, b = X(64, 48), X(48, 32), X(32); B(torch.addmm(b, x, w)); B(torch.addmm(b, x, w, beta=2))\n"
     "torch._addmm_activation(b, x, w); torch.addmm(b, x[:1], w); torch.addmm(b[:1], x, w[:, :1]); torch.addmm(b.double(), "
-    "x.double(), w.double()); torch.addmm(X(64, 32), x, w); torch.vdot(b, b); x[:0] @ w; x[:, :0] @ w[:0]",
+    "x.double(), w.double()); torch.addmm(X(64, 32), x, w); torch.vdot(b, b); x[:0] @ w; "
+    "h = torch.zeros(64, 64, device='cuda').half(); torch.addmm(h, h, h, beta=2); x[:, :0] @ w[:0]",
     "indices on the host": "x = X(512, 1000) * 2; B(x[torch.arange(512), I(1000, 512)].sum()); B(X(512, 64)[torch.arange(512)].sum())",
     "results of another size": "x = torch.zeros(100, 100, device='cuda'); y = torch.zeros(0, device='cuda'); torch.mul(x, 2, out=y)\n"
     "y.resize_(30_000); z = x.median(0); torch.zeros(1000, device='cuda')",
@@ -61,6 +63,9 @@ PROGRAMS = {
     "shared keys": "q = X(1, 4, 2048, 64, dtype=torch.float16); F.scaled_dot_product_attention(q, q, q)",
     "attention by products, causal": "q, k, v = (X(2, 4, 60, 64, dtype=torch.float64) for _ in range(3))\n"
     "B(F.scaled_dot_product_attention(q, k, v, is_causal=True))",
+    "attention by products, shared keys": "from torch.nn.attention import SDPBackend, sdpa_kernel\n"
+    "q, k, v = (X(2, n, 128, 64, dtype=torch.float16) for n in (8, 2, 2))\n"
+    "with sdpa_kernel(SDPBackend.MATH): F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)",
     "attention by products, half precision, a mask": "q, k, v = (X(2, 4, 64, 33, dtype=torch.float16) for _ in range(3))\n"
     "mask = torch.zeros(64, 64, dtype=torch.bool, device='cuda')\n"
     "B(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=0.1))",

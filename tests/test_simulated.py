@@ -138,6 +138,9 @@ def test_a_workspace_for_the_length_of_each_product(monkeypatch):
         ("torch.addmm(X(1), X(64, 48), X(48, 32))", 8_519_680), ("torch.addmm(X(64)[::2], X(64, 48), X(48, 32))", 8_519_680),
         ("torch.addmm(X(64, 32), X(64, 48), X(48, 32))", 8_519_680), ("F.linear(X(64, 48), X(1, 48), X(1))", 8_519_680),
         ("F.linear(X(64, 1), X(32, 1), X(32))", 8_519_680), ("X(64, 32).addmm_(X(64, 48), X(48, 32))", 8_519_680),
+        ("torch.addmm(H(64, 32), H(64, 48), H(48, 32), beta=0.5)", MIB), ("H(64, 32).addmm_(H(64, 48), H(48, 32))", 8_519_680),
+        ("torch.addmm(H(32).expand(64, 32), H(64, 48), H(48, 32))", 8_519_680),
+        ("torch.addmm(H(32, 64).t(), H(64, 48), H(48, 32))", 8_519_680), ("torch.addmm(H(64, 99)[:, 1:33], H(64, 48), H(48, 32))", MIB),
         ("torch._addmm_activation(X(64, 32), X(64, 48), X(48, 32))", MIB), ("torch.vdot(X(8), X(8))", 8_519_680),
         ("torch.dot(X(0), X(0))", 8_519_680), ("torch.addmm(X(32), X(64, 0), X(0, 32))", None), ("X(0, 8) @ X(8, 32)", None),
     ],
@@ -145,7 +148,9 @@ def test_a_workspace_for_the_length_of_each_product(monkeypatch):
 def test_which_library_makes_a_product(monkeypatch, product, expected):
     """As torch 2.15.0 asks over the stub."""
     monkeypatch.setattr(ways, "keeps_workspaces", lambda: False)
-    made, _ = run("X = lambda *shape: torch.empty(*shape, device='cuda')\n" + product)
+    made, _ = run(
+        "X = lambda *shape: torch.empty(*shape, device='cuda')\nH = lambda *shape: X(*shape).half()\n" + product
+    )
     assert sizes(made, "cuBLAS workspace") == ([expected] if expected else [])
 
 

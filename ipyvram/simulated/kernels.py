@@ -154,18 +154,19 @@ def _by_products(
         query, key, value = query.float(), key.float(), value.float()
     scaled = query * (-factor if scale is not None and scale < 0 else factor)
     if is_causal:
-        square = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device)
-        mask = _additive(square.tril(), query)
+        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        mask = _additive(mask, query)
+    keys, values = key, value  # what these were stays until the end
     if grouped:
-        key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
-    weights = torch.matmul(scaled, key.transpose(-2, -1) * factor)
+        keys, values = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+    weights = torch.matmul(scaled, keys.transpose(-2, -1) * factor)
     if mask is not None:
         weights.add_(mask)
     weights = aten._safe_softmax(weights, -1)
     if dropout_p > 0:
         weights = torch.dropout(weights, dropout_p, True)
     kept = weights.to(dtype)  # the second result, which nobody takes
-    result: Tensor = torch.matmul(weights, value).to(dtype)
+    result: Tensor = torch.matmul(weights, values).to(dtype)
     del kept
     return result
 
@@ -202,7 +203,7 @@ def _linear(source: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         return _product(source, weight)
     if source.dim() == 2:
         return torch.addmm(bias, source, weight.t())
-    if source.dim() > 2 and bias.dim() == 1 and source.is_contiguous():
+    if source.dim() and bias.dim() == 1 and source.is_contiguous():
         flat = torch.addmm(bias, source.reshape(-1, source.shape[-1]), weight.t())
         return flat.view(*source.shape[:-1], flat.shape[-1])
     return _product(source, weight).add_(bias)

@@ -92,19 +92,18 @@ class Ways:
         factors = [a for a in args if isinstance(a, Tensor)][-2:]
         copies = [(self.memory.scratch(n, "gemm copy"), n) for n in (_copied_bytes(t) for t in factors) if n]
         if result.numel() and (factors[0].numel() or factors[0].dim() == 1):  # else nothing is multiplied
-            self.cublas(_has_bias(func, args, kwargs, result))
+            self.cublas(by_cublaslt=_by_cublaslt(func, args, kwargs, result))
         for serial, size in reversed(copies):
             self.memory.free(serial, size)
 
-    def cublas(self, with_bias: bool = False) -> None:
+    def cublas(self, by_cublaslt: bool = False) -> None:
         """The workspace of a product that is made on this thread, see `devices.keeps_workspaces`.
 
-        A thread has its own handle (CublasHandlePool.cpp). Where they are kept, cuBLASLt, which adds a bias in the same kernel,
-        shares the handle's.
+        A thread has its own handle (CublasHandlePool.cpp). Where they are kept, cuBLASLt shares the handle's.
         """
         engine = torch._C._current_graph_task_id() != -1
         if not self.keeps_workspaces:
-            self.use(CUBLASLT_WORKSPACE if with_bias else self.card.cublas_workspace_bytes, op=WORKSPACE)
+            self.use(CUBLASLT_WORKSPACE if by_cublaslt else self.card.cublas_workspace_bytes, op=WORKSPACE)
         elif engine not in self._handles:
             self._handles.add(engine)
             self.memory.scratch(self.card.cublas_workspace_bytes, WORKSPACE)
@@ -130,16 +129,22 @@ class Ways:
             self.give(held)
 
 
-def _has_bias(func: Any, args: Any, kwargs: dict[str, Any], result: Tensor) -> bool:
-    """Whether cuBLASLt makes a product, which adds its bias at once: `isInputCompliesAddmmCudaLt` (Blas.cpp)."""
+def _by_cublaslt(func: Any, args: Any, kwargs: dict[str, Any], result: Tensor) -> bool:
+    """Whether cuBLASLt makes a product, which adds something at once: `isInputCompliesAddmmCudaLt` (Blas.cpp).
+
+    That is a bias, or in half precision a matrix that is not the result (pytorch pull request 191706).
+    """
     activated = func in _ACTIVATED
     if func not in _WITH_BIAS and not activated:
         return False
-    bias, right = args[0], args[2]
-    if kwargs.get("beta", 1) != 1 or not result.is_contiguous() or result.dtype.is_complex or 1 in right.shape:
+    added, right, beta = args[0], args[2], kwargs.get("beta", 1)
+    if not result.is_contiguous() or result.dtype.is_complex or 1 in right.shape:
         return False
-    row = bias.is_contiguous() and bias.squeeze().dim() == 1 and bias.shape[-1] == right.shape[1]
-    return row or (activated and bias.dim() == 2)
+    if added.shape == result.shape and not activated and added.dtype in _HALVES and beta:
+        apart = added.untyped_storage()._cdata != result.untyped_storage()._cdata
+        return bool(apart and added.stride(1) == 1 and added.stride(0) >= added.shape[1])
+    row = added.is_contiguous() and added.squeeze().dim() == 1 and added.shape[-1] == right.shape[1]
+    return bool(beta == 1 and (row or (activated and added.dim() == 2)))
 
 
 def _copied_bytes(matrix: Tensor) -> int:
