@@ -3,6 +3,7 @@
     python -m tests.cuda_stub python -m benchmarks.operators card real.jsonl [--dtype bfloat16]     # with the operators
     python -m benchmarks.operators estimate real.jsonl [--dtype bfloat16] [NAME …]                   # and without
 
+Both are an H100: the first wants ``IPYVRAM_STUB_CAPABILITY=90`` in its environment.
 Wants ``expecttest``, which torch's tests import. Samples are small, so what this finds is what is missing or too much, not how large
 it becomes. Prints the samples that differ, and how many do not. It is not a measurement of a GPU.
 """
