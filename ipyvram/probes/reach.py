@@ -105,6 +105,10 @@ class Walk:
         self._looks = _Looks()
         self._left = MAX_OBJECTS
 
+    def reached(self, item: object) -> bool:
+        """Whether a root led to this object."""
+        return id(item) in self._seen
+
     def root(self, value: Any, path: str) -> list[Storage]:
         """Walk from one object; the storages that only now were reached."""
         fresh: list[Storage] = []

@@ -35,7 +35,7 @@ from ipyvram.simulated.kernels import CudaKernels
 from ipyvram.simulated.memory import DEVICE, DeviceMemory
 from ipyvram.simulated.recorded import predicted
 from ipyvram.simulated.refusal import CannotEstimate
-from ipyvram.simulated.replaced import Replaced
+from ipyvram.simulated.replaced import Replaced, graphs_of
 from ipyvram.simulated.state import State, mentions, names_used, refuse_begun_generators
 from ipyvram.simulated.swap import Found, Swap
 from ipyvram.simulated.ways import Ways
@@ -140,6 +140,7 @@ class Estimation:
         refuse_begun_generators(self.namespace, names_used(self._code))
         patches = Patches()
         undo.append(patches.undo)
+        graphs = graphs_of(found.tensors) if torch.cuda.is_initialized() else []
         swap = Swap(self.memory.expect, self._note)
         undo.append(swap.back)
         swap.to_card(found, self._host, self.namespace)
@@ -155,7 +156,7 @@ class Estimation:
         undo.append(self._phases.stop)
         self._phases.start()
         self._owners.namespace(before=True)
-        replaced = Replaced(self.namespace, self.memory)
+        replaced = Replaced(self.namespace, self.memory, graphs)
         undo.append(replaced.forget)
         self.memory.before_alloc = replaced.look
 

@@ -5,11 +5,12 @@ variable gets another value. On the card it would be gone.
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ipyvram.probes.graph import leaf_of, nodes_below
 from ipyvram.probes.reach import Storage, Walk
 from ipyvram.probes.tensors import storage_of
 from ipyvram.probes.variables import Variables
@@ -17,6 +18,20 @@ from ipyvram.simulated.memory import DeviceMemory
 
 _GONE = object()
 _NOT_DATA = frozenset({types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type, str, int, float, bool})
+
+
+class Graph(NamedTuple):
+    """A result of an earlier cell, and the leaves that its history holds: parameters of a model that may be gone."""
+
+    result: Tensor
+    leaves: tuple[Tensor, ...]
+
+
+def graphs_of(tensors: Iterable[Tensor]) -> list[Graph]:
+    """What the histories of these tensors hold."""
+    results = [tensor for tensor in tensors if tensor.grad_fn is not None]
+    read = ((result, (leaf_of(node) for node in nodes_below([result]))) for result in results)
+    return [Graph(result, tuple(leaf for leaf in leaves if leaf is not None)) for result, leaves in read]
 
 
 class Replaced:
@@ -28,10 +43,12 @@ class Replaced:
         The notebook's variables; read, never changed.
     memory : DeviceMemory
         With what was there before the cell.
+    graphs : sequence of Graph
+        What results of earlier cells hold: read before they are exchanged, which takes their history away for a while.
     """
 
-    def __init__(self, namespace: Mapping[str, Any], memory: DeviceMemory) -> None:
-        self._namespace, self._memory = namespace, memory
+    def __init__(self, namespace: Mapping[str, Any], memory: DeviceMemory, graphs: Sequence[Graph] = ()) -> None:
+        self._namespace, self._memory, self._graphs = namespace, memory, list(graphs)
         values = list(namespace.items()) if memory.resident() else ()
         self._before = {name: value for name, value in values if type(value) not in _NOT_DATA}
         self._gone: list[Any] = []
@@ -40,6 +57,7 @@ class Replaced:
         """The program has ended: nothing is kept here."""
         self._before.clear()
         self._gone.clear()
+        self._graphs.clear()
 
     def look(self) -> None:
         """Memory is about to be asked for: free what has been let go of since the last time."""
@@ -47,18 +65,23 @@ class Replaced:
         if not changed:
             return
         self._gone += [self._before.pop(name) for name in changed]
-        resident = self._memory.resident()
-        left = Walk((self._namespace,), storage=_on_card)
-        for value in self._gone:
-            left.root(value, "")
-        if {s.key for s in left.storages}.isdisjoint(resident):
+        left = self._walk(self._gone)
+        if {storage.key for storage in left.storages}.isdisjoint(self._memory.resident()):
             return
-        held = Walk((self._namespace,), storage=_on_card)
-        for value in (*list(self._namespace.values()), *Variables().all().values()):
-            held.root(value, "")
+        held = self._walk([*self._namespace.values(), *Variables().all().values()])
         if held.complete:
             for storage in left.storages.keys() - held.storages.keys():
                 self._memory.release(storage.key)
+
+    def _walk(self, values: Iterable[Any]) -> Walk:
+        walk = Walk((self._namespace,), storage=_on_card)
+        for value in values:
+            walk.root(value, "")
+        for graph in self._graphs:
+            if walk.reached(graph.result):
+                for leaf in graph.leaves:
+                    walk.root(leaf, "")
+        return walk
 
 
 def _on_card(tensor: Tensor) -> Storage | None:
