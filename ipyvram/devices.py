@@ -153,6 +153,15 @@ def keeps_workspaces() -> bool:
     return _KEPT or os.environ.get("TORCH_CUBLAS_WORKSPACE_CACHE") == "1"
 
 
+def cublas_handles() -> int:
+    """Workspaces of cuBLAS that this process keeps on the current device, by their size: one a thread and stream."""
+    if not in_use() or not keeps_workspaces():
+        return 0
+    size = _cublas_workspace_bytes()
+    blocks = [block for segment in torch.cuda.memory_snapshot() for block in segment["blocks"]]
+    return sum(block["state"] == "active_allocated" and block["requested_size"] == size for block in blocks)
+
+
 def _cublas_workspace_bytes() -> int:
     """Of one handle and stream on the current device.
 

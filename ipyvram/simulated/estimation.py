@@ -19,6 +19,7 @@ import torch
 
 import ipyvram
 from ipyvram.cards import Card
+from ipyvram.devices import cublas_handles
 from ipyvram.options import Options
 from ipyvram.patches import Patches
 from ipyvram.probes.clock import Clock
@@ -140,7 +141,7 @@ class Estimation:
         refuse_begun_generators(self.namespace, names_used(self._code))
         patches = Patches()
         undo.append(patches.undo)
-        graphs = graphs_of(found.tensors) if torch.cuda.is_initialized() else []
+        graphs, handles = (graphs_of(found.tensors), cublas_handles()) if torch.cuda.is_initialized() else ([], 0)
         swap = Swap(self.memory.expect, self._note)
         undo.append(swap.back)
         swap.to_card(found, self._host, self.namespace)
@@ -156,6 +157,7 @@ class Estimation:
         undo.append(self._phases.stop)
         self._phases.start()
         self._owners.namespace(before=True)
+        self.ways.keeps(handles)
         replaced = Replaced(self.namespace, self.memory, graphs)
         undo.append(replaced.forget)
         self.memory.before_alloc = replaced.look

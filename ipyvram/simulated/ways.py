@@ -96,6 +96,12 @@ class Ways:
         for serial, size in reversed(copies):
             self.memory.free(serial, size)
 
+    def keeps(self, handles: int) -> None:
+        """So many threads have made products before the cell."""
+        for engine in (False, True)[:handles]:
+            self._handles.add(engine)
+            self.memory.scratch(self.card.cublas_workspace_bytes, WORKSPACE)
+
     def cublas(self, by_cublaslt: bool = False) -> None:
         """The workspace of a product that is made on this thread, see `devices.keeps_workspaces`.
 
