@@ -357,6 +357,17 @@ def test_one_that_an_optimizer_tells_of_ends_the_search():
     assert not by_hand.found
 
 
+def test_an_estimate_ends_after_such_steps():
+    namespace = {"torch": torch, "network": network, "loss_of": loss_of, "update": update, "F": F, "X": X, "Y": Y}
+    code = (
+        "model = network().cuda(); x, y = X.cuda(), Y.cuda()\n"
+        "for _ in range(1000):\n    model.zero_grad(); F.cross_entropy(model(x), y).backward(); update(model)"
+    )
+    report = ipyvram.estimate(code, card="T4", namespace=namespace)
+    assert (report.steps, report.measurement.ended_by) == (3, "3 steps")
+    assert [row.step for row in report.step_accounts] == [1, 2, 3]
+
+
 def test_a_report_of_such_a_program_goes_through_json():
     report = measured(lambda: in_place(4))
     assert Report.from_json(report.to_json()).step_accounts == report.step_accounts

@@ -49,6 +49,24 @@ def rows_since(trace: StorageTrace, before: int) -> list[tuple[str, int]]:
     return rows(trace)[before:]
 
 
+def test_what_compiled_code_uses_counts_from_when_it_was_met():
+    """No operator tells of it: state of an optimizer that was there, and state that its compiled step has made."""
+    there, made, unused = torch.zeros(10), torch.zeros(20), torch.zeros(30)
+    with tracing() as trace:
+        trace.identify(there.untyped_storage(), before=True)
+        x = torch.zeros(1)
+        serial = trace.identify(made.untyped_storage(), before=True)
+        trace.identify(unused.untyped_storage(), before=True)
+        assert trace.use(there.untyped_storage()) is False
+        assert trace.use(made.untyped_storage()) is True
+        assert trace.use(made.untyped_storage()) is False  # it counts already
+        assert trace.identify(made.untyped_storage()) == serial
+    del x
+    (found,) = trace.traces()
+    assert [block.size for block in found.baseline] == [40]
+    assert rows(trace) == [("+", 4), ("+", 80)]
+
+
 def test_an_allocation_and_its_free():
     with tracing() as trace:
         x = torch.zeros(10)
