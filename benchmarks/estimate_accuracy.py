@@ -5,6 +5,7 @@
     python benchmarks/estimate_accuracy.py storages            # against the storage trace of the same programs on the CPU
     python benchmarks/estimate_accuracy.py speed               # ResNet-50, three steps, batch 16 to 256
     python benchmarks/estimate_accuracy.py stub [NAME …]       # against torch's own CUDA operators and allocator
+    python benchmarks/estimate_accuracy.py again [NAME …]      # the same of cells that have run before in their notebook
 
 Each prints a table; ``--out FILE`` writes it as JSON. ``stub`` runs the battery, the programs of the GPU check and
 `more_programs` (or those whose names begin with a NAME) with torch's CUDA operators and caching allocator over a stub of the
@@ -394,8 +395,20 @@ def stub(options: argparse.Namespace) -> Iterator[Row]:
                 yield compared(name, source, runner, lambda text: estimated(text, card, steps=1000))
 
 
+def again(options: argparse.Namespace) -> Iterator[Row]:
+    """One program a row: it runs, is estimated where it has left its model, optimizer and batch, and runs again."""
+    from benchmarks.on_stub import Runner, compared_again, sources
+
+    card = cards.find(options.card or "RTX 3090")
+    with Runner(dataclasses.replace(card, total_bytes=256 << 30)) as runner:
+        for name, source in sources(tuple(options.names)):
+            if not name.startswith(_RESERVES):
+                yield compared_again(name, source, runner, card.name)
+
+
 _WHAT: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "traces": traces, "battery": battery, "storages": storages, "speed": speed, "stub": stub,
+    "again": again,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ CUDA, so each finds a card on which nothing happened. No kernel runs: every numb
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import json
@@ -69,6 +70,21 @@ class Runner:
         self._process.wait()
         self._folder.cleanup()
 
+    def again(self, source: str, card: str) -> dict[str, Any]:
+        """Peaks of a program that has run before in the same namespace: estimated there, and then of its second run.
+
+        Returns
+        -------
+        dict
+            ``allocated``, ``reserved`` (by torch's counters), ``predicted``, ``predicted_reserved``; bytes.
+
+        Raises
+        ------
+        RuntimeError
+            The program failed; its traceback.
+        """
+        return self._ask([source, card])
+
     def run(self, source: str) -> dict[str, Any]:
         """Figures of one program.
 
@@ -83,9 +99,12 @@ class Runner:
         RuntimeError
             The program failed; its traceback.
         """
+        return self._ask(source)
+
+    def _ask(self, question: object) -> dict[str, Any]:
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.write(json.dumps(source) + "\n")
+        self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
@@ -138,6 +157,21 @@ def compared(name: str, source: str, runner: Runner, estimated: Estimated) -> di
     }
 
 
+def compared_again(name: str, source: str, runner: Runner, card: str) -> dict[str, Any]:
+    """The estimate of a cell that has run before, beside its second run; where that fails, why."""
+    try:
+        real = runner.again(source, card)
+    except RuntimeError as error:
+        return {"case": name, "failed": str(error).strip().splitlines()[-1]}
+    return {
+        "case": name,
+        "allocated_bytes": real["allocated"],
+        "allocated_error": real["predicted"] / real["allocated"] - 1,
+        "reserved_bytes": real["reserved"],
+        "reserved_error": real["predicted_reserved"] / real["reserved"] - 1,
+    }
+
+
 # -- in the process with the stub ------------------------------------------------------------------------------------------
 
 
@@ -166,9 +200,9 @@ def _serve() -> None:
         out.flush()
 
 
-def _answer(source: str) -> dict[str, Any]:
+def _answer(question: Any) -> dict[str, Any]:
     try:
-        return _measured(source)
+        return _measured(question) if isinstance(question, str) else _again(*question)
     except BaseException:
         return {"error": traceback.format_exc()}
 
@@ -199,6 +233,41 @@ def _measured(source: str) -> dict[str, Any]:
         "peak": {name: count for name, count in report.peak.items() if count},
         "requests": trace.events.size[rows].tolist(),
         "who": [str(stack[0]) if stack else "" for stack in stacks],
+    }
+
+
+def _again(source: str, card: str) -> dict[str, Any]:
+    import gc
+
+    import torch
+
+    from ipyvram import cards
+    from ipyvram.analysis import analyse
+    from ipyvram.options import Options
+    from ipyvram.recording import Cell
+    from ipyvram.simulated.estimation import Estimation
+
+    code, namespace = compile(source, "<ipython-input-program>", "exec"), {"__name__": "__main__", "torch": torch}
+    torch.cuda.init()
+    large = dataclasses.replace(cards.find(card), total_bytes=torch.cuda.get_device_properties(0).total_memory)
+
+    def run() -> None:
+        exec(code, namespace)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        run()
+        estimation = Estimation(Options(trace_steps=1000), large, namespace, Cell(source, "<ipython-input-program>"))
+        report = analyse(estimation.run(lambda: exec(code, namespace), code=code))
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+    return {
+        "allocated": torch.cuda.max_memory_allocated(),
+        "reserved": torch.cuda.max_memory_reserved(),
+        "predicted": report.peak_bytes,
+        "predicted_reserved": report.peak_reserved_bytes or 0,
     }
 
 
