@@ -162,6 +162,9 @@ class _Attributor:
         self.buckets = tuple(int(size) for size in buckets.split(",") if size)
         self.workspace = int(recording.environment.get("cublas_workspace_bytes", "0") or 0)
         self.lt_workspace = int(recording.environment.get("cublaslt_workspace_bytes", "0") or 0)
+        stacks = recording.environment.get("stacks_of_threads", "")
+        # What a thread of the program loads meanwhile is none of what the model makes.
+        self.aside = np.isin(ledger.stack, [int(stack) for stack in stacks.split(",") if stack])
         self.autocast = bool(recording.environment.get("autocast_without_gradients"))
         self.steps, self.marks = step_ends(self.phases), recording.marks
         self.roots = root_forwards(recording.marks)
@@ -233,6 +236,7 @@ class _Attributor:
             cut=self.cut,
             stepping=self.stepping,
             modules=self.modules,
+            aside=self.aside,
             workspace=self.workspace,
             lt_workspace=self.lt_workspace,
             buckets=self.buckets,
@@ -308,14 +312,14 @@ class _Attributor:
 
     def _ended_with_forward(self, row: int, claims: tuple[Claim, ...]) -> bool:
         """One module's output that was only another one's input."""
-        phase = self._phase_at(int(self.born_ns[row])) if self.ledger.born[row] else None
+        phase = self._born_in(row)
         kept = any(c.name and not c.category for c in claims)
         return not kept and phase is not None and phase.name == "forward" and self.died_ns[row] < phase.body_end_ns
 
     def _ended_with_backward(self, row: int, claims: tuple[Claim, ...]) -> bool:
         """A result that only the graph held, and let go of within the engine: where a checkpoint begins."""
-        born, died = (self._phase_at(int(at[row])) for at in (self.born_ns, self.died_ns))
-        kept = any(c.name and not c.category for c in claims) or self.ledger.born[row] == 0
+        born, died = self._born_in(row), self._phase_at(int(self.died_ns[row]))
+        kept = any(c.name and not c.category for c in claims)
         if kept or born is None or died is None or not born.grad:
             return False
         return born.name == "forward" and died.name == "backward" and self.died_ns[row] < died.end_ns
@@ -323,7 +327,8 @@ class _Attributor:
     def _made_by_forward(self, row: int) -> bool:
         """Whether a root module under autograd made it (not what the program made between two of them)."""
         i = bisect_right(self.trained_begins, int(self.born_ns[row])) - 1
-        return i >= 0 and int(self.born_ns[row]) < self.trained[i][1] and bool(self.ledger.born[row] > 0)
+        within = i >= 0 and int(self.born_ns[row]) < self.trained[i][1]
+        return within and bool(self.ledger.born[row] > 0) and not self.aside[row]
 
     def _is_data(self, row: int, saved: list[Claim]) -> bool:
         """Saved for backward but not made by the forward that saved it: the batch, labels, masks, data sets."""
@@ -346,6 +351,10 @@ class _Attributor:
 
     # -- where -------------------------------------------------------------------------------------------------------
 
+    def _born_in(self, row: int) -> PhaseSpan | None:
+        before = self.ledger.born[row] == 0 or self.aside[row]
+        return None if before else self._phase_at(int(self.born_ns[row]))
+
     def _phase_at(self, time_ns: int) -> PhaseSpan | None:
         i = bisect_right(self.starts, time_ns) - 1
         return self.phases[i] if i >= 0 and time_ns < self.phases[i].end_ns else None
@@ -353,13 +362,13 @@ class _Attributor:
     def _phases(self) -> Places:
         place = np.searchsorted(np.array(self.starts, np.int64), self.born_ns, side="right") - 1
         ends = np.array([p.end_ns for p in self.phases] + [0], np.int64)
-        within = (place >= 0) & (self.born_ns < ends[place]) & (self.ledger.born > 0)
+        within = (place >= 0) & (self.born_ns < ends[place]) & (self.ledger.born > 0) & ~self.aside
         index = np.where(self.ledger.born == 0, len(self.phases), np.where(within, place, -1))
         return Places(index, (*(p.name for p in self.phases), "before"))
 
     def _modules(self) -> Places:
         place = np.searchsorted(np.array(self.modules.times, np.int64), self.born_ns, side="right") - 1
-        return Places(np.where(self.ledger.born > 0, place, -1), tuple(self.modules.paths))
+        return Places(np.where((self.ledger.born > 0) & ~self.aside, place, -1), tuple(self.modules.paths))
 
 
 def _is_input_too(category: str, claims: tuple[Claim, ...]) -> bool:

@@ -325,6 +325,8 @@ class Run:
         self.guard("allocator counters are unavailable", lambda: counters_end.update(_counters()))
         traces, samples = self._tracing.traces(), self._samples
         surroundings = ending.surroundings(self.guard, self._phases, self._card_names, used_cuda(traces, samples))
+        if {self._thread, *self._phases.threads} == {threading.main_thread().ident} and self._tracing.aside:
+            surroundings["stacks_of_threads"] = ",".join(map(str, sorted(self._tracing.aside)))
         used = dict.fromkeys(["cpu", *(t.device for t in traces), *(s.device for s in samples)])
         devices = tuple(self._describe(name) for name in used)
         return Recording(

@@ -90,6 +90,11 @@ class FrameReader:
         Index of a stack, as `Recording.stacks` will have it.
     is_user : callable
         Whether a file is the user's.
+
+    Attributes
+    ----------
+    aside : set of int
+        The stacks among these of threads that Python's ``threading`` has started.
     """
 
     def __init__(self, intern: Callable[[Stack], int], is_user: Callable[[str], bool]) -> None:
@@ -98,6 +103,7 @@ class FrameReader:
         self._known: dict[int, Frame | bool] = {}  # False: not the user's
         self._kept: list[Entry] = []
         self._stacks: dict[int, tuple[Sequence[Entry], int]] = {}
+        self.aside: set[int] = set()
 
     def forget(self) -> None:
         """Let go of torch's frames: another snapshot has others."""
@@ -119,7 +125,12 @@ class FrameReader:
                 self._user_frame(frame) if known is None else known for frame, known in zip(looked, found, strict=True)
             ]
         users = cast(Stack, tuple(filter(None, found))[:_DEPTH])  # in C: a library's stack has a hundred frames
-        return self._intern(users) if users else -1
+        if not users:
+            return -1
+        index = self._intern(users)
+        if _begins_thread(frames[-1]):
+            self.aside.add(index)
+        return index
 
     def _user_frame(self, frame: Entry) -> Frame | bool:
         if id(frame) not in self._known:
@@ -132,3 +143,7 @@ class FrameReader:
         if not line or not filename or filename == "??" or not self._is_user(filename):
             return None
         return Frame(filename, line, str(frame.get("name", "")))
+
+
+def _begins_thread(outermost: Entry) -> bool:
+    return outermost.get("name") == "_bootstrap" and str(outermost.get("filename", "")).endswith("threading.py")

@@ -81,6 +81,11 @@ class Tracing:
         if self._reader is not None:
             self._reader.anchor() if begin else self._reader.release()
 
+    @property
+    def aside(self) -> set[int]:
+        """Stacks of allocations that threads of the program made; known where there is the allocator's history."""
+        return {stack for probe in self._probes if isinstance(probe, HistoryTrace) for stack in probe.aside}
+
     def notice(self, module: nn.Module) -> bool:
         """A model runs: where the history does not follow its parameters, the storage trace has to; True: it begins now."""
         if self._history is None or self._storages is not None:

@@ -36,6 +36,8 @@ class Unclaimed:
         Made by an operator that computes nothing from tensors, or by none: filled, copied to the device, stacked.
     copied : bool
         Cloned in the shape of a parameter or buffer.
+    aside : bool
+        Made by another thread than that on which the models run.
     cut_short : PhaseSpan or None
         The phase that an error ended.
     borders, rounds : list of int
@@ -62,6 +64,7 @@ class Unclaimed:
     loaded: Flags
     copied: Flags
     cast: Flags
+    aside: Flags
     phases: tuple[PhaseSpan, ...]
     cut_short: PhaseSpan | None
     borders: list[int]
@@ -132,6 +135,7 @@ class Unclaimed:
         """
         first = next((p.begin_ns for p in self.phases if p.name == "forward"), None)
         early = self.before | self.loaded | (self.ledger.origin < 0) if first is None else self.born_ns < first
+        early = early | (self.aside & ~self.before)  # by a thread that loads
         category[self.named] = np.where(early[self.named], INDEX["inputs"], INDEX["outputs"])
 
     def _prepared(self, category: Ints) -> None:
@@ -150,11 +154,14 @@ class Unclaimed:
         result = self.named & np.where(self.ledger.origin >= 0, ~self.loaded, alike)
         small = self.ledger.bytes <= _SCALAR_BYTES
         category[present & ~small & ~result] = INDEX["inputs"]
+        category[self.aside & ~self.before & ~small & (category == INDEX["other"])] = INDEX[
+            "inputs"
+        ]  # it waits in a queue
         category[present & small & (category == INDEX["other"])] = INDEX["outputs"]
         if self.stepping:  # the directions of L-BFGS while its closure runs
             begins, ends = np.array(self.stepping, np.int64).T
             place = np.searchsorted(begins, self.born_ns, side="right") - 1
-            within = outside & (place >= 0) & (self.born_ns < ends[place])
+            within = outside & ~self.aside & (place >= 0) & (self.born_ns < ends[place])
             category[within] = np.where(self.died_ns > ends[place], INDEX["optimizer_state"], INDEX["temporaries"])[
                 within
             ]
@@ -200,7 +207,8 @@ class Unclaimed:
         begins = np.array([p.begin_ns for p in self.phases])
         ends = np.array([p.end_ns for p in self.phases])
         place = np.searchsorted(begins, self.born_ns, side="right") - 1
-        return (place >= 0) & (self.born_ns < ends[place]), np.maximum(place, 0).astype(np.int64)
+        inside = (place >= 0) & (self.born_ns < ends[place]) & ~self.aside
+        return inside, np.maximum(place, 0).astype(np.int64)
 
     def _in_roots(self) -> Flags:
         """Born while a root module ran under autograd."""
@@ -208,7 +216,7 @@ class Unclaimed:
         if not spans:
             return np.zeros(len(self.born_ns), bool)
         place = np.searchsorted(np.array([begin for begin, _ in spans]), self.born_ns, side="right") - 1
-        return (place >= 0) & (self.born_ns < np.array([end for _, end in spans])[place])
+        return (place >= 0) & (self.born_ns < np.array([end for _, end in spans])[place]) & ~self.aside
 
     def _cut_off(self) -> Flags:
         """Live in a forward when an error ended it: the error freed them, or what holds it does. Nobody could read their graph.
@@ -217,7 +225,7 @@ class Unclaimed:
         """
         found = np.zeros(len(self.born_ns), bool)
         for begin, end in self.cut:
-            within = (self.born_ns > begin) & (self.born_ns < end) & ~self.before
+            within = (self.born_ns > begin) & (self.born_ns < end) & ~self.before & ~self.aside
             last = self.ledger.born[within].max(initial=0)
             found |= within & (self.ledger.died > last)
         return found

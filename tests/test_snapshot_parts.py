@@ -46,5 +46,9 @@ def test_stacks_hold_the_users_frames_only_and_not_too_many():
     assert stacks[0] == (Frame("mine.py", 3, "f"),)
     assert reader(foreign) == -1
     assert asked == ["theirs.py", "mine.py"]  # a frame is judged once
+    assert reader.aside == set()
+    threads = [{"filename": "/lib/threading.py", "line": 1, "name": name} for name in ("run", "_bootstrap")]
+    assert reader([mine, *threads]) in reader.aside
+    stacks.pop()
     reader([mine] * 50)
     assert len(stacks[1]) == 8

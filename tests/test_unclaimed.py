@@ -144,6 +144,15 @@ def test_a_step_made_by_hand_ends_where_it_was_noticed():
     assert categories(recording((45, 55), (45, 150), marks=marks)) == ["temporaries", "inputs"]
 
 
+def test_what_a_thread_loads_meanwhile_is_batch():
+    """Born in a forward, a backward and a step; the last waits in a queue when the trace ends."""
+    threads = {"stacks_of_threads": "-1"}  # the stack of all of them here
+    saved = Claim(14, "cpu", 1, 4096, "activations", "AddmmBackward0.tensors")
+    given = Claim(111, "cpu", 1, 4096, "inputs", "x")
+    found = recording((13, 150), (35, 150), (55, 150), (120, 999), claims=[saved, given], environment=threads)
+    assert categories(found) == ["inputs"] * 4
+
+
 def test_without_a_name_or_a_phase_it_is_other():
     assert categories(recording((5, 999), marks=())) == ["other"]
 

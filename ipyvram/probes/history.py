@@ -51,6 +51,8 @@ class HistoryTrace:
     ----------
     active : bool
         Whether there are events to come. False, with a note, where the allocator keeps no history.
+    aside : set of int
+        Stacks of other threads than Python's first.
     notes : list of str
     """
 
@@ -122,6 +124,10 @@ class HistoryTrace:
             found = segments_of(segments, device, self._frames)
             self._baseline[device] = tuple(b for s in found for b in s.blocks if b.state != "inactive")
             self._allocated[device] = int(torch.cuda.memory_allocated(device))
+
+    @property
+    def aside(self) -> set[int]:
+        return self._frames.aside
 
     def identify(self, storage: torch.UntypedStorage) -> tuple[str, int] | None:
         """Device and address of a storage in the trace; None for one that is not on a card.

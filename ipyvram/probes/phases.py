@@ -77,6 +77,7 @@ class Phases:
         self.buckets: set[int] = set()  #: sizes in bytes, see `bucket_bytes`
         self.time_first: set[int] = set()  #: samples that layers were given, see `samples_of`
         self.implementation = ""  #: of the first optimizer: ``foreach``, ``fused`` or ``for-loop``
+        self.threads: set[int] = set()  #: on which models ran
         self.stepped: set[int] = set()  #: ids of the optimizers that have made a step in this stretch
         self.news: News | None = None  #: of an optimizer that no trace has covered
         self._stepping = Stepping()
@@ -200,6 +201,7 @@ class Phases:
     def _begin_root(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not self._in_backward:  # what a checkpoint recomputes is no batch
             self._settled = False
+            self.threads.add(threading.get_ident())
             self._on_forward(module, args)
             place = self._owners.root(module)
             if self._roots.get(id(module)) != str(place):
@@ -262,6 +264,7 @@ class Phases:
 
         self._in_backward += 1
         self._settled = True
+        self.threads.add(threading.get_ident())
         if self._in_backward == 1:
             self._guard("steps could not be counted", lambda: self._find_steps(self.marks))
         self._guard("backward", begin)
