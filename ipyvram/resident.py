@@ -20,6 +20,7 @@ RELEASES = {
     "out": "%vram free --out",
     "traceback": "%vram free --traceback",
     "cycle": "%vram free --cycles",
+    "thread": "until the thread lets go of it, or ends",
     "elsewhere": "held outside the notebook's variables",
 }
 

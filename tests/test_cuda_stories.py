@@ -146,6 +146,58 @@ said("stages", m.report)
     assert {"stages[0].weight", "net.0.weight"} <= set(found["stages"]["names"])
 
 
+def test_what_a_loader_copies_on_its_own_thread_is_batch(run_on_stub):
+    found = run_on_stub(
+        HEAD
+        + '''
+import threading
+code = """
+import queue, threading, torch
+def fill(waiting, batches):
+    for _ in range(batches):
+        waiting.put(torch.randn(1024, 512).to("cuda"))
+        turn.wait()
+        turn.clear()
+    waiting.put(None)
+def load(batches):
+    waiting = queue.Queue()
+    threading.Thread(target=fill, args=(waiting, batches), daemon=True).start()
+    while (batch := waiting.get()) is not None:
+        yield batch
+"""
+turn = threading.Event()
+space = {"turn": turn}
+exec(compile(code, "loader.py", "exec"), space)
+net = nn.Sequential(nn.Linear(512, 512), nn.Tanh(), nn.Linear(512, 512)).cuda()
+def following(*_):  # the thread loads while the model runs
+    before = torch.cuda.memory_allocated()
+    turn.set()
+    while torch.cuda.memory_allocated() == before:
+        pass
+net[1].register_forward_pre_hook(following)
+optimizer = torch.optim.SGD(net.parameters(), 0.1)
+steps = 0
+with ipyvram.measure() as m:
+    for x in space["load"](9):
+        optimizer.zero_grad()
+        net(x).sum().backward()
+        optimizer.step()
+        steps += 1
+        if steps == 6:
+            break
+said("loader", m.report)
+with ipyvram.measure() as m:
+    torch.ones(8, device="cuda")
+said("after", m.report)
+'''
+    )
+    batch = 1024 * 512 * 4
+    assert found["loader"]["peak"]["inputs"] == 2 * batch
+    assert found["loader"]["peak"]["outputs"] <= 1024
+    for account in (found["loader"]["peak"], found["loader"]["end"], found["after"]["start"]):
+        assert account["other"] == 0
+
+
 def test_ways_of_training(run_on_stub):
     found = run_on_stub(
         HEAD

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 
 import pytest
 import torch
 
 from ipyvram.probes import freeing, keeping, residents
 from ipyvram.probes.cycles import in_cycles
+from ipyvram.probes.leftovers import leftovers
 from ipyvram.render.resident import bundle, text
 from ipyvram.render.text import Pen
 from ipyvram.resident import Holding, Resident
@@ -144,6 +146,47 @@ def test_what_a_model_returned_is_a_result_and_data_is_data(notebook):  # noqa: 
     assert report.start["inputs"] == 1000 * 64 * 4
     again = notebook.measure("with torch.no_grad():\n    decoder(cache.layers[0])")  # now it is what a model is given
     assert again.start["inputs"] == 1000 * 64 * 4
+
+
+def test_what_a_thread_holds_is_named_by_it(notebook):  # noqa: F811
+    """As of a loader whose loop ended early: its thread waits for room in the queue, and nobody has its name."""
+    code = """
+def begin(ready, wait):
+    batch = torch.zeros(4000)
+    ready.set()
+    wait.wait()
+"""
+    exec(compile(code, "<ipython-input-1-thread>", "exec"), notebook.names)
+    ready, wait = threading.Event(), threading.Event()
+    thread = threading.Thread(target=notebook.names["begin"], args=(ready, wait))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        (cpu,) = residents.look(notebook.names)
+        assert [(h.kind, h.category, h.bytes) for h in cpu.holdings if h.holder == "a thread, batch in begin()"] == [
+            ("thread", "inputs", 16_000)
+        ]
+        assert "batch in begin()" in [left.name for left in leftovers(notebook.names, ())]
+    finally:
+        wait.set()
+        thread.join()
+    assert all(h.kind != "thread" for r in residents.look(notebook.names) for h in r.holdings)
+
+
+def test_an_underscore_that_the_user_has_set_is_a_variable(notebook):  # noqa: F811
+    """``out, _ = model(x)``: from then on IPython leaves it alone, and what it displayed is no matter of it."""
+
+    class Hook:
+        _ = __ = ___ = ""
+
+    shell = type("Shell", (), {"displayhook": Hook()})()
+    notebook.names |= {"_oh": {}, "get_ipython": lambda: shell, "_": torch.zeros(3000)}
+    (cpu,) = residents.look(notebook.names)
+    assert [(h.kind, h.category) for h in cpu.holdings if h.holder == "_"] == [("variable", "inputs")]
+    assert ("_", 12_000) in [(left.name, left.tensor.nbytes) for left in leftovers(notebook.names, ())]
+    Hook._ = notebook.names["_"]
+    (cpu,) = residents.look(notebook.names)
+    assert [h.kind for h in cpu.holdings if h.holder == "_"] == ["out"]
 
 
 def test_looking_changes_nothing(notebook):  # noqa: F811

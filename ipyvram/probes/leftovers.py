@@ -48,7 +48,10 @@ def leftovers(namespace: Mapping[str, Any], variables: Iterable[tuple[str, Any]]
     seen: set[Any] = set()
     yield from _graphs(((name, value) for name, value in variables if isinstance(value, Tensor)), seen)
     walk = _Collecting((namespace,))
-    for name, value in roots.outputs(namespace):
+    for name, value in [*roots.outputs(namespace), *(item for item in roots.variables(namespace) if item[0] == "_")]:
+        walk.root(value, name)
+    yield from walk.collected(seen)
+    for name, value in roots.threads():
         walk.root(value, name)
     yield from walk.collected(seen)
     for name, value in roots.all_errors(namespace):

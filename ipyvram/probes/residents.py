@@ -39,6 +39,8 @@ def look(namespace: Mapping[str, Any]) -> tuple[Resident, ...]:
         _add(walk, entries, value, roots.out_names(namespace, name, value) if "[" in name else name, "out")
     for kind, value in roots.errors(namespace):
         _add(walk, entries, value, f"traceback of {kind or 'the last error'}", "traceback")
+    for place, value in roots.threads():
+        _add(walk, entries, value, f"a thread, {place}", "thread")
     _add_rest(walk, entries)
     keeping.remember(namespace)
     devices = sorted({s.device for s in entries} or {"cpu"}, key=lambda d: (d == "cpu", d))
@@ -86,7 +88,7 @@ def _add(walk: Walk, entries: dict[Storage, Entry], value: Any, holder: str, kin
     """What a root reaches, and what the graphs of the tensors it reaches keep alive."""
     for storage in walk.root(value, holder):
         category = walk.categories[storage]
-        if category == "other" and kind == "variable":
+        if category == "other" and kind in ("variable", "thread"):
             category = "inputs"  # as in a report: data that is there before a model runs
         entries[storage] = holder, kind, category, walk.storages[storage]
     graph = GraphWalk()

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
 from ipyvram.probes import failed
+from ipyvram.probes.stacks import is_user_file
+from ipyvram.probes.variables import OWN_COPY, variables_of
 
 #: Names that IPython puts into the namespace itself.
 _NOT_THE_USERS = re.compile(r"_+|_i+|_i?\d+|_oh|_ih|_dh|_exit_code|__\w+__|In|Out|exit|quit|get_ipython|open")
@@ -21,9 +24,10 @@ _LATEST = ("_", "__", "___")
 
 
 def variables(namespace: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The user's own names."""
+    """The user's own names, ``_`` too where the user has given it a value: then IPython does not."""
+    displayed = _displayed(namespace)
     for name, value in list(namespace.items()):
-        if not _NOT_THE_USERS.fullmatch(name):
+        if (name in _LATEST and "_oh" in namespace and name not in displayed) or not _NOT_THE_USERS.fullmatch(name):
             yield name, value
 
 
@@ -33,9 +37,30 @@ def outputs(namespace: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if isinstance(cache, dict):
         for number, value in list(cache.items()):
             yield f"Out[{number}]", value
-    for name in _LATEST:
-        if name in namespace and isinstance(cache, dict):  # outside IPython `_` is a name like any other
-            yield name, namespace[name]
+    for name in (
+        _displayed(namespace) if isinstance(cache, dict) else ()
+    ):  # outside IPython `_` is a name like any other
+        yield name, namespace[name]
+
+
+def _displayed(namespace: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of `_LATEST` that hold what IPython put there: its hook then holds the same."""
+    hook = getattr(_shell(namespace), "displayhook", None)
+    present = (name for name in _LATEST if name in namespace)
+    return tuple(name for name in present if hook is None or getattr(hook, name, None) is namespace[name])
+
+
+def threads() -> Iterator[tuple[str, Any]]:
+    """Variables of the user's functions that other threads run now, and do not hand back: ``batch in load()``."""
+    if threading.gettrace() is not None:
+        return  # a debugger may be about to write them back
+    for thread, innermost in sys._current_frames().items():
+        frame = innermost if thread != threading.get_ident() else None
+        while frame is not None:
+            code = frame.f_code
+            if is_user_file(code.co_filename) and code.co_name != "<module>" and OWN_COPY.isdisjoint(code.co_names):
+                yield from ((f"{name} in {code.co_name}()", value) for name, value in variables_of(frame).items())
+            frame = frame.f_back
 
 
 def out_names(namespace: Mapping[str, Any], number: str, value: Any) -> str:
