@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
+import inspect
 import re
 import threading
 from collections.abc import Callable
@@ -264,7 +265,12 @@ class Session:
         __tracebackhide__ = True
 
         source, text, name = self._python(text)
-        code = self.ip.compile(self.ip.compile.ast_parse(source, filename=name), name, "exec")
+        flags = self.ip.compile.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        code = compile(self.ip.compile.ast_parse(source, filename=name), name, "exec", flags, dont_inherit=True)
+        if code.co_flags & inspect.CO_COROUTINE:
+            raise UsageError(
+                "a cell that awaits at its top level has no estimate: what it awaits would run in the notebook's loop"
+            )
         cell = cell_of(self.ip, text, name)
         try:
             report = _or_usage_error(estimate_cell, code, options, self.ip.user_ns, cell, refusal=CannotEstimate)

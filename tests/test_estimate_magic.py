@@ -82,3 +82,10 @@ def test_a_refusal_is_one_line_without_a_traceback(kernel):
     outcome = kernel.run("%%vram --estimate --card RTX 4091\nx = 1", timeout=60)
     assert outcome.status == "error"
     assert "RTX 4090" in outcome.reply["evalue"] or "RTX 4090" in outcome.stderr
+
+
+def test_a_cell_that_awaits_is_refused_in_one_line(kernel):
+    outcome = kernel.run("%%vram --estimate --card T4\nimport asyncio\nawait asyncio.sleep(0)", timeout=60)
+    assert outcome.status == "error"
+    assert outcome.reply["ename"] == "UsageError"
+    assert "awaits at its top level has no estimate" in outcome.reply["evalue"]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nested._internal.nested_tensor import NestedTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipyvram.simulated import convolutions, folding, placeholders, sorting, within  # noqa: F401 - two add rules to `within`
@@ -28,6 +29,8 @@ Operator = Any  # torch._ops.OpOverload
 _SCALAR, _COPY = torch.ops.aten.scalar_tensor.default, torch.ops.aten.copy_.default
 #: To add up, they make one index of all, those on the host there (IndexingUtils.cpp `makeLinearIndex`).
 _SUMMING = ("aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index_put")
+#: Their second argument is numbers on the host, wherever the first is.
+_COUNTING = ("aten::_pack_padded_sequence", "aten::_pad_packed_sequence")
 #: Of errors of operators that need the numbers to tell what they return.
 _WITHOUT_VALUES = ("cannot be called on meta tensors", "data-dependent shape")
 
@@ -54,7 +57,14 @@ class OnCard(TorchDispatchMode):
         Called once for each operator on the card; may raise to end the cell.
     kernels : dict
         `CudaKernels.by_operator`.
+
+    Attributes
+    ----------
+    over : bool
+        See `Front`.
     """
+
+    over = False
 
     def __init__(
         self,
@@ -75,6 +85,12 @@ class OnCard(TorchDispatchMode):
     def __torch_dispatch__(self, func: Operator, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunction():
+            if self.over:
+                return func(*args, **kwargs)
+            if (
+                NestedTensor in types
+            ):  # they ask for memory on the device that they were told, from where no mode hears them
+                raise CannotEstimate("jagged tensors cannot be on the simulated card, so this cell has no estimate")
             return self._run(func, args, kwargs)
 
     def _run(self, func: Operator, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -91,6 +107,8 @@ class OnCard(TorchDispatchMode):
         if not on_card and (device is None or torch.device(device).type != "meta"):
             if plan.written:
                 self._host.before_write(_written(plan, args, kwargs))
+            if kwargs.get("pin_memory"):
+                kwargs = {**kwargs, "pin_memory": False}  # the host has no driver to pin it with
             return func(*args, **kwargs)
         self._check()
         if torch.is_inference_mode_enabled() and func not in placeholders.TABLE:
@@ -110,7 +128,7 @@ class OnCard(TorchDispatchMode):
                 return self._account(func, args, kwargs, result)
         engine = torch._C._current_graph_task_id() != -1
         inside = self._folding.in_place(func, args) if engine else None
-        if on_card and hosts:
+        if on_card and hosts and func._schema.name not in _COUNTING:
             args, kwargs = self._gather(func, args, kwargs)
         if inside is not None:
             inside(*args, **kwargs)

@@ -33,23 +33,29 @@ from ipyvram.simulated.device import OnCard
 from ipyvram.simulated.front import Front, keep_on_in_the_engine
 from ipyvram.simulated.host import HostTensors
 from ipyvram.simulated.kernels import CudaKernels
+from ipyvram.simulated.meeting import Meeting
 from ipyvram.simulated.memory import DEVICE, DeviceMemory
 from ipyvram.simulated.recorded import predicted
 from ipyvram.simulated.refusal import CannotEstimate
 from ipyvram.simulated.replaced import Replaced, graphs_of
 from ipyvram.simulated.state import State, mentions, names_used, refuse_begun_generators
 from ipyvram.simulated.swap import Found, Swap
+from ipyvram.simulated.threads import Threads
 from ipyvram.simulated.ways import Ways
 from ipyvram.sweep.uninterrupted import uninterrupted
 
 #: Bounds for code that finishes no optimizer step: passes through a model, events, the thread's own seconds since the last.
 MAX_FORWARDS = 64
 MAX_INFERENCES = 32
+MAX_BEFORE_TRAINING = (
+    10_000  # such passes, where the code names a backward that is still to come: a memory that fills first
+)
 MAX_EVENTS = 1_000_000
 MAX_SECONDS = 60.0
 
 #: Names in code that evaluates a model.
 EVALUATING = frozenset({"eval", "no_grad", "inference_mode"})
+TRAINING = frozenset({"backward"})
 
 _running = threading.Lock()
 
@@ -82,8 +88,10 @@ class Estimation:
         self.ways = Ways(card, self.memory)
         self._owners = Owners(self._clock, self._identify, namespace)
         self._phases = Phases(self._clock, self._owners, self._on_step, self._on_forward, self._guard)
+        self._before: Callable[[Any, Any, dict[str, Any]], None] = _nothing
         self.evaluated = False  # whether a model that trains was also run without gradients, or in evaluation mode
-        self._forwards = self._graded = 0
+        self._forwards, self._waited = 0, MAX_BEFORE_TRAINING  # the latter: before one that a backward may follow
+        self._trains = False  # whether the code names a backward
         self._begin_s = 0.0
 
     def run(self, body: Callable[[], Any], extra: Iterable[Any] = (), code: CodeType | None = None) -> Recording:
@@ -113,7 +121,7 @@ class Estimation:
             self._begin_s = time.thread_time()
             start_ns = self._clock()
             try:
-                with Front(), OnCard(*self._parts()):
+                with Front(self._before), self._on_card(self._check):
                     body()
                 self._phases.over(failed=False)
             except _Enough:
@@ -126,8 +134,8 @@ class Estimation:
                 _all(undo)
         return predicted(self, start_ns, stop_ns)
 
-    def _parts(self) -> tuple[Any, ...]:
-        return self.memory, self.ways, self._host, self._note, self._check, self._kernels.by_operator
+    def _on_card(self, check: Callable[[], None]) -> OnCard:
+        return OnCard(self.memory, self.ways, self._host, self._note, check, self._kernels.by_operator)
 
     def _prepare(self, undo: list[Callable[[], None]], extra: Iterable[Any]) -> None:
         """Everything that has to be in place before the code runs; what undoes it is added to ``undo``."""
@@ -145,17 +153,22 @@ class Estimation:
         swap = Swap(self.memory.expect, self._note)
         undo.append(swap.back)
         swap.to_card(found, self._host, self.namespace)
+        if not torch.cuda.is_available() and not torch.backends.mps.is_available():  # else a tensor is where it was put
+            self._before = Meeting(self._host, swap, self._note)
         cuda_api.install(patches, self.card, self.memory)
         programs.install(patches, self._note)
         programs.devices(patches, self.namespace)
         typed.install(patches, self.namespace)
-        keep_on_in_the_engine(patches)
+        keep_on_in_the_engine(patches, lambda: Front(self._before))
         self._kernels = CudaKernels(self.card, self._note)
         for context in (self._kernels, Autocast()):
             undo.append(functools.partial(context.__exit__, None, None, None))  # also where entering is cut off
             context.__enter__()
         undo.append(self._phases.stop)
         self._phases.start()
+        threads = Threads(lambda: (Front(self._before), self._on_card(_nothing)), _Enough)
+        undo.append(threads.finish)
+        threads.install(patches)
         self._owners.namespace(before=True)
         self.ways.keeps(handles)
         replaced = Replaced(self.namespace, self.memory, graphs)
@@ -199,8 +212,14 @@ class Estimation:
         if self._phases.steps or self._phases.in_backward or next(module.parameters(), None) is None:
             return  # transforms of single images are modules, too
         self._forwards += 1
-        self._graded += torch.is_grad_enabled()
-        if self._forwards > (MAX_FORWARDS if self._graded else MAX_INFERENCES):
+        if torch.is_grad_enabled():
+            self._waited = min(self._waited, self._forwards - 1)
+            over = self._forwards - self._waited > MAX_FORWARDS
+        else:
+            if self._forwards == MAX_INFERENCES + 1:
+                self._trains = mentions(self._code, self.namespace, TRAINING)
+            over = self._forwards > (MAX_BEFORE_TRAINING if self._trains else MAX_INFERENCES)
+        if over:
             self._end(f"{self._forwards - 1} passes without an optimizer step")
 
     def _check(self) -> None:
@@ -237,6 +256,10 @@ class Estimation:
         if self._phases.optimizer:
             found["optimizer"] = self._phases.optimizer
         return found
+
+
+def _nothing(*_: Any) -> None:
+    pass
 
 
 def _all(undo: list[Callable[[], None]]) -> None:

@@ -44,10 +44,30 @@ def seen(device: torch.device) -> torch.device:
 
 
 class Front(TorchFunctionMode):
-    """The function mode."""
+    """The function mode.
+
+    Parameters
+    ----------
+    before : callable
+        Called with each function and what it is given.
+
+    Attributes
+    ----------
+    over : bool
+        The estimate has ended, and a thread that still runs is to find everything as it is.
+    """
+
+    over = False
+
+    def __init__(self, before: Callable[[Any, Any, dict[str, Any]], None]) -> None:
+        super().__init__()
+        self._before = before
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.over:
+            return func(*args, **kwargs)
+        self._before(func, args, kwargs)
         handler = _HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, args, kwargs)
@@ -224,14 +244,14 @@ def _truth(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 # -- backward: the cell's code inside it sees the card as well ---------------------------------------------------------------
 
 
-def keep_on_in_the_engine(patches: Patches) -> None:
+def keep_on_in_the_engine(patches: Patches, front: Callable[[], Front]) -> None:
     """The mode is off while a function that it has seen runs; the engine runs code of the cell, so there it is on again."""
     original = autograd_graph._engine_run_backward
 
     def _engine_run_backward(*args: Any, **kwargs: Any) -> Any:
         if any(isinstance(mode, Front) for mode in _get_current_function_mode_stack()):
             return original(*args, **kwargs)
-        with Front():
+        with front():
             return original(*args, **kwargs)
 
     patches.set(autograd_graph, "_engine_run_backward", _engine_run_backward)

@@ -19,6 +19,13 @@ class HostTensors:
         """This storage was there before the cell."""
         self._existing.add(storage._cdata)
 
+    def existed(self, tensor: Tensor) -> bool:
+        """Whether it was there before the cell, and is on the host."""
+        try:
+            return tensor.untyped_storage()._cdata in self._existing
+        except (NotImplementedError, RuntimeError, ValueError):  # the last: a lazy parameter has none yet
+            return False
+
     def before_write(self, tensors: Iterable[Tensor]) -> None:
         """An operator is about to write into ``tensors``."""
         for tensor in tensors:

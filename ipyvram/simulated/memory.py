@@ -7,6 +7,7 @@ come afterwards from the model of the caching allocator, with what was on the ca
 from __future__ import annotations
 
 import functools
+import itertools
 import weakref
 from collections.abc import Callable
 from typing import NamedTuple
@@ -65,13 +66,15 @@ class DeviceMemory:
         self._references: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._waiting: dict[int, int] = {}  # storages of earlier cells that the cell has not touched yet → serial
         self._ignored: dict[int, torch.UntypedStorage] = {}  # kept, so that none takes the place of another
-        self._next = 1
+        self._numbers = itertools.count(1)  # threads of the program share it
 
     # -- storages ----------------------------------------------------------------------------------------------------
 
     def expect(self, storage: torch.UntypedStorage, resident: bool) -> None:
         """A storage of an earlier cell; if it was ``resident`` on a GPU it counts, else when the cell touches it."""
-        self._waiting[storage._cdata] = self._number()
+        key, serial = storage._cdata, self._number()
+        self._waiting[key] = serial
+        self._references[serial] = weakref.ref(storage, functools.partial(self._unused, key, serial))
         if resident:
             self._begin_before(storage)
 
@@ -141,6 +144,11 @@ class DeviceMemory:
         if self._references.pop(serial, None) is not None:
             self.free(serial, self._sizes.pop(serial))
 
+    def _unused(self, key: int, serial: int, reference: object) -> None:
+        """The code let go of something that it never touched; another may come to lie there."""
+        if self._waiting.get(key) == serial:
+            del self._waiting[key], self._references[serial]
+
     # -- plain memory ------------------------------------------------------------------------------------------------
 
     def scratch(self, size: int, op: str) -> int:
@@ -148,8 +156,7 @@ class DeviceMemory:
         return self._alloc(size, self._origins(Origin(op)))
 
     def _number(self) -> int:
-        self._next += 1
-        return self._next - 1
+        return next(self._numbers)
 
     def _alloc(self, size: int, origin: int) -> int:
         self.before_alloc()

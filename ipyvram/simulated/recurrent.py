@@ -24,6 +24,10 @@ def kernels() -> dict[str, Callable[..., Any]]:
         "gru.input": lambda source, hx, *rest: _cudnn(GRU, source, hx, None, *rest)[:2],
         "rnn_tanh.input": lambda source, hx, *rest: _cudnn(TANH, source, hx, None, *rest)[:2],
         "rnn_relu.input": lambda source, hx, *rest: _cudnn(RELU, source, hx, None, *rest)[:2],
+        "lstm.data": lambda source, sizes, hx, *rest: _packed(LSTM, source, sizes, hx[0], hx[1], rest),
+        "gru.data": lambda source, sizes, hx, *rest: _packed(GRU, source, sizes, hx, None, rest)[:2],
+        "rnn_tanh.data": lambda source, sizes, hx, *rest: _packed(TANH, source, sizes, hx, None, rest)[:2],
+        "rnn_relu.data": lambda source, sizes, hx, *rest: _packed(RELU, source, sizes, hx, None, rest)[:2],
         "lstm_cell": _lstm_cell,
         "gru_cell": _gru_cell,
     }
@@ -66,14 +70,19 @@ def _lstm(source: Tensor, hx: Any, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _cudnn(
     mode: int, source: Tensor, hx: Tensor, cx: Tensor | None, params: Any, biases: bool, layers: int, dropout: float,
-    train: bool, bidirectional: bool, batch_first: bool,
+    train: bool, bidirectional: bool, batch_first: bool, sizes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     params = list(params)
     out, hy, cy, _, _ = aten._cudnn_rnn(
         source, params, len(params) // (layers * (2 if bidirectional else 1)), _shared(params), hx, cx, mode, hx.shape[2], 0,
-        layers, batch_first, dropout, train, bidirectional, [], None,
+        layers, batch_first, dropout, train, bidirectional, [] if sizes is None else sizes.tolist(), None,
     )  # fmt: skip
     return out, hy, cy
+
+
+def _packed(mode: int, source: Tensor, sizes: Tensor, hx: Tensor, cx: Tensor | None, rest: Any) -> Any:
+    params, biases, layers, dropout, train, bidirectional = rest
+    return _cudnn(mode, source, hx, cx, params, biases, layers, dropout, train, bidirectional, False, sizes)
 
 
 def _shared(weights: list[Tensor]) -> Tensor | None:
@@ -107,11 +116,11 @@ def forward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     sides = 2 if both else 1
     if batch_first and not source.transpose(0, 1).is_contiguous():
         card._ways.use(source.numel() * source.element_size(), op="rnn input")
-    steps, batch = (source.shape[1], source.shape[0]) if batch_first else (source.shape[0], source.shape[1])
-    out = source.new_empty((steps, batch, hidden * sides))
+    places = list(source.shape[:-1]) if not batch_first else [source.shape[1], source.shape[0]]  # packed: one dimension
+    out = source.new_empty((*places, hidden * sides))
     hy = torch.empty_like(hx)
     cy = torch.empty_like(hx) if cx is not None else source.new_empty(0)
-    reserve_bytes = layers * sides * steps * batch * hidden * _KEPT[mode] * source.element_size() if train else 0
+    reserve_bytes = layers * sides * math.prod(places) * hidden * _KEPT[mode] * source.element_size() if train else 0
     card._ways.recurrent_bound = max(card._ways.recurrent_bound, reserve_bytes)
     reserve = torch.empty(reserve_bytes, dtype=torch.uint8, device="meta")
     whole = source.new_empty(0)

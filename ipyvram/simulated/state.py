@@ -198,7 +198,7 @@ def names_used(code: types.CodeType | None) -> frozenset[str]:
 
 
 def mentions(code: types.CodeType | None, namespace: dict[str, Any], wanted: frozenset[str]) -> bool:
-    """Whether code, or a function or class of the notebook that it leads to by name, names one of ``wanted``."""
+    """Whether code, or a function, a class or an object of one of the notebook that it leads to by name, names one of ``wanted``."""
     open_codes, seen = [code], set[int]()
     while open_codes:
         names = names_used(open_codes.pop())
@@ -207,7 +207,8 @@ def mentions(code: types.CodeType | None, namespace: dict[str, Any], wanted: fro
         for value in [namespace[name] for name in names & namespace.keys()]:
             if id(value) not in seen:
                 seen.add(id(value))
-                own = vars(value).values() if type(value) is type else (value,)
+                kind = type(value) if type(value).__module__ == namespace.get("__name__") else value
+                own = vars(kind).values() if type(kind) is type else (value,)
                 open_codes += [part.__code__ for part in own if isinstance(part, types.FunctionType)]
     return False
 

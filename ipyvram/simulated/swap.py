@@ -88,7 +88,32 @@ class Swap:
             self._exchange(tensor)
         self._storages.clear()  # what the program lets go of is gone
 
+    def follow(self, tensor: Tensor, everywhere: Iterable[Tensor]) -> bool:
+        """Exchange one more while the code runs, with all that share its memory; False, and nothing done, where that fails."""
+        storage, before = tensor.untyped_storage()._cdata, len(self._swapped)
+        aliases = [t for t in everywhere if _plain(t) and t.untyped_storage()._cdata == storage]
+        try:
+            for alias in aliases:
+                self._swapped.append(self._exchanged(alias))
+        except RuntimeError:
+            self.back(before)
+            return False
+        finally:
+            self._storages.clear()
+        return True
+
     def _exchange(self, tensor: Tensor) -> None:
+        try:
+            self._swapped.append(self._exchanged(tensor))
+        except RuntimeError as error:
+            self.back()
+            shape = "×".join(map(str, tensor.shape))
+            raise CannotEstimate(
+                f"a tensor ({shape}) is held in a way that keeps it from being put on the simulated card ({error}); "
+                "delete what holds it, or build the model in the cell that is estimated"
+            ) from error
+
+    def _exchanged(self, tensor: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         # The collector also shows objects that only C++ holds (the base of a view); exchanged as such, they would dangle.
         # An operator that gives back its argument hands them to Python first.
         tensor.resolve_conj()
@@ -97,16 +122,8 @@ class Swap:
         if own and tensor.grad is not None and _plain(tensor.grad):
             shadow.grad = self._shadow(tensor.grad)
         before = {name: getattr(tensor, name, None) for name in _HOOKS} | {"__dict__": dict(vars(tensor))}
-        try:
-            torch._C._swap_tensor_impl(tensor, shadow)
-        except RuntimeError as error:
-            self.back()
-            shape = "×".join(map(str, tensor.shape))
-            raise CannotEstimate(
-                f"a tensor ({shape}) is held in a way that keeps it from being put on the simulated card ({error}); "
-                "delete what holds it, or build the model in the cell that is estimated"
-            ) from error
-        self._swapped.append((tensor, shadow, before))
+        torch._C._swap_tensor_impl(tensor, shadow)
+        return tensor, shadow, before
 
     def _shadow(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -118,9 +135,9 @@ class Swap:
         shadow.set_(there, tensor.storage_offset(), tensor.shape, tensor.stride())
         return shadow.requires_grad_() if tensor.requires_grad and tensor.is_leaf else shadow
 
-    def back(self) -> None:
-        """Everything as it was: exchanged again in reverse order."""
-        while self._swapped:
+    def back(self, first: int = 0) -> None:
+        """Everything as it was, or what was exchanged from ``first`` on: exchanged again in reverse order."""
+        while len(self._swapped) > first:
             tensor, shadow, before = self._swapped[-1]
             torch._C._swap_tensor_impl(tensor, shadow)
             self._swapped.pop()
@@ -164,7 +181,7 @@ def _plain(tensor: Tensor) -> bool:
 
 
 def _belongs(found: Found) -> Iterator[Tensor]:
-    """Tensors that a training program keeps on the card: of models and optimizers, and leaves that want gradients."""
+    """Tensors that a training program keeps on the card: of models and optimizers, what wants gradients, and what these made."""
     for module in found.modules:
         yield from _set(module._parameters.values())
         yield from _set(module._buffers.values())
@@ -179,7 +196,7 @@ def _belongs(found: Found) -> Iterator[Tensor]:
         # A disabled one has none.
         yield from _set(getattr(scaler, name, None) for name in ("_scale", "_growth_tracker"))
     for tensor in found.tensors:
-        if tensor.is_leaf and tensor.requires_grad:
+        if tensor.requires_grad:  # a leaf, or a state that a model returned in an earlier cell
             yield tensor
 
 

@@ -7,6 +7,7 @@ bound, stated in the report and not part of the account.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +62,7 @@ class Ways:
         self.keeps_workspaces = keeps_workspaces()
         self.convolution_bound = 0
         self.recurrent_bound = 0
-        self._handles: set[bool] = set()  # threads that have a cuBLAS handle: False the cell's, True the engine's
+        self._handles: set[int] = set()  # threads that have a cuBLAS handle, 0 for the engine's
 
     def after(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         """An operator has run and its results are counted."""
@@ -97,9 +98,9 @@ class Ways:
             self.memory.free(serial, size)
 
     def keeps(self, handles: int) -> None:
-        """So many threads have made products before the cell."""
-        for engine in (False, True)[:handles]:
-            self._handles.add(engine)
+        """So many threads have made products before the cell: its own, and the engine's."""
+        for thread in (threading.get_ident(), 0)[:handles]:
+            self._handles.add(thread)
             self.memory.scratch(self.card.cublas_workspace_bytes, WORKSPACE)
 
     def cublas(self, by_cublaslt: bool = False) -> None:
@@ -107,11 +108,11 @@ class Ways:
 
         A thread has its own handle (CublasHandlePool.cpp). Where they are kept, cuBLASLt shares the handle's.
         """
-        engine = torch._C._current_graph_task_id() != -1
+        thread = 0 if torch._C._current_graph_task_id() != -1 else threading.get_ident()
         if not self.keeps_workspaces:
             self.use(CUBLASLT_WORKSPACE if by_cublaslt else self.card.cublas_workspace_bytes, op=WORKSPACE)
-        elif engine not in self._handles:
-            self._handles.add(engine)
+        elif thread not in self._handles:
+            self._handles.add(thread)
             self.memory.scratch(self.card.cublas_workspace_bytes, WORKSPACE)
 
     def _reduce(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
