@@ -253,6 +253,8 @@ class Estimation:
         }
         if self.ways.keeps_workspaces:
             found["cublas_workspace_bytes"] = str(self.card.cublas_workspace_bytes)
+        if self.memory.aside and self._phases.threads <= {threading.get_ident()}:
+            found["stacks_of_threads"] = ",".join(map(str, sorted(self.memory.aside)))
         if self._phases.optimizer:
             found["optimizer"] = self._phases.optimizer
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 import weakref
 from collections.abc import Callable
 from typing import NamedTuple
@@ -53,6 +54,8 @@ class DeviceMemory:
         Serial → bytes of what was there before the cell, in the order in which the cell came to it.
     before_alloc : callable
         Called before memory is asked for.
+    aside : set of int
+        Stacks of what other threads than the code's own allocated.
     """
 
     def __init__(self, clock: Clock, read_stack: Callable[[], int], origins: Callable[[Origin], int]) -> None:
@@ -60,6 +63,8 @@ class DeviceMemory:
         self.rows: list[Row] = []
         self.before: dict[int, int] = {}
         self.before_alloc: Callable[[], None] = lambda: None
+        self.aside: set[int] = set()
+        self._thread = threading.get_ident()
         self.allocated = self.peak = 0  # bytes asked for, as far as known while the program runs
         self._serials: dict[int, int] = {}  # storage → serial, while it lives
         self._sizes: dict[int, int] = {}  # serial → bytes of its storage, as far as they are followed
@@ -162,7 +167,10 @@ class DeviceMemory:
         self.before_alloc()
         serial = self._number()
         if size:  # torch asks its allocator for nothing when a tensor is empty
-            self.rows.append(Row(True, serial, size, self._clock(), self._read_stack(), origin))
+            stack = self._read_stack()
+            if stack >= 0 and threading.get_ident() != self._thread:
+                self.aside.add(stack)
+            self.rows.append(Row(True, serial, size, self._clock(), stack, origin))
             self._count(size)
         return serial
 
@@ -182,5 +190,7 @@ class DeviceMemory:
 
     def stop(self) -> None:
         """What dies from now on dies after the cell."""
+        if self.aside:  # a thread may have read the time, and another come before it
+            self.rows.sort(key=lambda row: row.time_ns)
         self._references.clear()
         self._serials.clear()
