@@ -43,6 +43,18 @@ def test_what_the_code_moves_itself_stays_on_the_host():
     assert report.peak["inputs"] == 512 * 256 * 4
 
 
+def test_a_mask_of_a_setup_cell_selects_what_it_selects():
+    """As of the nodes of a graph that are trained on: labels and results have to be as many."""
+    x, y = torch.randn(2000, 256), torch.randint(0, 256, (2000,))
+    mask = torch.arange(2000) % 3 == 0
+    report = estimated(
+        "for _ in range(3):\n    F.cross_entropy(net(x)[mask], y[mask].to(device)).backward(); optimizer.step()",
+        **trained(x=x, y=y, mask=mask),
+    )
+    assert report.steps == 3
+    assert not any("as large as it can be" in note for note in report.measurement.notes)
+
+
 def test_a_state_that_a_model_returned_is_on_the_card():
     gru = nn.GRUCell(8, 16)
     state = gru(torch.randn(4, 8), torch.zeros(4, 16))

@@ -134,14 +134,18 @@ def _bincount(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor
 
 @_for("index.Tensor", "index_put.default", "index_put_.default", "_index_put_impl_.default", "_unsafe_index.Tensor")
 def _boolean_index(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Boolean masks become index lists of every place they could select."""
+    """Boolean masks become index lists of every place they select, or on the card could select."""
     indices: list[Any] = []
     found = False
     for index in args[1]:
         if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
             found = True
-            card.note(LARGEST + " (a boolean index)")
-            indices += [torch.empty(index.numel(), dtype=torch.int64, device="meta") for _ in range(index.dim())]
+            if index.device.type == "meta":
+                count = index.numel()
+                card.note(LARGEST + " (a boolean index)")
+            else:
+                count = int(index.count_nonzero())
+            indices += [torch.empty(count, dtype=torch.int64, device="meta") for _ in range(index.dim())]
         else:
             indices.append(index)
     if not found:
