@@ -152,3 +152,46 @@ tokens = torch.nested.nested_tensor([torch.ones(n, dtype=torch.long) for n in ra
 net(tokens.to("cuda")).values().sum().backward()
 """
         )
+
+
+def test_hooks_of_all_modules_and_optimizers_end_with_the_estimate():
+    calls: list[int] = []
+    estimated(
+        """
+torch.nn.modules.module.register_module_forward_hook(lambda module, args, output: calls.append(1))
+from torch.optim.optimizer import register_optimizer_step_post_hook
+register_optimizer_step_post_hook(lambda optimizer, args, kwargs: calls.append(1))
+net(torch.ones(8, 256, device=device)).sum().backward()
+optimizer.step()
+assert len(calls) == 2
+""",
+        calls=calls,
+        **(variables := trained()),
+    )
+    variables["net"](torch.ones(8, 256)).sum().backward()
+    variables["optimizer"].step()
+    assert calls == []
+
+
+def test_a_lazy_model_and_one_that_gets_a_parametrization_stay_what_they_were():
+    """Both change their class: a lazy layer when it first runs, any other with its first parametrization."""
+    torch.manual_seed(0)
+    lazy = nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(4))
+    net, other = nn.Linear(16, 8), nn.Linear(16, 8)
+    before = repr((lazy, net, other)), [type(t) for t in (*lazy.parameters(), *lazy.buffers())]
+    report = estimated(
+        """
+from torch.nn.utils.parametrizations import weight_norm
+lazy(torch.randn(2, 3, 8, 8, device="cuda")).sum().backward()
+weight_norm(net)
+net(torch.randn(4, 16, device="cuda")).sum().backward()
+""",
+        lazy=lazy,
+        net=net,
+    )
+    assert report.peak["parameters"] >= (4 * 8 * 6 * 6 + 8 * 3 * 3 * 3) * 4
+    assert before == (repr((lazy, net, other)), [type(t) for t in (*lazy.parameters(), *lazy.buffers())])
+    assert net(torch.ones(1, 16)).shape == (1, 8)
+    assert lazy(torch.ones(2, 1, 5, 5)).shape == (2, 4)  # another shape than in the estimate
+    with pytest.raises(ZeroDivisionError):
+        estimated("lazy(torch.ones(2, 1, 5, 5, device='cuda')); 1 / 0", lazy=nn.LazyLinear(4))

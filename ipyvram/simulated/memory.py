@@ -125,7 +125,7 @@ class DeviceMemory:
         return bool(self.rows) and self.rows[-1].alloc and self._serials.get(storage._cdata) == self.rows[-1].serial
 
     def _begin(self, storage: torch.UntypedStorage, op: str, tensor: torch.Tensor) -> int:
-        origin = self._origins(Origin(op, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")))
+        origin = self._origins(Origin(op, tuple(tensor.size()), str(tensor.dtype).removeprefix("torch.")))
         serial = self._alloc(storage.nbytes(), origin)
         self._follow(storage, serial)
         return serial

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.modules import module as modules
+from torch.optim import optimizer as optimizers
 
 from ipyvram.simulated.refusal import CannotEstimate
 
@@ -41,6 +43,9 @@ class State:
         self._undo.append(_generators())
         self._undo.append(_switches())
         self._namespace_undo()
+        for owner in (modules, optimizers):  # hooks of all modules, of all optimizers
+            for table in [v for k, v in vars(owner).items() if k.startswith("_global_") and isinstance(v, dict)]:
+                self._mapping(table)
         queue = collections.deque([*(v for k, v in self._namespace.items() if k != "__builtins__"), *extra])
         while queue and len(self._seen) < MAX_OBJECTS:
             item = queue.popleft()
@@ -141,9 +146,11 @@ class State:
         attributes = getattr(item, "__dict__", None)
         if not isinstance(attributes, dict) or not _is_ours_to_restore(type(item)):
             return ()
-        before = dict(attributes)
+        before, kind = dict(attributes), type(item)
 
         def undo() -> None:
+            if type(item) is not kind:  # a lazy layer that knows its shape now, a layer that got a parametrization
+                item.__class__ = kind
             attributes.clear()
             attributes.update(before)
 

@@ -87,6 +87,9 @@ class Swap:
         for tensor in chosen.values():
             self._exchange(tensor)
         self._storages.clear()  # what the program lets go of is gone
+        for tensor in found.tensors:
+            if nn.parameter.is_lazy(tensor) and tensor.data.device.type != "meta":
+                self._exchange(tensor)  # it takes its shape where the model runs
 
     def follow(self, tensor: Tensor, everywhere: Iterable[Tensor]) -> bool:
         """Exchange one more while the code runs, with all that share its memory; False, and nothing done, where that fails."""
@@ -116,12 +119,16 @@ class Swap:
     def _exchanged(self, tensor: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         # The collector also shows objects that only C++ holds (the base of a view); exchanged as such, they would dangle.
         # An operator that gives back its argument hands them to Python first.
-        tensor.resolve_conj()
-        shadow = self._shadow(tensor)
-        own = tensor.is_leaf or tensor.retains_grad  # torch warns of asking any other
-        if own and tensor.grad is not None and _plain(tensor.grad):
-            shadow.grad = self._shadow(tensor.grad)
+        if nn.parameter.is_lazy(tensor):
+            shadow = torch.empty(0, dtype=tensor.data.dtype, device="meta").requires_grad_(tensor.requires_grad)
+        else:
+            tensor.resolve_conj()
+            shadow = self._shadow(tensor)
+            own = tensor.is_leaf or tensor.retains_grad  # torch warns of asking any other
+            if own and tensor.grad is not None and _plain(tensor.grad):
+                shadow.grad = self._shadow(tensor.grad)
         before = {name: getattr(tensor, name, None) for name in _HOOKS} | {"__dict__": dict(vars(tensor))}
+        before["__class__"] = type(tensor)
         torch._C._swap_tensor_impl(tensor, shadow)
         return tensor, shadow, before
 
@@ -141,6 +148,8 @@ class Swap:
             tensor, shadow, before = self._swapped[-1]
             torch._C._swap_tensor_impl(tensor, shadow)
             self._swapped.pop()
+            if type(tensor) is not before["__class__"]:  # a lazy one has its shape
+                tensor.__class__ = before["__class__"]
             vars(tensor).clear()
             vars(tensor).update(before["__dict__"])
             for name in _HOOKS:
