@@ -51,14 +51,29 @@ def test_an_interrupt_in_the_callback_is_sent_again():
     assert sys.unraisablehook is before
 
 
-@pytest.mark.parametrize(("kind", "other"), [(ValueError, False), (KeyboardInterrupt, True)])
-def test_what_is_not_ours_goes_where_it_went(kind, other, monkeypatch):
+def raising(kind: type[BaseException]) -> None:
+    raise kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "function"),
+    [(ValueError, raising), (KeyboardInterrupt, lambda kind: raising(kind)), (KeyboardInterrupt, None)],
+    ids=["another error", "another callback", "in no function"],
+)
+def test_what_is_not_ours_goes_where_it_went(kind, function, monkeypatch):
     seen: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", seen.append)
-    watch = Interrupts(wait, lambda: pytest.fail("nothing to repair"))
+    watch = Interrupts(raising, lambda: pytest.fail("nothing to repair"))
     watch.start()
+    unraisable = SimpleNamespace(exc_type=kind, exc_traceback=None, object=None)
     try:
-        unraisable = SimpleNamespace(exc_type=kind, object=print if other else wait)
+        if function is not None:
+            function(kind)
+    except BaseException as error:
+        unraisable.exc_traceback = (
+            error.__traceback__.tb_next
+        )  # as Python gives it, which calls the callback from no frame
+    try:
         sys.unraisablehook(unraisable)
     finally:
         watch.stop()

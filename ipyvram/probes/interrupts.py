@@ -21,14 +21,14 @@ class Interrupts:
 
     Parameters
     ----------
-    callback : callable
+    callback : function or method
         The callback of the weak references.
     repair : callable
         Called after an interrupt: does what the callback was about to do.
     """
 
     def __init__(self, callback: Callable[..., None], repair: Callable[[], None]) -> None:
-        self._callback, self._repair = callback, repair
+        self._code, self._repair = callback.__code__, repair
         self._before: Callable[[Any], Any] | None = None
 
     def start(self) -> None:
@@ -42,7 +42,9 @@ class Interrupts:
             sys.unraisablehook = self._before
 
     def _raised(self, unraisable: Any) -> None:
-        if unraisable.exc_type is KeyboardInterrupt and unraisable.object == self._callback:
+        # It begins in the callback; from Python 3.14 on nothing else says which one it was.
+        trace = unraisable.exc_traceback
+        if unraisable.exc_type is KeyboardInterrupt and trace is not None and trace.tb_frame.f_code is self._code:
             self._repair()
             again = threading.Timer(_AGAIN_S, _thread.interrupt_main)
             again.daemon = True
