@@ -170,6 +170,28 @@ def test_gradients_are_summed_in_place():
     assert live(estimation) == 2 * 4096 * 4
 
 
+@pytest.mark.parametrize(
+    ("kept", "sums"), [("gradient", 0), ("(gradient, kept.append(gradient))[0]", 1)], ids=["dropped", "kept"]
+)
+def test_a_gradient_that_python_keeps_is_not_summed_in_place(kept, sums):
+    """How many references a tensor has that nobody keeps depends on Python: from 3.14 on, one fewer for each variable on the way."""
+    source = f"""
+kept = []
+class Keep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): return x.clone()
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient * 1
+        return {kept}
+h = torch.empty(4096, device="cuda", requires_grad=True) * 2
+total = h.sin().sum()
+(total + Keep.apply(h).exp().sum()).backward()
+"""
+    made, _ = run(source)
+    assert len([1 for name, size in made if name == "aten.add" and size == 4096 * 4]) == sums
+
+
 def test_optimizers_take_their_foreach_way():
     source = """
 model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(4)]).cuda()

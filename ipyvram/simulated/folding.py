@@ -56,16 +56,15 @@ class Folding:
 
     def __init__(self, is_newest: Callable[[torch.UntypedStorage], bool]) -> None:
         self._is_newest = is_newest
-        self._unshared: tuple[int, int] | None = None
+        self._unshared: tuple[int, int, int] | None = None
 
     def in_place(self, func: Any, args: Any) -> Callable[..., Any] | None:
         """The in-place operator that a real run would use, None where it would not."""
         inside: Callable[..., Any] | None = _IN_PLACE.get(func)
         if inside is None or torch.is_grad_enabled():
             return None
-        target = args[0]
         if func in _FILLS:
-            return inside if self._is_newest(target.untyped_storage()) else None
+            return inside if self._is_newest(args[0].untyped_storage()) else None
         if not isinstance(args[1], Tensor):
             return None
         node = torch._C._current_autograd_node()
@@ -73,24 +72,21 @@ class Folding:
             masks = node is not None and node.name().rstrip("0123456789").removesuffix("Backward") in _MASKING_NODES
             return inside if masks else None
         if func in _FORMULAS:
-            ours = node is not None and node.name() in _IN_PLACE_NODES and target.dtype is args[1].dtype
-            return inside if ours and _fits(args[1], target) and self._unheld(target) else None
-        if not _same(target, args[1]):
+            ours = node is not None and node.name() in _IN_PLACE_NODES and args[0].dtype is args[1].dtype
+            return inside if ours and _fits(args[1], args[0]) and self._unheld(args) else None
+        if not _same(args[0], args[1]):
             return None
         if node is not None and "AccumulateGrad" in node.name():
             return inside  # `.grad` takes the sum in place, whoever holds it
         if node is not None and node.name() in _ADDING_NODES:
             return None
-        return inside if self._unheld(target) else None
+        return inside if self._unheld(args) else None
 
-    def _unheld(self, tensor: Tensor) -> bool:
+    def _unheld(self, args: tuple[Any, ...]) -> bool:
         """`can_accumulate_inplace` (input_buffer.cpp): tensor and storage have one owner, the engine's buffer."""
         if self._unshared is None:
             self._unshared = _measure()
-        # No variable of Python's holds the tensor either: the five references are the dispatcher's tuple, `args[0]`, two
-        # parameters on the way here and `getrefcount`'s own.
-        held = any(count > alone for count, alone in zip(_counts(tensor), self._unshared, strict=True))
-        return not held and sys.getrefcount(tensor) <= 5
+        return all(count <= alone for count, alone in zip(_counts(args[0]), self._unshared, strict=True))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -101,15 +97,15 @@ def _fits(operand: Tensor, target: Tensor) -> bool:
     return bool(torch.broadcast_shapes(operand.shape, target.shape) == target.shape)
 
 
-def _counts(tensor: Tensor) -> tuple[int, int]:
-    """Owners of a tensor and of its storage, with those on the way here."""
+def _counts(tensor: Tensor) -> tuple[int, int, int]:
+    """Owners of a tensor, of its storage and of its Python object, with those on the way here: how many depends on Python's version."""
     owners: int = tensor._use_count()  # type: ignore[attr-defined, unused-ignore]
-    return owners, torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    return owners, torch._C._storage_Use_Count(tensor.untyped_storage()._cdata), sys.getrefcount(tensor)
 
 
-def _measure() -> tuple[int, int]:
+def _measure() -> tuple[int, int, int]:
     """`_counts`, seen from a dispatch mode, of a tensor that only the engine's input buffer holds."""
-    counts: list[tuple[int, int]] = []
+    counts: list[tuple[int, int, int]] = []
 
     class Look(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -131,4 +127,4 @@ def _measure() -> tuple[int, int]:
     thread = threading.Thread(target=run)  # a backward inside a backward of this thread would see other counts
     thread.start()
     thread.join()
-    return counts[0] if counts else (4, 2)
+    return counts[0] if counts else (4, 2, 4)
