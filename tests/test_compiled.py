@@ -81,7 +81,7 @@ def compile_whole_steps() -> tuple[list[float], dict[str, int], int]:
 def test_a_whole_step_is_compiled_as_without_us_and_nothing_of_ours():
     """Its backward is no part of what is made: around that the compiler looks at every function that Python calls.
 
-    Without us, and with somebody's hook on optimizers: where there is any, the compiler leaves their `step` alone on Python 3.13.
+    Without us, and with somebody's hook on optimizers: where there is any, the compiler leaves their `step` alone from Python 3.13 on.
     """
     handle = optimizer_hooks.register_optimizer_step_pre_hook(lambda *args: None)
     alone = compile_whole_steps()
