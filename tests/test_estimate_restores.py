@@ -3,6 +3,8 @@
 import collections
 import copy
 import random
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import ipyvram
+from ipyvram.simulated.memory import DeviceMemory
 
 
 class Meter:
@@ -246,3 +249,21 @@ def test_a_default_device_that_the_cell_sets_is_its_own():
     ipyvram.estimate("torch.set_default_device('cuda'); torch.zeros(3)", card="T4", namespace=make_notebook())
     assert torch.get_default_device() == before  # torch 2.6 cannot tell it after one was set and taken away
     assert untouched == (not hasattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context"))
+
+
+def test_a_ctrl_c_while_a_storage_ends_is_not_lost(monkeypatch):
+    """What is raised in the callback of a weak reference would be dropped."""
+    free = DeviceMemory.free
+
+    def arm():
+        def interrupted(memory, serial, size):
+            monkeypatch.setattr(DeviceMemory, "free", free)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(DeviceMemory, "free", interrupted)
+
+    code = "x = torch.zeros(1000, device='cuda')\narm()\ndel x\nfor _ in range(3000):\n    time.sleep(0.001)"
+    before = sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt):
+        ipyvram.estimate(code, card="T4", namespace={"torch": torch, "arm": arm, "time": time})
+    assert sys.unraisablehook is before

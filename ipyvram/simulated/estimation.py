@@ -23,6 +23,7 @@ from ipyvram.devices import cublas_handles
 from ipyvram.options import Options
 from ipyvram.patches import Patches
 from ipyvram.probes.clock import Clock
+from ipyvram.probes.interrupts import Interrupts
 from ipyvram.probes.owners import Owners
 from ipyvram.probes.phases import Phases
 from ipyvram.probes.stacks import Interner, StackReader
@@ -164,6 +165,9 @@ class Estimation:
         for context in (self._kernels, Autocast()):
             undo.append(functools.partial(context.__exit__, None, None, None))  # also where entering is cut off
             context.__enter__()
+        interrupts = Interrupts(DeviceMemory._freed, self.memory.free_the_dead)
+        undo.append(interrupts.stop)
+        interrupts.start()
         undo.append(self._phases.stop)
         self._phases.start()
         threads = Threads(lambda: (Front(self._before), self._on_card(_nothing)), _Enough)

@@ -149,6 +149,12 @@ class DeviceMemory:
         if self._references.pop(serial, None) is not None:
             self.free(serial, self._sizes.pop(serial))
 
+    def free_the_dead(self) -> None:
+        """For storages whose end we were not told."""
+        keys = {serial: key for key, serial in self._serials.items()}
+        for serial in [n for n, reference in self._references.items() if reference() is None and n in self._sizes]:
+            self._freed(keys.get(serial, -1), serial)
+
     def _unused(self, key: int, serial: int, reference: object) -> None:
         """The code let go of something that it never touched; another may come to lie there."""
         if self._waiting.get(key) == serial:
