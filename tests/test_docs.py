@@ -126,8 +126,8 @@ def estimate_table() -> str:
 def stub_table() -> str:
     """Estimates against torch's own CUDA operators and allocator over the stub, by card."""
     rows = []
-    for name in ("3090", "h100", "t4"):
-        found = json.loads((ROOT / f"benchmarks/results/estimate_stub_{name}.json").read_text(encoding="utf-8"))
+    for name, note in (("stub_3090", ""), ("stub_h100", ""), ("stub_t4", ""), ("again", ", run before")):
+        found = json.loads((ROOT / f"benchmarks/results/estimate_{name}.json").read_text(encoding="utf-8"))
         kept = [r for r in found["rows"] if "allocated_error" in r and not r["case"].startswith(RECURRENT)]
         cells = []
         for figure in ("allocated_error", "reserved_error"):
@@ -138,7 +138,7 @@ def stub_table() -> str:
                 f"{sum(not e for e in errors)}",
                 f"{worst[figure]:+.2%} ({worst['case']})",
             ]
-        rows.append(f"| {found['card']} | {len(kept)} | {' | '.join(cells)} |")
+        rows.append(f"| {found['card']}{note} | {len(kept)} | {' | '.join(cells)} |")
     head = "| as | programs | allocated, median | to the byte | largest | reserved, median | to the byte | largest |"
     return "\n".join([head, "|---|---|---|---|---|---|---|---|", *rows])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import ipyvram
@@ -32,6 +33,16 @@ def test_data_of_a_setup_cell_is_on_the_card_once():
     assert any("512×256" in note for note in report.measurement.notes)
     assert x.device.type == "cpu"
     assert torch.equal(x, values)
+
+
+def test_what_torchs_compiler_keeps_is_no_data():
+    """Tensors without memory, which answer through whatever mode is there."""
+    with FakeTensorMode() as mode:
+        kept = torch.empty(3)
+    x = torch.randn(512, 256)
+    report = estimated("net(x).sum().backward(); optimizer.step()", **trained(x=x))
+    assert report.peak["inputs"] == x.nbytes
+    assert (kept.fake_mode, kept.device.type) == (mode, "cpu")
 
 
 def test_what_the_code_moves_itself_stays_on_the_host():

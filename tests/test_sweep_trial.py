@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ipyvram import journal, measuring
+from ipyvram.probes.residents import look
 from ipyvram.recording import Cell
 from ipyvram.sweep.bodies import CellBody, FunctionBody
 from ipyvram.sweep.trial import MeasuredTrials, ProgramFailed
@@ -106,6 +107,13 @@ def test_updates_by_hand_are_steps_of_a_trial():
     trial = MeasuredTrials(body(CELL.replace("    optimizer.step()", update[1:]), space(crash=crashing())))(16, 3)
     assert (trial.steps, trial.timed_steps) == (5, 3)
     assert trial.samples_per_s == pytest.approx(16 / trial.step_s)
+
+
+def test_a_lazy_model_beside_it_is_no_matter():
+    """It has no memory yet, and is asked for some wherever all tensors are looked at."""
+    namespace = space(crash=crashing(), lazy=torch.nn.LazyLinear(10))
+    assert MeasuredTrials(body(CELL, namespace))(16, 3).steps == 5
+    assert look(namespace)
 
 
 def test_a_cell_with_few_steps_says_how_many_were_timed():

@@ -15,7 +15,7 @@ from ipyvram.patches import Patches
 from ipyvram.probes.uncompiled import leave_alone
 
 _DISABLED = Tensor.__torch_dispatch__
-_WITHOUT_MEMORY = "torch._subclasses."  # where torch keeps the tensors that its compiler and exporter run programs with
+WITHOUT_MEMORY = "torch._subclasses."  # where torch keeps the tensors that its compiler and exporter run programs with
 _FLAGS = ("Python", "PythonTLSSnapshot")
 _NUMBERS = frozenset({int, float, complex, bool})
 
@@ -67,7 +67,7 @@ def _dispatch(self: Mode, func: Any, types: Any, args: Any = (), kwargs: Any = N
     recorder = self.recorder
     for kind in types:
         if kind.__torch_dispatch__ is not _DISABLED:
-            if kind.__module__.startswith(_WITHOUT_MEMORY):  # whose mode is below ours: it does not answer by itself
+            if kind.__module__.startswith(WITHOUT_MEMORY):  # whose mode is below ours: it does not answer by itself
                 return func(*args, **(kwargs or {}))
             return NotImplemented  # made of tensors: its own dispatch runs operators on its parts, seen one by one
     if not recorder.active:

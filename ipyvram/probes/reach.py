@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ipyvram.probes.namespace import member_path
+from ipyvram.probes.tensors import NO_STORAGE
 from ipyvram.probes.variables import locals_of
 
 #: Objects looked into at most: a notebook that holds more plain Python data than this is told so by `Walk.complete`.
@@ -61,7 +62,7 @@ def storage_of(tensor: Tensor) -> Storage | None:
         if storage.device.type == "meta" or not storage.nbytes():
             return None
         return Storage(storage._cdata, str(storage.device), storage.nbytes())
-    except (NotImplementedError, RuntimeError):
+    except NO_STORAGE:
         return None
 
 

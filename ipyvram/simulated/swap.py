@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ipyvram.probes.dispatch import WITHOUT_MEMORY
 from ipyvram.probes.reach import Walk
 from ipyvram.simulated.host import HostTensors
 from ipyvram.simulated.refusal import CannotEstimate
@@ -39,7 +40,8 @@ class Found:
         for item in gc.get_objects():
             kind = type(item)
             if kind not in lists:
-                lists[kind] = next((found for base, found in kinds.items() if issubclass(kind, base)), None)
+                real = not str(kind.__module__).startswith(WITHOUT_MEMORY)
+                lists[kind] = next((found for base, found in kinds.items() if real and issubclass(kind, base)), None)
             if lists[kind] is not None:
                 lists[kind].append(item)
         self.tensors = list(filter(_is_defined, self.tensors))

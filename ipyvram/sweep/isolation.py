@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ipyvram.devices import cublaslt_workspace_bytes
 from ipyvram.probes.graph import nodes_below, packed_by
+from ipyvram.probes.tensors import NO_STORAGE
 from ipyvram.sweep.watch import synchronize
 from ipyvram.units import format_bytes
 
@@ -161,8 +162,8 @@ def _add(found: dict[int, int], tensor: Tensor) -> None:
     try:
         storage = tensor.untyped_storage()
         found[storage._cdata] = 0 if storage.device.type == "meta" else storage.nbytes()
-    except (NotImplementedError, RuntimeError):
-        pass  # no storage: sparse, or not materialised
+    except NO_STORAGE:
+        pass  # sparse, or not materialised
 
 
 def _saved(tensors: list[Tensor]) -> Iterator[Tensor]:
