@@ -184,16 +184,17 @@ assert len(calls) == 2
     assert calls == []
 
 
-def test_a_lazy_model_and_one_that_gets_a_parametrization_stay_what_they_were():
+@pytest.mark.parametrize("moved", ["lazy", "lazy.cuda()", "lazy.to('cuda')"])
+def test_a_lazy_model_and_one_that_gets_a_parametrization_stay_what_they_were(moved):
     """Both change their class: a lazy layer when it first runs, any other with its first parametrization."""
     torch.manual_seed(0)
     lazy = nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(4))
     net, other = nn.Linear(16, 8), nn.Linear(16, 8)
     before = repr((lazy, net, other)), [type(t) for t in (*lazy.parameters(), *lazy.buffers())]
     report = estimated(
-        """
+        f"""
 from torch.nn.utils.parametrizations import weight_norm
-lazy(torch.randn(2, 3, 8, 8, device="cuda")).sum().backward()
+{moved}(torch.randn(2, 3, 8, 8, device="cuda")).sum().backward()
 weight_norm(net)
 net(torch.randn(4, 16, device="cuda")).sum().backward()
 """,

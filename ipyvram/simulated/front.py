@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import graph as autograd_graph
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
@@ -208,6 +208,12 @@ def _parse_to(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Any
     if args and isinstance(args[0], int) and not isinstance(args[0], bool):
         args = (CARD, *args[1:])
     return func(*args, **kwargs)
+
+
+@_for(Tensor.detach, Tensor.requires_grad_)
+def _of_a_lazy_model(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    """``Module.to`` makes a parameter of each anew; one that has no memory yet stays itself."""
+    return args[0] if nn.parameter.is_lazy(args[0]) else func(*args, **kwargs)
 
 
 @_for(Tensor.cuda)
