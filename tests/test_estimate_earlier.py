@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import ipyvram
+from ipyvram.simulated.host import HostTensors
 
 LAYER = 256 * 256 * 4
 
@@ -207,3 +208,14 @@ net(torch.randn(4, 16, device="cuda")).sum().backward()
     assert lazy(torch.ones(2, 1, 5, 5)).shape == (2, 4)  # another shape than in the estimate
     with pytest.raises(ZeroDivisionError):
         estimated("lazy(torch.ones(2, 1, 5, 5, device='cuda')); 1 / 0", lazy=nn.LazyLinear(4))
+
+
+def test_what_lies_where_earlier_memory_has_ended_is_new():
+    """Else a parameter of the cell's own model went to the card twice, now and then."""
+    host, storage = HostTensors(), torch.zeros(3).untyped_storage()
+    host.exists(storage)
+    key = storage._cdata
+    del storage
+    made = [torch.zeros(3) for _ in range(100)]
+    assert key in [tensor.untyped_storage()._cdata for tensor in made]
+    assert not any(map(host.existed, made))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 
 import torch
@@ -12,19 +13,23 @@ class HostTensors:
     """Copies of host storages, made at the first write, put back by `restore`."""
 
     def __init__(self) -> None:
-        self._existing: set[int] = set()
+        self._existing: dict[int, weakref.ref[torch.UntypedStorage]] = {}  # another may come to lie where one has ended
         self._saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def exists(self, storage: torch.UntypedStorage) -> None:
         """This storage was there before the cell."""
-        self._existing.add(storage._cdata)
+        self._existing[storage._cdata] = weakref.ref(storage)
 
     def existed(self, tensor: Tensor) -> bool:
         """Whether it was there before the cell, and is on the host."""
         try:
-            return tensor.untyped_storage()._cdata in self._existing
+            return self._was_there(tensor.untyped_storage())
         except (NotImplementedError, RuntimeError, ValueError):  # the last: a lazy parameter has none yet
             return False
+
+    def _was_there(self, storage: torch.UntypedStorage) -> bool:
+        known = self._existing.get(storage._cdata)
+        return known is not None and known() is storage
 
     def before_write(self, tensors: Iterable[Tensor]) -> None:
         """An operator is about to write into ``tensors``."""
@@ -34,7 +39,7 @@ class HostTensors:
             except (NotImplementedError, RuntimeError):
                 continue
             key = storage._cdata
-            if key in self._existing and key not in self._saved and storage.device.type == "cpu":
+            if self._was_there(storage) and key not in self._saved and storage.device.type == "cpu":
                 self._saved[key] = (storage, storage.clone())
 
     def restore(self) -> None:
