@@ -81,6 +81,7 @@ class Shares:
 
 def _parts() -> tuple[tuple[type, str, str], ...]:
     from ipyvram.probes.graph_claims import GraphClaims
+    from ipyvram.probes.live_storages import LiveStorages
     from ipyvram.probes.owners import Owners
     from ipyvram.probes.phases import Phases
     from ipyvram.probes.stacks import StackReader
@@ -91,7 +92,7 @@ def _parts() -> tuple[tuple[type, str, str], ...]:
     hooks = ("_before_forward", "_after_forward", "_begin_backward", "_before_step", "_after_step")
     return (
         (StorageTrace, "record", "events: operators"),
-        (StorageTrace, "_freed", "events: ends of storages"),
+        (LiveStorages, "freed", "events: ends of storages"),
         (StackReader, "__call__", "events: the user's stack"),
         (GraphClaims, "read", "claims: what the graph saved"),
         (GraphClaims, "released", "claims: all others"),

@@ -68,7 +68,7 @@ class Tracing:
     def _start_storages(self) -> None:
         skip = frozenset({"cuda"} if self._history is not None else ())
         self._reader = stacks = StackReader(self.stacks)
-        followed = next((p.followed for p in reversed(self._probes) if isinstance(p, StorageTrace)), None)
+        followed = next((p.live.followed for p in reversed(self._probes) if isinstance(p, StorageTrace)), None)
         trace = StorageTrace(
             self._clock, stacks, self.origins, budget=self._budget, skip=skip, expired=self._expired, followed=followed
         )
@@ -101,7 +101,7 @@ class Tracing:
     def identify(self, storage: torch.UntypedStorage, before: bool) -> tuple[str, int] | None:
         """Device and address of a storage in the trace that follows it, None where none does."""
         history, storages = self._history, self._storages
-        if history is None and storages is not None and (known := storages.known(storage)) is not None:
+        if history is None and storages is not None and (known := storages.live.known(storage)) is not None:
             return known.log.name, known.serial
         if not storage.nbytes():
             return None
@@ -112,12 +112,12 @@ class Tracing:
             name = self._device_names.get(device)
             if name is None:
                 name = self._device_names[device] = str(device)
-            return name, storages.identify(storage, before=before)
+            return name, storages.live.identify(storage, before=before)
         return None
 
     def use(self, storage: torch.UntypedStorage) -> bool:
-        """See `StorageTrace.use`."""
-        return self._storages is not None and self._storages.use(storage)
+        """See `LiveStorages.use`."""
+        return self._storages is not None and self._storages.live.use(storage)
 
     def looked(self) -> None:
         """What was identified since the last call was there all the while: the program stood still, and goes on now."""
@@ -127,7 +127,7 @@ class Tracing:
     @property
     def event_count(self) -> int:
         """Events of the storage trace so far; the history does not tell before it is read."""
-        return self._storages.event_count if self._storages is not None else 0
+        return self._storages.live.event_count if self._storages is not None else 0
 
     @property
     def ended_by(self) -> str:

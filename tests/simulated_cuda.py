@@ -287,7 +287,7 @@ class SimulatedCuda:
             self._drain()
 
     def _drain(self) -> None:
-        log = self.trace._by_name.get("cpu")
+        log = self.trace.logs.by_name.get("cpu")
         rows, made = log.rows if log is not None else [], False
         while self._seen < len(rows):
             action, serial, size, _, _, stack, _ = rows[self._seen]
@@ -314,7 +314,7 @@ class SimulatedCuda:
 
     def _identify(self, storage: torch.UntypedStorage) -> tuple[str, int] | None:
         """In place of `HistoryTrace._place`, the one line that reads a pointer of a real card."""
-        serial = self.trace.identify(storage)
+        serial = self.trace.live.identify(storage)
         self.drain()
         if serial not in self._place:
             return None

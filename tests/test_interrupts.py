@@ -90,18 +90,18 @@ def test_a_hook_that_came_later_stays(monkeypatch):
 
 
 def test_a_storage_whose_end_was_missed_is_freed(monkeypatch):
-    from ipyvram.probes.storages import StorageTrace
+    from ipyvram.probes.live_storages import LiveStorages
 
     raised = []
-    original = StorageTrace._freed
+    original = LiveStorages.freed
 
-    def interrupted_once(self: StorageTrace, live: object) -> None:
+    def interrupted_once(self: LiveStorages, live: object) -> None:
         if not raised and live.size == 4_000:  # type: ignore[attr-defined]
             raised.append(True)
             raise KeyboardInterrupt
         original(self, live)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(StorageTrace, "_freed", interrupted_once)
+    monkeypatch.setattr(LiveStorages, "freed", interrupted_once)
 
     def program() -> None:
         a = torch.ones(1_000)

@@ -22,7 +22,7 @@ import ipyvram
 from ipyvram import bounds, devices, measuring, tracing
 from ipyvram import run as run_module
 from ipyvram.options import Options
-from ipyvram.probes import counters, graph_claims, history, oom, owners, phases, storages
+from ipyvram.probes import counters, graph_claims, history, live_storages, oom, owners, phases, storages
 from ipyvram.probes.clock import Clock
 from ipyvram.run import Run
 from ipyvram.sampler import Sampler
@@ -275,7 +275,7 @@ FAULTS = {
     "storage trace start": (storages.StorageTrace, "start"),
     "storage trace stop": (storages.StorageTrace, "stop"),
     "storage trace read": (storages.StorageTrace, "traces"),
-    "storage identity": (storages.StorageTrace, "identify"),
+    "storage identity": (live_storages.LiveStorages, "identify"),
     "storage events": (storages.StorageTrace, "record"),
     "stacks": (run_module.StackReader, "__call__"),
     "namespace": (owners.Owners, "namespace"),
@@ -336,7 +336,7 @@ STOPPING = {
     "descriptions": (Run, "_describe"),
     "notes": (Run, "_all_notes"),
     "counters": (run_module, "_counters"),
-    "storage trace": (storages.StorageTrace, "_flush"),
+    "storage trace": (live_storages.LiveStorages, "flush"),
     "the rest": (Run, "_record"),
     "recording": (run_module, "Recording"),
 }

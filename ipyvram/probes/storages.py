@@ -1,6 +1,6 @@
 """Storages that are allocated, resized and freed while a cell runs come in; one `Trace` per device goes out.
 
-A dispatch mode sees the outputs of every operator, a weak reference on each storage sees its end. This is the same
+A dispatch mode sees the outputs of every operator, `LiveStorages` which of them are new and when each ends. This is the same
 stream of events as the CUDA allocator's history, for devices that keep none. Not seen is what a kernel takes and gives
 back within one operator, and what compiled code allocates for itself.
 """
@@ -8,9 +8,8 @@ back within one operator, and what compiled code allocates for itself.
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -18,10 +17,11 @@ from torch import Tensor
 from ipyvram.patches import Patches
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.dispatch import Mode
-from ipyvram.probes.engine import OUTSIDE, REUSING, current_node, may_reuse
+from ipyvram.probes.engine import REUSING, may_reuse
 from ipyvram.probes.interrupts import Interrupts
+from ipyvram.probes.live_storages import LiveStorages
 from ipyvram.probes.stacks import Interner
-from ipyvram.probes.storage_log import Live, Row, StorageLog, allocated
+from ipyvram.probes.storage_log import DeviceLogs, Live, StorageLog
 from ipyvram.probes.tensors import (
     NO_STORAGE,
     SEVERAL,
@@ -34,12 +34,11 @@ from ipyvram.probes.tensors import (
 )
 from ipyvram.probes.tracer import watch_tracer
 from ipyvram.probes.uncompiled import alone
-from ipyvram.recording import Block, OomEvent, Origin, Trace
+from ipyvram.recording import OomEvent, Origin, Trace
 
 #: Events after which the trace ends by itself: a million rows are about 200 MB of Python objects.
 MAX_EVENTS = 1_000_000
 
-_ABOVE = 3  # calls between an operator and what reads its stack: `_output`, `record` and the mode
 _CHECK_EVERY = 1024  # operators between two looks at the bounds
 _aten = torch.ops.aten
 #: In-place operators that may give their tensor another storage, or another size. By identity: an overload's own hash is
@@ -49,14 +48,6 @@ _RESIZING = frozenset(
     for packet in (_aten.resize_, _aten.resize_as_, _aten.set_)
     for overload in packet.overloads()
 )
-
-
-class _Held(NamedTuple):
-    """Host memory that the cell has not used so far; ``first``: it was met before anything happened."""
-
-    storage: weakref.ref[torch.UntypedStorage]
-    serial: int
-    first: bool
 
 
 class StorageTrace:
@@ -82,18 +73,18 @@ class StorageTrace:
     expired : callable, optional
         Asked now and then; a text that is not empty ends the trace, and says why.
     followed : mapping of int to Live, optional
-        What an earlier trace of the cell has left in `followed`: it counts from the start of this one.
+        See `LiveStorages`.
 
     Attributes
     ----------
-    followed : dict of int to Live
-        When it has stopped: what this and earlier traces have seen and is still there.
+    live : LiveStorages
+        Which storage is which.
+    logs : DeviceLogs
+        What was written down so far.
     notes : list of str
         What the trace could not see, one line each.
     active : bool
         Whether events are being recorded.
-    event_count : int
-        Events recorded so far, on all devices.
     refused : OomEvent or None
         The last allocation that the budget refused.
     """
@@ -110,21 +101,15 @@ class StorageTrace:
         expired: Callable[[], str] = str,
         followed: Mapping[int, Live] | None = None,
     ) -> None:
-        self.followed = dict(followed or {})
+        self.logs = DeviceLogs(budget or {}, device_names or {}, skip)
+        self.live = LiveStorages(clock, stacks, self.logs, followed)
         self.notes: list[str] = []
-        self.event_count = 0
         self.refused: OomEvent | None = None
         self._clock, self._stacks, self._origins, self._expired = clock, stacks, origins, expired
-        self._budget, self._names, self._skip = dict(budget or {}), dict(device_names or {}), skip
-        self._live: dict[int, Live] = {}
+        self._live = self.live.by_key
         self._kinds = Kinds()
-        self._held: dict[int, _Held] = {}
-        self._logs: dict[torch.device, StorageLog | None] = {}
-        self._by_name: dict[str, StorageLog] = {}
         self._origin_of: dict[Any, int] = {}
         self._op_names: dict[int, str] = {}  # by identity: to ask takes a microsecond
-        self._serial = 0
-        self._reusing: tuple[Live, Live, Row] | None = None  # operand, result, and its row if the operand survives
         self._mode: Mode | None = None
         self._interrupts: Interrupts | None = None
         self._patches = Patches()
@@ -140,7 +125,7 @@ class StorageTrace:
         self._start_ns = self._clock()
         self._mode = Mode(self)
         self._mode.enter()
-        self._interrupts = Interrupts(self._freed, self._free_the_dead)
+        self._interrupts = Interrupts(self.live.freed, self.live.free_the_dead)
         self._interrupts.start()
         watch_tracer(self._patches, self._away)
         self.active = True
@@ -154,12 +139,8 @@ class StorageTrace:
         self._leave()
         if self.active:
             self._stop_ns = self._clock()
-            self._flush()
+            self.live.close()
             self.active, self._ended_by = False, ended_by
-            both = self.followed | self._live
-            self.followed = {key: live for key, live in both.items() if live() is not None}
-            self._live.clear()
-            self._held.clear()
 
     def _leave(self) -> None:
         if self._mode is not None and self._mode.leave():
@@ -186,140 +167,7 @@ class StorageTrace:
     def traces(self) -> tuple[Trace, ...]:
         """One trace per device that the cell used; call it after `stop`."""
         self._leave()
-        stop_ns = self._stop_ns or self._clock()
-        used = [log for log in self._by_name.values() if log.rows or log.baseline]
-        return tuple(log.trace(self._start_ns, stop_ns, self._ended_by) for log in used)
-
-    # -- who is who --------------------------------------------------------------------------------------------------
-
-    def device_name(self, device: torch.device) -> str:
-        """What the trace calls a device."""
-        name = str(device)
-        return self._names.get(name) or self._names.get(device.type) or name
-
-    def known(self, storage: torch.UntypedStorage) -> Live | None:
-        """A storage that the trace follows already and that takes memory."""
-        live = self._live.get(storage._cdata)
-        return live if live is not None and live.size else None
-
-    def identify(self, storage: torch.UntypedStorage, before: bool = False) -> int:
-        """The serial number of a storage, its address in the trace; never used for another one.
-
-        Parameters
-        ----------
-        storage : torch.UntypedStorage
-            A storage not seen so far is recorded as found: ``before`` says that it was there when the trace began, else it
-            appeared now (data that no operator of this thread made). Host memory that was there before counts from when
-            the cell uses it: the rest of a process's tensors are not this cell's.
-        """
-        known = self._live.get(storage._cdata)
-        if known is None:
-            log = self._log(storage)
-            if log is None or not self.active:
-                self._serial += 1
-                return self._serial  # matches nothing
-            held = self._held.get(storage._cdata)
-            if held is not None and held.storage() is storage:
-                return held.serial
-            if before and storage.device.type == "cpu" and not self._is_followed(storage):
-                self._serial += 1
-                self._held[storage._cdata] = _Held(weakref.ref(storage), self._serial, first=not self.event_count)
-                return self._serial
-            known = self._found(storage, log, before)
-        return known.serial
-
-    def use(self, storage: torch.UntypedStorage) -> bool:
-        """Compiled code uses it, which no operator tells: it counts from the begin if it was met before all events.
-
-        Returns
-        -------
-        bool
-            Whether it counts from now on, and did not before.
-        """
-        held, log = self._held.get(storage._cdata), self._log(storage)
-        if not self.active or log is None or held is None or held.storage() is not storage:
-            return False
-        self._found(storage, log, before=held.first, used=True)
-        return not held.first
-
-    def _is_followed(self, storage: torch.UntypedStorage) -> bool:
-        """Whether an earlier trace of the cell has seen it: then it is the cell's, used or not."""
-        live = self.followed.get(storage._cdata)
-        return live is not None and live() is storage
-
-    def _found(
-        self, storage: torch.UntypedStorage, log: StorageLog, before: bool, origin: int = -1, used: bool = False
-    ) -> Live:
-        """A storage that no operator was seen to make."""
-        held = self._held.pop(storage._cdata, None)
-        live = self._watch(storage, storage.nbytes(), log)
-        if held is not None and held.storage() is storage:
-            live.serial, before = held.serial, before or not used
-        if before:
-            log.baseline.append(Block(live.serial, live.size, live.size))
-        else:
-            self._append(log, allocated(live, self._clock(), self._stacks(0), origin))
-        return live
-
-    def _watch(self, storage: torch.UntypedStorage, size: int, log: StorageLog) -> Live:
-        live = Live(storage, self._freed)
-        self._serial += 1
-        live.key, live.serial, live.size = storage._cdata, self._serial, size
-        live.log, live.node = log, OUTSIDE
-        self._live[live.key] = live
-        log.bytes += size
-        return live
-
-    @alone
-    def _freed(self, live: Live) -> None:
-        if self._live.get(live.key) is not live:
-            return  # the trace has stopped
-        del self._live[live.key]
-        live.log.bytes -= live.size
-        reusing = self._reusing
-        if reusing is not None:
-            if reusing[0] is live:
-                reusing[1].serial = live.serial  # the result lives on in the place of its operand
-                self._reusing = None
-                return
-            self._flush()
-        self.event_count += 1
-        live.log.freed(live, self._clock())
-
-    def _free_the_dead(self) -> None:
-        """For a storage whose end we were not told."""
-        for live in [live for live in self._live.values() if live() is None]:
-            self._freed(live)
-
-    def _append(self, log: StorageLog, row: Row) -> None:
-        self._flush()
-        self.event_count += 1
-        log.rows.append(row)
-
-    def _log(self, storage: torch.UntypedStorage) -> StorageLog | None:
-        device = storage.device
-        try:
-            return self._logs[device]
-        except KeyError:
-            name = self.device_name(device)
-            log = None
-            if device.type not in self._skip and (name != "meta" or "meta" in self._names):
-                budget = self._budget.get(name, self._budget.get(name.partition(":")[0]))
-                log = self._by_name.setdefault(name, StorageLog(name, budget))
-            self._logs[device] = log
-            return log
-
-    def _origin(self, func: Any, tensor: Tensor) -> int:
-        shape = shape_of(tensor)
-        key = (id(func), shape, tensor.dtype)
-        index = self._origin_of.get(key)
-        if index is None:
-            name = self._op_names.get(id(func))
-            if name is None:
-                name = self._op_names[id(func)] = _op_name(func)
-            index = self._origins(Origin(name, tuple(shape), dtype_name(tensor.dtype)))
-            self._origin_of[key] = index
-        return index
+        return self.logs.traces(self._start_ns, self._stop_ns or self._clock(), self._ended_by)
 
     # -- operators ---------------------------------------------------------------------------------------------------
 
@@ -350,7 +198,7 @@ class StorageTrace:
                     self._output(func, args, item)
         self._operators += 1
         if self._operators % _CHECK_EVERY == 0:
-            reason = f"{MAX_EVENTS:,} events" if self.event_count > MAX_EVENTS else self._expired()
+            reason = f"{MAX_EVENTS:,} events" if self.live.event_count > MAX_EVENTS else self._expired()
             if reason:
                 self.stop(reason)
 
@@ -363,10 +211,10 @@ class StorageTrace:
             return
         if storage._cdata in self._live:
             return
-        log = self._log(storage)
+        log = self.logs.of(storage)
         if log is not None and storage.nbytes() and not tensor._is_zerotensor():
             # What wants a gradient was made by an operator, before; data that no operator made has no such wish.
-            self._found(storage, log, tensor.requires_grad, self._origin("", tensor))
+            self.live.found(storage, log, tensor.requires_grad, self._origin("", tensor))
 
     def _output(self, func: Any, args: tuple[Any, ...], tensor: Tensor) -> None:
         try:
@@ -376,32 +224,27 @@ class StorageTrace:
                 for part in plain_tensors(tensor):
                     self._output(func, args, part)
             return
-        known = self._live.get(storage._cdata)
+        known, size = self._live.get(storage._cdata), storage.nbytes()
         if known is not None:
-            if known.size != storage.nbytes():
-                self._resized(known, storage.nbytes(), self._origin(func, tensor))
+            if known.size != size:
+                origin = self._origin(func, tensor)
+                if not known.log.fits(size - known.size):
+                    self._refuse(known.log, size, origin)
+                self.live.resized(known, size, origin)
             return
-        log, size = self._log(storage), storage.nbytes()
+        log = self.logs.of(storage)
         if log is None or not size or tensor._is_zerotensor():  # the zeros of forward-mode derivatives take no memory
             return
+        origin = self._origin(func, tensor)
         reused = self._reused(func, args, size) if id(func) in REUSING else None
         if reused is None and not log.fits(size):  # what is written over its operand needs no room of its own
-            self._refuse(log, size, self._origin(func, tensor))
-        live = self._watch(storage, size, log)
-        live.node = current_node()
-        if self._reusing is not None:
-            self._flush()
-        row = allocated(live, self._clock(), self._stacks(_ABOVE), self._origin(func, tensor))
-        if reused is None:
-            self.event_count += 1
-            log.rows.append(row)
-        else:
-            self._reusing = reused, live, row
+            self._refuse(log, size, origin)
+        self.live.made(storage, size, log, origin, reused)
 
     def _reused(self, func: Any, args: tuple[Any, ...], size: int) -> Live | None:
         """The storage that the engine would write the result over, if nobody else held it.
 
-        Whether somebody does shows at once: else it is freed before anything else happens, which `_freed` sees.
+        Whether somebody does shows at once: else it is freed before anything else happens, which `LiveStorages.freed` sees.
         """
         if torch._C._current_graph_task_id() == -1 or not isinstance(args[0], Tensor):
             return None
@@ -409,30 +252,24 @@ class StorageTrace:
         operand = None if storage is None else self._live.get(storage._cdata)
         if operand is None or operand.size != size:
             return None
-        newest = operand.serial == self._serial
+        newest = operand.serial == self.live.serial
         return operand if may_reuse(func, args[0], operand.node, newest=newest) else None
 
-    def _flush(self) -> None:
-        """The operand of the last sum outlived it: the sum took memory of its own after all."""
-        if self._reusing is not None:
-            _, live, row = self._reusing
-            self._reusing = None
-            self.event_count += 1
-            live.log.rows.append(row)
-
-    def _resized(self, live: Live, size: int, origin: int) -> None:
-        if not live.log.fits(size - live.size):
-            self._refuse(live.log, size, origin)
-        self._flush()
-        self.event_count += 1
-        live.log.freed(live, self._clock())
-        live.log.bytes += size - live.size
-        live.size = size
-        self._append(live.log, allocated(live, self._clock(), self._stacks(0), origin))
+    def _origin(self, func: Any, tensor: Tensor) -> int:
+        shape = shape_of(tensor)
+        key = (id(func), shape, tensor.dtype)
+        index = self._origin_of.get(key)
+        if index is None:
+            name = self._op_names.get(id(func))
+            if name is None:
+                name = self._op_names[id(func)] = _op_name(func)
+            index = self._origins(Origin(name, tuple(shape), dtype_name(tensor.dtype)))
+            self._origin_of[key] = index
+        return index
 
     def _refuse(self, log: StorageLog, size: int, origin: int) -> NoReturn:
         """An allocation does not fit the budget: note the instant and raise what the CUDA allocator would."""
-        self._flush()
+        self.live.flush()
         self.refused = log.refusal(size, self._clock(), self._stacks(0), origin)
         raise torch.OutOfMemoryError(log.out_of_memory(size))
 
