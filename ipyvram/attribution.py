@@ -50,7 +50,7 @@ from ipyvram.marks import (
 from ipyvram.recording import CATEGORIES, Claim, Recording
 from ipyvram.unclaimed import INDEX, Unclaimed
 
-#: Private categories of claims, see `probes.owners`.
+#: Private categories of claims, see `probes.graph_claims`, `probes.copies`, `probes.member_claims`, `probes.variable_claims`.
 RELEASED, DATA, COPY, STATE, KEPT, ATTRIBUTE = "released", "data", "copy", "state", "kept", "attribute"
 RESULT_BEFORE = "result"
 _FOR_LIFE = ("parameters", "buffers", "optimizer_state", "gradients")

@@ -13,7 +13,8 @@ from ipyvram.probes import leftovers as module
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.graph_claims import DATA
 from ipyvram.probes.leftovers import left_by, leftovers
-from ipyvram.probes.owners import KEPT, Owners
+from ipyvram.probes.owners import Owners
+from ipyvram.probes.variable_claims import KEPT
 
 pytestmark = pytest.mark.usefixtures("read_graphs")
 
