@@ -80,6 +80,7 @@ class Shares:
 
 
 def _parts() -> tuple[tuple[type, str, str], ...]:
+    from ipyvram.arming import Arming
     from ipyvram.probes.graph_claims import GraphClaims
     from ipyvram.probes.live_storages import LiveStorages
     from ipyvram.probes.owners import Owners
@@ -100,7 +101,7 @@ def _parts() -> tuple[tuple[type, str, str], ...]:
         *((Phases, name, "marks") for name in hooks),
         (Run, "start", "arming"),
         (Run, "_start_sampler", "arming"),
-        (Run, "_on_step", "steps"),
+        (Arming, "_on_step", "steps"),
     )
 
 

@@ -12,31 +12,20 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from torch import nn
-from torch.utils import _python_dispatch as dispatch_modes
-
-from ipyvram.bounds import Bounds
+from ipyvram.arming import Arming
 from ipyvram.devices import check_device, cuda_possible, describe, use_device, used_cuda
 from ipyvram.guarding import Guard
 from ipyvram.options import Options
 from ipyvram.probes import counters, ending
 from ipyvram.probes.clock import Clock
-from ipyvram.probes.evaluations import FORWARDS, Evaluations
 from ipyvram.probes.nvml import Cards, open_cards
 from ipyvram.probes.oom import OomWatch
-from ipyvram.probes.owners import Owners
-from ipyvram.probes.phases import Phases
 from ipyvram.probes.stacks import StackReader
 from ipyvram.pulse import Pulse, held_by_claims, leading_device, limit_of
 from ipyvram.recording import Cell, Device, Observation, OomEvent, Recording, Samples
 from ipyvram.sampler import Sampler, combined_reader
-from ipyvram.tracing import Tracing
-from ipyvram.watch import Watch
 
 __all__ = ["Run", "check_device"]
-
-#: At least so long between two looks at the allocator's counters when steps end; a look takes 50 µs.
-STEP_PERIOD_S = 0.005
 
 
 class Run:
@@ -68,29 +57,19 @@ class Run:
             budget = {"cpu": options.budget_bytes} | dict(budget or {})
         self.guard = Guard()
         self._clock = Clock()
-        self._tracing = Tracing(self._clock, self.guard, self._expired, budget)
+        variables = namespace if namespace is not None else {}
+        steps = options.trace_steps if options.budget_bytes is None else 0
+        self._arming = arming = Arming(self._clock, self.guard, steps, variables, budget, by_hand)
+        self._tracing, self._owners, self._phases = arming.tracing, arming.owners, arming.phases
         self.guard.after = self._tracing.looked
         self._namespace = namespace
-        variables = namespace if namespace is not None else {}
-        self._owners = Owners(self._clock, self._tracing.identify, variables, self._tracing.use)
         self._oom = OomWatch(self._clock, StackReader(self._tracing.stacks))
-        self._phases = Phases(
-            self._clock, self._owners, self._on_step, self._on_forward, self.guard, self._tracing.phase
-        )
-        self._by_hand = by_hand
         self._cards: Cards | None = None
         self._card_names: list[str] = []
         self._sampler: Sampler | None = None
         self._samples: tuple[Samples, ...] = ()
         self._held: tuple[tuple[int, str], dict[str, int]] = ((0, ""), {})
         self._recording: Recording | None = None
-        self._rose: Observation | None = None  # the last step, not traced, by whose end memory had risen
-        self._held_by_error: Callable[[], None] = lambda: None
-        self._watch = Watch()
-        self._evaluations = Evaluations(self._on_evaluation)
-        self._bounds = Bounds(options.trace_steps if options.budget_bytes is None else 0)  # of the traced stretch
-        self._armed = self._ran = False  # whether a stretch is being traced; whether a model or a backward has run
-        self._traced_steps = self._seen_ns = 0
         self._counters_start: dict[str, dict[str, int]] = {}
         self._started = ExitStack()  # what takes everything away again, also when `stop` itself fails
         self._start_ns = 0
@@ -105,12 +84,7 @@ class Run:
         self._thread = threading.get_ident()
         self.guard("NVML is unavailable", self._open_cards)
         self.guard("allocator counters are unavailable", self._read_counters_start)
-        self._undo("phases did not stop cleanly", self._phases.stop)
-        self._undo("an evaluation is still waited for", self._evaluations.stop)
-        self.guard("an evaluation would not be noticed", self._evaluations.start)
-        self._undo("tracing did not stop cleanly", partial(self._tracing.stop, "end of cell"))
-        self._undo("tracing did not stop cleanly", partial(self.stop_tracing, "end of cell"))
-        self._start_tracing(before=True)
+        self._arming.start(self._undo)
         if cuda_possible():
             self._undo("an out-of-memory would be explained after the cell", self._oom.stop)
             self.guard("an out-of-memory would not be explained", self._oom.start)
@@ -134,90 +108,18 @@ class Run:
     def _read_counters_start(self) -> None:
         self._counters_start = _counters()
 
-    def _start_tracing(self, before: bool) -> None:
-        """Arm the probes of one traced stretch; ``before``: what the namespace holds was there before the cell."""
-        self._bounds.begin(self._phases.steps, self._clock(), self.guard.seconds)
-        self._tracing.start(cuda_possible())
-        self._armed = True
-        self.guard("the namespace could not be read", lambda: self._owners.namespace(before=before, left=True))
-        self.guard("phases are unavailable", self._phases.start)
-
     def _start_sampler(self) -> None:
         read = combined_reader(self._cards)
 
         def watched(device: str) -> Mapping[str, float]:
             figures = read(device)
-            see = self._watch.learn_figures if self._armed else self._watch.see_figures
-            see(device, figures)
+            self._arming.see(device, figures)
             return figures
 
         self._sampler = Sampler(self._clock, watched, counters.devices_in_use, self.options.interval_s)
         self._sampler.start()
 
     # -- while it runs -----------------------------------------------------------------------------------------------
-
-    def _on_forward(self, module: nn.Module | None, args: tuple[Any, ...]) -> None:
-        """Notice a model on the CPU of a machine with a GPU; end the trace of a cell without steps at its bounds."""
-        if not self._ran:
-            self._ran = True
-            self._bounds.begin(self._bounds.first, self._clock(), self.guard.seconds)
-        self._bounds.passes += 1
-        if module is not None:
-            if self._tracing.notice(module):
-                self._owners.forget()  # what no trace followed so far
-            if threading.get_ident() != self._thread and not cuda_possible():
-                self.guard.note(
-                    "a model ran on another thread than the cell's: what operators allocated there is not traced"
-                )
-            if self._bounds.evaluation and self._armed and self._evaluations.forward(module):
-                self.stop_tracing(f"{FORWARDS} forwards of an evaluation")
-        if reason := self._tracing.ended_by or self._expired():
-            self.stop_tracing(reason)
-
-    def _expired(self) -> str:
-        """Why a trace without an optimizer step should end, an empty string while it should not."""
-        if not self._armed:
-            return ""
-        return self._bounds.expired(self._phases.steps, self._clock(), self.guard.seconds, self._tracing.event_count)
-
-    def _on_step(self, steps: int) -> None:
-        self._follow_step(steps)
-        if self._by_hand is not None and self._phases.by_hand:
-            self._by_hand(steps)
-
-    def _follow_step(self, steps: int) -> None:
-        if not self._armed:
-            self.guard("the watch for growth is blind", self._see_figures)
-            reason, news, self._phases.news = self._watch.reason(), self._phases.news, None
-            if (rose := self._watch.rose) is not None:
-                self._rose = Observation("rose", rose[1], count=steps, device=rose[0])
-                self._watch.rose = None
-            if news is not None:
-                self._retrace(Bounds(why=news.why, awaited=news.optimizer))
-            elif reason:
-                self._retrace(Bounds(why=reason))
-            return
-        self._watch.learn_step()
-        if not self._watch.doubling() and (reason := self._bounds.reached(steps, self._phases.stepped)):
-            self.stop_tracing(reason)
-
-    def _on_evaluation(self, module: nn.Module | None, args: tuple[Any, ...]) -> None:
-        """Trace an evaluation that begins; ``module`` is about to run, None where nothing is yet."""
-
-        def begin() -> None:
-            if self._retrace(Bounds(why="an evaluation began", evaluation=True)) and module is not None:
-                self._phases.join(module, args)
-
-        self.guard("an evaluation is not traced", begin)
-
-    def _see_figures(self) -> None:
-        """Read the allocator's counters between two samples too: a few quick steps may be over before the next."""
-        if (self._clock() - self._seen_ns) / 1e9 < STEP_PERIOD_S:
-            return
-        for device in counters.devices_in_use():
-            if device != "cpu":
-                self._watch.see_figures(device, counters.read(device))
-        self._seen_ns = self._clock()
 
     def pulse(self) -> Pulse:
         """The run at this moment, for the live meter; from any thread."""
@@ -233,51 +135,9 @@ class Run:
         label, held = self.options.label, self._held[1]
         return Pulse(elapsed_s, self._phases.steps, device, figures, card_bytes, limit_bytes, label, held)
 
-    def stop_tracing(self, ended_by: str) -> None:
-        """Take the probes away and keep the sampler: what is left of the cell costs nothing you notice."""
-        if not self._armed:
-            return
-        self._traced_steps += self._phases.steps - self._bounds.first
-        self.guard("the namespace could not be read", self._owners.namespace)
-        self.guard("what the error holds is unknown", self._held_by_error)
-        self.guard("kept graphs could not be read", lambda: self._owners.graphs.kept(self._phases.read))
-        self.guard("the watch for growth is blind", self._learn_figures)
-        self._armed = False
-        self.guard("phases did not stop cleanly", self._phases.stop_tracing)
-        self._tracing.stop(ended_by)
-        self._evaluations.listen()
-
-    def _learn_figures(self) -> None:
-        for device in counters.devices_in_use():
-            self._watch.learn_figures(device, counters.read(device))
-
     def retrace(self, reason: str) -> bool:
-        """Trace from here to the end of the next optimizer step, if no trace is running and the bound allows it.
-
-        Parameters
-        ----------
-        reason : str
-            In words; the report shows it.
-
-        Returns
-        -------
-        bool
-            Whether a trace was started. Off CUDA not inside somebody's dispatch mode: leaving it would take ours away.
-        """
-        return self._retrace(Bounds(why=reason))
-
-    def _retrace(self, bounds: Bounds) -> bool:
-        if self._armed or self._recording is not None or not self._watch.allows():
-            return False
-        inside = bool(dispatch_modes._get_current_dispatch_mode_stack()) and not cuda_possible()
-        if inside or threading.get_ident() != self._thread:
-            return False
-        self._evaluations.silence()
-        self._watch.retraces += 1
-        self._bounds = bounds
-        self._owners.forget()
-        self._start_tracing(before=False)
-        return True
+        """See `Arming.retrace`."""
+        return self._arming.retrace(reason)
 
     # -- stop --------------------------------------------------------------------------------------------------------
 
@@ -295,8 +155,7 @@ class Run:
                 self.guard("steps could not be counted", partial(self._phases.over, failed=error is not None))
                 self.guard("the sampler did not stop cleanly", self._stop_sampler)
                 self._oom.stop()
-                if error is not None:  # right after the variables: `x` says more than an argument of some frame
-                    self._held_by_error = lambda: self._owners.held_by(error)
+                self._arming.error = error
                 devices = dict.fromkeys(["cpu", *(s.device for s in self._samples)])
                 observations = ending.observe(
                     self.guard, self._namespace, error, self._phases.orphans, self._cards, devices
@@ -305,9 +164,9 @@ class Run:
                 if oom is None and (caught := self._oom.event) is not None:
                     survived = Observation("caught_oom", caught.requested_bytes, device=caught.device)
                     observations = (*observations, survived)
-                if self._rose is not None:
-                    observations = (*observations, self._rose)
-            self._held_by_error = lambda: None
+                if self._arming.rose is not None:
+                    observations = (*observations, self._arming.rose)
+            self._arming.error, self._arming.over = None, True
             self._recording = self._record(stop_ns, error, observations, oom)
             self._owners.claims.clear()
             self._phases.marks = []
@@ -348,7 +207,7 @@ class Run:
             limit=self.options.limit,
             card_bytes=self.options.card_bytes,
             steps=self._phases.steps,
-            traced_steps=self._traced_steps,
+            traced_steps=self._arming.traced_steps,
             error=None if error is None else ending.error_info(error),
             notes=self._all_notes(),
             overhead_s=round(self.guard.seconds, 6),

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ipyvram import arming
 from ipyvram import run as run_module
 from ipyvram.analysis import analyse
 from ipyvram.caching_allocator import Settings
@@ -212,7 +213,7 @@ def test_pins_make_up_for_a_clock_that_jitters():
 
 def test_a_second_traced_stretch_begins_from_what_is_live_then(monkeypatch):
     """After the traced steps the history is off; a later stretch is exact again, to the last byte."""
-    modes = run_module.dispatch_modes  # the simulation's own mode is not the program's
+    modes = arming.dispatch_modes  # the simulation's own mode is not the program's
     monkeypatch.setattr(modes, "_get_current_dispatch_mode_stack", list)
     with SimulatedCuda() as cuda:
         run = Run(Options(trace_steps=1))
