@@ -29,49 +29,30 @@ Rules, in order (the first that applies wins; `docs/architecture.md` gives the r
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from ipyvram.claimed import COPYING, Claimed, Claims, match
 from ipyvram.ledger import Ints, Ledger, account
 from ipyvram.marks import (
-    PhaseSpan,
     cut_forwards,
     models,
     module_track,
     optimizer_steps,
+    phase_at,
     phase_spans,
     root_forwards,
     rounds,
     step_ends,
 )
-from ipyvram.recording import CATEGORIES, Claim, Recording
-from ipyvram.unclaimed import INDEX, Unclaimed
+from ipyvram.recording import CATEGORIES, Origin, Recording
+from ipyvram.unclaimed import INDEX, Flags, Unclaimed
 
-#: Private categories of claims, see `probes.graph_claims`, `probes.copies`, `probes.member_claims`, `probes.variable_claims`.
-RELEASED, DATA, COPY, STATE, KEPT, ATTRIBUTE = "released", "data", "copy", "state", "kept", "attribute"
-RESULT_BEFORE = "result"
-_FOR_LIFE = ("parameters", "buffers", "optimizer_state", "gradients")
-_SAVED = ("activations", DATA, KEPT)
-_UNKNOWN = -1
-_COPYING = ("aten.clone", "aten._to_copy")
+#: Operators that compute nothing from tensors begin so.
 _LOADING = (
-    "rand",
-    "zeros",
-    "ones",
-    "full",
-    "empty",
-    "arange",
-    "eye",
-    "linspace",
-    "normal",
-    "_to_copy",
-    "lift",
-    "stack",
-    "cat",
-)
+    "rand", "zeros", "ones", "full", "empty", "arange", "eye", "linspace", "normal", "_to_copy", "lift", "stack", "cat",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,8 +85,7 @@ class Attribution:
     ----------
     spans : Spans
         Every instant of every allocation exactly once.
-    claims : dict of int to tuple of Claim
-        Row → its claims, in order of time.
+    claims : Claims
     modules, phases : Places
         Row → path of the module that was running when it was made; ``forward``, ``backward``, ``optimizer``, ``before`` the
         trace, or nothing.
@@ -114,10 +94,10 @@ class Attribution:
     """
 
     spans: Spans
-    claims: dict[int, tuple[Claim, ...]]
+    claims: Claims
     modules: Places
     phases: Places
-    cast: npt.NDArray[np.bool_]
+    cast: Flags
 
     def accounts(self, ledger: Ledger) -> dict[str, Ints]:
         """Category → bytes at each instant; the sum over categories is `Ledger.allocated`."""
@@ -141,65 +121,37 @@ def attribute(recording: Recording, ledger: Ledger, device: str) -> Attribution:
 
 class _Attributor:
     def __init__(self, recording: Recording, ledger: Ledger, device: str) -> None:
-        self.ledger = ledger
-        self.count = len(ledger.born)
+        self.recording, self.ledger = recording, ledger
         self.phases = phase_spans(recording.marks, recording.stop_ns)
-        self.cut_short = self.phases[-1] if self.phases and recording.error is not None else None
-        self.starts = [p.begin_ns for p in self.phases]
-        self.forwards = [p.begin_ns for p in self.phases if p.name == "forward"]
+        self.begins = [p.begin_ns for p in self.phases]
         self.born_ns = ledger.time_ns[np.minimum(ledger.born, ledger.instants - 1)]
         last = max(int(ledger.time_ns[-1]), recording.stop_ns) + 1  # later than any phase, not only than any event
         self.died_ns = np.where(
             ledger.died < ledger.instants, ledger.time_ns[np.minimum(ledger.died, ledger.instants - 1)], last
         )
-        self.claims = self._match([c for c in recording.claims if c.device == device])
-        self.origins = recording.origins
-        operators = [origin.op.removeprefix("aten.") for origin in recording.origins]
-        # The last: unknown, -1.
-        self.loaded = np.array([not op or op.startswith(_LOADING) for op in operators] + [False])
-        self.modules = module_track(recording.marks, models(recording.claims))
-        buckets = recording.environment.get("gradient_bucket_bytes", "")
-        self.buckets = tuple(int(size) for size in buckets.split(",") if size)
-        self.workspace = int(recording.environment.get("cublas_workspace_bytes", "0") or 0)
-        self.lt_workspace = int(recording.environment.get("cublaslt_workspace_bytes", "0") or 0)
-        stacks = recording.environment.get("stacks_of_threads", "")
+        self.claims = match([c for c in recording.claims if c.device == device], ledger)
         # What a thread of the program loads meanwhile is none of what the model makes.
-        self.aside = np.isin(ledger.stack, [int(stack) for stack in stacks.split(",") if stack])
-        self.autocast = bool(recording.environment.get("autocast_without_gradients"))
-        self.steps, self.marks = step_ends(self.phases), recording.marks
-        self.roots = root_forwards(recording.marks)
-        self.cut = cut_forwards(recording.marks)
+        self.aside = np.isin(ledger.stack, _numbers(recording.environment.get("stacks_of_threads", "")))
         self.stepping = [(begin, end) for begin, end in optimizer_steps(recording.marks) if begin < end]  # else by hand
-        self.with_gradients = any(c.category == "gradients" for c in recording.claims)
-        self.trained = [(begin, end) for begin, end, grad in self.roots if grad]
-        self.trained_begins = [begin for begin, _ in self.trained]
-
-    def _match(self, claims: list[Claim]) -> dict[int, tuple[Claim, ...]]:
-        if not claims:
-            return {}
-        rows = self.ledger.find(
-            np.array([c.address for c in claims], np.int64), np.array([c.time_ns for c in claims], np.int64)
-        )
-        matched: dict[int, list[Claim]] = {}
-        for row, claim in zip(rows.tolist(), claims, strict=True):
-            if row >= 0:
-                matched.setdefault(row, []).append(claim)
-        return {row: tuple(found) for row, found in matched.items()}
+        self.roots = root_forwards(recording.marks)
+        self.track = module_track(recording.marks, models(recording.claims))
+        self.modules = self._modules()
+        self.cast = self._cast() if recording.environment.get("autocast_without_gradients") else self._rows([])
 
     def run(self) -> Attribution:
         born, died = self.ledger.born, self.ledger.died
-        self.cast = self._cast(self.autocast)
-        first = self._unclaimed().categories()
+        first, claimed = self._unclaimed().categories(), self._claimed()
         rows, second, switches = [], [], []  # allocations that change category once
         for row in self.claims:
-            category, switch, after = self._claimed(row)
-            if category != _UNKNOWN:
-                first[row] = category
-            if switch is not None and born[row] < switch < died[row]:
+            course = claimed.course(row)
+            if course is None:
+                continue
+            first[row] = course.first
+            if course.switch is not None and born[row] < course.switch < died[row]:
                 rows.append(row)
-                second.append(after)
-                switches.append(switch)
-        every = np.arange(self.count)
+                second.append(course.after)
+                switches.append(course.switch)
+        every = np.arange(len(born))
         changed, at = np.array(rows, np.int64), np.array(switches, np.int64)
         end = died.copy()
         end[changed] = at
@@ -209,175 +161,103 @@ class _Attributor:
             begin=np.r_[born, at],
             end=np.r_[end, died[changed]],
         )
-        return Attribution(spans, self.claims, self._modules(), self._phases(), self.cast)
+        return Attribution(spans, self.claims, self.modules, self._phases(), self.cast)
+
+    def _claimed(self) -> Claimed:
+        return Claimed(
+            claims=self.claims,
+            ledger=self.ledger,
+            born_ns=self.born_ns,
+            died_ns=self.died_ns,
+            aside=self.aside,
+            phases=self.phases,
+            stepping=self.stepping,
+            origins=self.recording.origins,
+            trained=[(begin, end) for begin, end, grad in self.roots if grad],
+            with_gradients=any(c.category == "gradients" for c in self.recording.claims),
+        )
 
     def _unclaimed(self) -> Unclaimed:
-        named, claimed = np.zeros(self.count, bool), np.zeros(self.count, bool)
-        claimed[list(self.claims)] = True
-        shapes = {c.shape for claims in self.claims.values() for c in claims if c.category in ("parameters", "buffers")}
-        copied = np.array(
-            [o.op == "aten.clone" and bool(o.shape) and o.shape in shapes for o in self.origins] + [False]
-        )
-        named[[row for row, claims in self.claims.items() if any(c.name and not c.category for c in claims)]] = True
+        marks, environment, steps = self.recording.marks, self.recording.environment, step_ends(self.phases)
+        named = [row for row, claims in self.claims.items() if any(c.name and not c.category for c in claims)]
         return Unclaimed(
             ledger=self.ledger,
             born_ns=self.born_ns,
             died_ns=self.died_ns,
-            named=named,
-            claimed=claimed,
-            loaded=self.loaded[self.ledger.origin],
-            copied=copied[self.ledger.origin],
+            named=self._rows(named),
+            claimed=self._rows(list(self.claims)),
+            loaded=self._made_by([_loads(o) for o in self.recording.origins]),
+            copied=self._copied(),
             cast=self.cast,
             phases=self.phases,
-            cut_short=self.cut_short,
-            borders=self.steps,
-            rounds=rounds(self.steps, self.marks),
+            cut_short=self.phases[-1] if self.phases and self.recording.error is not None else None,
+            borders=steps,
+            rounds=rounds(steps, marks),
             roots=self.roots,
-            cut=self.cut,
+            cut=cut_forwards(marks),
             stepping=self.stepping,
-            modules=self.modules,
+            modules=self.track,
             aside=self.aside,
-            workspace=self.workspace,
-            lt_workspace=self.lt_workspace,
-            buckets=self.buckets,
+            workspace=int(environment.get("cublas_workspace_bytes", "0") or 0),
+            lt_workspace=int(environment.get("cublaslt_workspace_bytes", "0") or 0),
+            buckets=tuple(_numbers(environment.get("gradient_bucket_bytes", ""))),
         )
 
-    def _cast(self, autocast: bool) -> npt.NDArray[np.bool_]:
+    def _copied(self) -> Flags:
+        """Cloned in the shape of a parameter or buffer."""
+        shapes = {c.shape for claims in self.claims.values() for c in claims if c.category in ("parameters", "buffers")}
+        return self._made_by(
+            [o.op == "aten.clone" and bool(o.shape) and o.shape in shapes for o in self.recording.origins]
+        )
+
+    def _made_by(self, origins: list[bool]) -> Flags:
+        """The rows of these origins; not those of which none is known."""
+        return np.array([*origins, False])[self.ledger.origin]
+
+    def _rows(self, rows: list[int]) -> Flags:
+        """These rows, as a flag for each that there is."""
+        found = np.zeros(len(self.ledger.born), bool)
+        found[rows] = True
+        return found
+
+    def _cast(self) -> Flags:
         """What autocast keeps of a parameter until it is left, in a forward without gradients: made in the parameter's module, as
         large as that is in half precision, and held by nobody."""
-        found = np.zeros(self.count, bool)
-        if not autocast:
-            return found
+        found = self._rows([])
         halves = dict[str, set[int]]()
         for c in (c for claims in self.claims.values() for c in claims if c.category == "parameters" and c.shape):
             if c.dtype == "float32":
                 path = c.name.rpartition(".")[0]
                 for name in (path, f"{c.module}.{path}".strip(".")):  # of several models, paths begin with theirs
                     halves.setdefault(name, set()).add(2 * math.prod(c.shape or ()))
-        modules = self._modules()
         for row in np.flatnonzero(np.isin(self.ledger.requested, list(set().union(*halves.values())))).tolist():
-            phase = self._phase_at(int(self.born_ns[row]))
+            phase = phase_at(self.phases, self.begins, int(self.born_ns[row]))
             outlives = (
                 phase is not None and phase.name == "forward" and not phase.grad and self.died_ns[row] > phase.end_ns
             )
-            if outlives and row not in self.claims and self.ledger.requested[row] in halves.get(modules[row], ()):
+            if outlives and row not in self.claims and self.ledger.requested[row] in halves.get(self.modules[row], ()):
                 origin = self.ledger.origin[row]
-                found[row] = origin < 0 or self.origins[origin].op in _COPYING
+                found[row] = origin < 0 or self.recording.origins[origin].op in COPYING
         return found
 
-    # -- rules 1 to 4: claims ------------------------------------------------------------------------------------------
-
-    def _claimed(self, row: int) -> tuple[int, int | None, int]:
-        """First category, the instant at which it changes (None: never), and what it changes to."""
-        claims = self.claims[row]
-        kinds = {c.category for c in claims}
-        for name in _FOR_LIFE:
-            if name in kinds and not ("inputs" in kinds and _is_input_too(name, claims)):
-                return INDEX[name], None, 0
-        saved = [c for c in claims if c.category in _SAVED]
-        result = next((c.category for c in claims if c.category in ("inputs", "outputs")), None)
-        if result == "inputs" and saved and self._made_by_forward(row):
-            result = "outputs"
-        if result == "inputs":
-            return INDEX["inputs"], None, 0
-        if ATTRIBUTE in kinds:
-            return INDEX["buffers"], None, 0
-        if COPY in kinds or STATE in kinds:
-            return INDEX[self._copied(row, STATE in kinds)], None, 0
-        if saved:
-            if result is None and self._is_data(row, saved):
-                return INDEX["inputs"], None, 0
-            return INDEX["activations"], self._release(claims, saved), INDEX["outputs"]
-        if result is not None and not self._ended_with_forward(row, claims):
-            return INDEX["activations" if self._ended_with_backward(row, claims) else result], None, 0
-        if RESULT_BEFORE in kinds:
-            return INDEX["outputs"], None, 0
-        return _UNKNOWN, None, 0
-
-    def _copied(self, row: int, written: bool) -> str:
-        """What a tensor is that stands in a container with one for each parameter.
-
-        An optimizer needs none of the program's: then it is a copy of gradients when it was made while these waited for their
-        step, else of parameters. Without one the program updates them itself, with what it computed or writes in place; but
-        where a backward leaves no gradient, it is this that is trained, through a function of the parameters.
-        """
-        last = bisect_right(self.starts, int(self.born_ns[row])) - 1
-        phase = self.phases[last] if last >= 0 and self.ledger.born[row] else None
-        if phase is not None and phase.name == "backward" and (self.stepping or self.born_ns[row] < phase.end_ns):
-            return "gradients"
-        op = self.origins[self.ledger.origin[row]].op if self.ledger.origin[row] >= 0 else ""
-        without = not self.with_gradients and any(p.name == "backward" for p in self.phases)
-        changes = (self.with_gradients and bool(op)) or (written and not without)
-        return "optimizer_state" if changes and not self.stepping and op not in _COPYING else "parameters"
-
-    def _ended_with_forward(self, row: int, claims: tuple[Claim, ...]) -> bool:
-        """One module's output that was only another one's input."""
-        phase = self._born_in(row)
-        kept = any(c.name and not c.category for c in claims)
-        return not kept and phase is not None and phase.name == "forward" and self.died_ns[row] < phase.body_end_ns
-
-    def _ended_with_backward(self, row: int, claims: tuple[Claim, ...]) -> bool:
-        """A result that only the graph held, and let go of within the engine: where a checkpoint begins."""
-        born, died = self._born_in(row), self._phase_at(int(self.died_ns[row]))
-        kept = any(c.name and not c.category for c in claims)
-        if kept or born is None or died is None or not born.grad:
-            return False
-        return born.name == "forward" and died.name == "backward" and self.died_ns[row] < died.end_ns
-
-    def _made_by_forward(self, row: int) -> bool:
-        """Whether a root module under autograd made it (not what the program made between two of them)."""
-        i = bisect_right(self.trained_begins, int(self.born_ns[row])) - 1
-        within = i >= 0 and int(self.born_ns[row]) < self.trained[i][1]
-        return within and bool(self.ledger.born[row] > 0) and not self.aside[row]
-
-    def _is_data(self, row: int, saved: list[Claim]) -> bool:
-        """Saved for backward but not made by the forward that saved it: the batch, labels, masks, data sets."""
-        if self.ledger.born[row] == 0:
-            return all(c.category != KEPT for c in saved)
-        if any(c.category == DATA for c in saved):
-            return not self._made_by_forward(row)
-        if not all(c.name.endswith(".tensors") for c in saved):
-            return False  # an operator saved its result, or something with a history
-        if len({bisect_right(self.steps, c.time_ns) for c in saved}) > 1:
-            return True
-        forward = bisect_right(self.forwards, saved[0].time_ns) - 1
-        return forward >= 0 and int(self.born_ns[row]) < self.forwards[forward]
-
-    def _release(self, claims: tuple[Claim, ...], saved: list[Claim]) -> int | None:
-        """The instant at which the last graph that saved this let go of it; None while one still holds it."""
-        last_saved = max(c.time_ns for c in saved)
-        released = next((c.time_ns for c in claims if c.category == RELEASED and c.time_ns > last_saved), None)
-        return None if released is None else int(np.searchsorted(self.ledger.time_ns, released, side="right"))
-
-    # -- where -------------------------------------------------------------------------------------------------------
-
-    def _born_in(self, row: int) -> PhaseSpan | None:
-        before = self.ledger.born[row] == 0 or self.aside[row]
-        return None if before else self._phase_at(int(self.born_ns[row]))
-
-    def _phase_at(self, time_ns: int) -> PhaseSpan | None:
-        i = bisect_right(self.starts, time_ns) - 1
-        return self.phases[i] if i >= 0 and time_ns < self.phases[i].end_ns else None
-
     def _phases(self) -> Places:
-        place = np.searchsorted(np.array(self.starts, np.int64), self.born_ns, side="right") - 1
+        place = np.searchsorted(np.array(self.begins, np.int64), self.born_ns, side="right") - 1
         ends = np.array([p.end_ns for p in self.phases] + [0], np.int64)
         within = (place >= 0) & (self.born_ns < ends[place]) & (self.ledger.born > 0) & ~self.aside
         index = np.where(self.ledger.born == 0, len(self.phases), np.where(within, place, -1))
         return Places(index, (*(p.name for p in self.phases), "before"))
 
     def _modules(self) -> Places:
-        place = np.searchsorted(np.array(self.modules.times, np.int64), self.born_ns, side="right") - 1
-        return Places(np.where((self.ledger.born > 0) & ~self.aside, place, -1), tuple(self.modules.paths))
+        place = np.searchsorted(np.array(self.track.times, np.int64), self.born_ns, side="right") - 1
+        return Places(np.where((self.ledger.born > 0) & ~self.aside, place, -1), tuple(self.track.paths))
 
 
-def _is_input_too(category: str, claims: tuple[Claim, ...]) -> bool:
-    """Whether a claim for life is weaker than the one as input.
+def _loads(origin: Origin) -> bool:
+    """Whether an operator computes nothing from tensors; also where there was none."""
+    op = origin.op.removeprefix("aten.")
+    return not op or op.startswith(_LOADING)
 
-    Nothing but its wish for a gradient makes it a parameter: no model and no optimizer holds it. Or it was an input first:
-    the tokens whose memory is the indices of a sparse gradient.
-    """
-    if category == "parameters":
-        return not any(c.module for c in claims if c.category == "parameters")
-    first = next(c.category for c in claims if c.category in (category, "inputs"))
-    return category == "gradients" and first == "inputs"
+
+def _numbers(text: str) -> list[int]:
+    """``"1,2"`` of a recording's environment."""
+    return [int(number) for number in text.split(",") if number]

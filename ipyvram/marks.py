@@ -75,6 +75,12 @@ def _merge_forwards(spans: list[PhaseSpan]) -> tuple[PhaseSpan, ...]:
     return tuple(merged)
 
 
+def phase_at(phases: tuple[PhaseSpan, ...], begins: list[int], time_ns: int) -> PhaseSpan | None:
+    """The phase that was running at a time; ``begins`` are those of the phases."""
+    i = bisect_right(begins, time_ns) - 1
+    return phases[i] if i >= 0 and time_ns < phases[i].end_ns else None
+
+
 def root_forwards(marks: tuple[Mark, ...]) -> list[tuple[int, int, bool]]:
     """Begin and end in ns of each call of a root module outside backward, and whether autograd recorded it."""
     found: list[tuple[int, int, bool]] = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-from ipyvram.attribution import ATTRIBUTE, COPY, DATA, KEPT, RELEASED, STATE, Attribution
+from ipyvram.attribution import Attribution
+from ipyvram.claimed import ATTRIBUTE, COPY, DATA, KEPT, RELEASED, STATE
 from ipyvram.ledger import Ledger
 from ipyvram.marks import models
 from ipyvram.recording import Cell, Claim, Frame, Origin, Recording, Stack

@@ -6,8 +6,9 @@ from bisect import bisect_right
 
 import numpy as np
 
-from ipyvram.attribution import RELEASED, Attribution
+from ipyvram.attribution import Attribution
 from ipyvram.batches import Batches
+from ipyvram.claimed import RELEASED
 from ipyvram.ledger import Ints, Ledger
 from ipyvram.marks import PhaseSpan, root_forwards
 from ipyvram.recording import Claim, Mark, Observation
