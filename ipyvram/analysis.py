@@ -70,6 +70,7 @@ class _Account:
         self.accounts, self.total, self._at = main.accounts, main.total, main.at
         self.names = Names(self.recording)
         self.peak = peak_of(main, device, samples, traced=self.trace is not None)
+        self.peak_ns = int(self.ledger.time_ns[self.peak.instant])
 
     def report(self) -> Report:
         r, peak = self.recording, self.peak
@@ -93,7 +94,7 @@ class _Account:
             card=card,
             card_bytes=card_bytes,
             limit_bytes=size if size is not None else int((share or 0.8) * card_bytes) if card_bytes else None,
-            peak_time_s=self._seconds(int(self.ledger.time_ns[peak.instant])),
+            peak_time_s=self._seconds(self.peak_ns),
             peak_when=when,
             peak_phase=phase,
             peak_step=step,
@@ -130,7 +131,7 @@ class _Account:
 
     def _batch(self, peak: Peak, tensors: tuple[TensorRow, ...]) -> int:
         """Samples in the step of the peak; in the whole cell where that has none before it."""
-        at = int(self.ledger.time_ns[peak.instant])
+        at = self.peak_ns
         if self.phases and at < self.phases[0].begin_ns:
             return 0  # before anything ran
         begin = max((p.end_ns for p in self.phases if p.name == "optimizer" and p.end_ns <= at), default=0)
@@ -186,8 +187,7 @@ class _Account:
             mine.append(Observation("same_input", device=self.device.id))
         if (calls := forwards_of_a_backward(self.recording.marks)) > 1:
             mine.append(Observation("forwards", count=calls, device=self.device.id))
-        at = int(self.ledger.time_ns[self.peak.instant])
-        if any(p.name == "forward" and not p.grad and p.begin_ns <= at < p.end_ns for p in self.phases):
+        if any(p.name == "forward" and not p.grad and p.begin_ns <= self.peak_ns < p.end_ns for p in self.phases):
             mine.append(Observation("peak_without_gradients", device=self.device.id))
         return (*mine, *unused_graphs(self.recording.marks, self.ledger, self.attribution, self.device.id))
 
@@ -242,7 +242,7 @@ class _Account:
         """The rest of the card at the peak, from the sample nearest to it; what is unknown counts as free."""
         held = reserved if reserved is not None else peak.bytes
         context = others = 0
-        row = self._nearest_sample(int(self.ledger.time_ns[peak.instant]), "process_used")
+        row = self._nearest_sample(self.peak_ns, "process_used")
         used, process, at_sample = row.get("device_used"), row.get("process_used"), row.get("reserved")
         if used is not None and at_sample is not None:
             mine = process if process is not None else used
@@ -287,8 +287,7 @@ class _Account:
             return "after the traced part", "", 0
         steps = self.recording.steps
         last = steps if self.recording.error is None else 0  # an error may have cut a step short
-        times = self.ledger.time_ns
-        found = instant(self.phases, int(times[peak.instant]), steps=steps > 0, last=last, events_ns=times)
+        found = instant(self.phases, self.peak_ns, steps=steps > 0, last=last, events_ns=self.ledger.time_ns)
         more = f" ({format_bytes(peak.later)} more later)" if peak.later else ""
         return found[0] + more, *found[1:]
 

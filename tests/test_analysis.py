@@ -20,6 +20,7 @@ from ipyvram.recording import (
     ErrorInfo,
     Events,
     Mark,
+    OomEvent,
     Recording,
     Samples,
     Trace,
@@ -154,6 +155,15 @@ def test_the_card_closes_whatever_was_sampled(peak, cache, context, others, proc
     )
     assert report.card["context"] >= 0
     assert report.card["other_processes"] >= 0
+
+
+def test_an_out_of_memory_early_in_a_later_trace_is_told():
+    """An evaluation after training, say: the peak of the training is an event later than all that it had."""
+    later = Trace("cpu", "storages", 110, 190, Events.from_rows([(Action.ALLOC, 1, 40, 0, 120, -1, -1)]))
+    refused = OomEvent(130, "cpu", 1000, limit_bytes=500)
+    report = closes(analyse(recording(traces=(trace("cpu", 100, 200, 300), later), oom=refused)))
+    assert report.peak_bytes == 600
+    assert report.oom.account["other"] == report.oom.allocated_bytes == 40
 
 
 def test_the_users_card_and_limit_are_used():
