@@ -4,16 +4,66 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from ipyvram.batches import Batches
-from ipyvram.earlier import Earlier, trains_in, unused, used_in
+from ipyvram.earlier import Earlier, gradients_of, in_order, there_before, trains_in, unused, used_in
 from ipyvram.grouping import batch_size
-from ipyvram.marks import PhaseSpan, models
-from ipyvram.recording import Observation, OomEvent, Recording
+from ipyvram.instants import instant
+from ipyvram.marks import PhaseSpan, models, module_at
+from ipyvram.naming import Names
+from ipyvram.recording import Observation, OomEvent, Origin, Recording
 from ipyvram.remedies import Situation, remedies
 from ipyvram.report_rows import OutOfMemory, StepAccount, TensorRow
+from ipyvram.stretches import Stretch
 
 #: Holders told; the rest is in the account.
 HOLDERS = 12
+
+
+def account_of(
+    event: OomEvent,
+    stretch: Stretch,
+    first: bool,
+    names: Names,
+    phases: tuple[PhaseSpan, ...],
+    observations: tuple[Observation, ...],
+    steps: tuple[StepAccount, ...],
+) -> OutOfMemory:
+    """Everything that is known of an out-of-memory.
+
+    Parameters
+    ----------
+    stretch : Stretch
+        The trace that saw it; ``first``: nothing of the cell was traced before.
+    phases, observations, steps
+        Of the whole cell.
+    """
+    recording, ledger, attribution = stretch.recording, stretch.ledger, stretch.attribution
+    at = max(0, int(np.searchsorted(ledger.time_ns, event.time_ns, side="right")) - 1)
+    live = tuple(names.tensor(ledger, attribution, *found) for found in in_order(ledger, attribution, at))
+    when = instant(phases, event.time_ns, steps=any(p.name == "optimizer" for p in phases), parts=False)
+    oom = explain(event, stretch.at(at), live, _asked(event, recording, names), when)
+    earlier = there_before(ledger, attribution, at, live) if first else ()
+    gradients = gradients_of(ledger, attribution, at, used(recording))
+    return with_remedies(oom, recording, event, observations, live, steps, phases, earlier, gradients)
+
+
+def _asked(event: OomEvent, recording: Recording, names: Names) -> TensorRow:
+    """Who asked for what did not fit, in the form of a tensor's row."""
+    frame, source, file = names.place(recording.stacks[event.stack] if event.stack >= 0 else ())
+    origin = recording.origins[event.origin] if event.origin >= 0 else Origin()
+    return TensorRow(
+        bytes=event.requested_bytes,
+        category="other",
+        name=origin.op.removeprefix("aten."),
+        module=module_at(recording.marks, event.time_ns),
+        line=frame.line if frame else None,
+        source=source,
+        file=file,
+        shape=origin.shape,
+        dtype=origin.dtype,
+    )
 
 
 def explain(

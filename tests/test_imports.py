@@ -17,7 +17,7 @@ MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob(
 
 #: Explains recordings: no torch, no IPython, no pynvml, and nothing of what measures.
 PURE = (
-    "recording.py", "recording_file.py", "caching_allocator.py", "ledger.py", "attribution.py", "claimed.py", "unclaimed.py", "naming.py", "grouping.py", "marks.py", "analysis.py", "report.py", "report_rows.py", "report_frames.py", "step_accounts.py", "stretches.py",
+    "recording.py", "recording_file.py", "caching_allocator.py", "ledger.py", "attribution.py", "claimed.py", "unclaimed.py", "naming.py", "grouping.py", "marks.py", "analysis.py", "device_figures.py", "report.py", "report_rows.py", "report_frames.py", "step_accounts.py", "stretches.py",
     "thinning.py", "lifetimes.py", "pulse.py", "units.py", "options.py", "option_values.py", "directive.py", "report_json.py", "notebooks.py", "snapshot.py",
     "instants.py", "batches.py", "out_of_memory.py", "remedies.py", "resident.py", "auto.py", "comparing.py",
     "snapshot_phases.py", "snapshot_parts.py", "safe_pickle.py", *(name for name in MODULES if name.startswith("allocator/")),
