@@ -7,7 +7,7 @@ from typing import Any
 
 from ipyvram.recording import Cell
 
-#: An ``InteractiveShell``.
+#: An ``InteractiveShell``. Its annotations differ from one IPython to the next, so they are not relied on.
 Shell = Any
 
 

@@ -4,22 +4,18 @@ Only this module, `showing` and `render.live` know IPython. The life of a `Sessi
 
 - `load` registers the directive (`directive.make_transform`), the magics, two events and the completer; `unload`
   takes each of them away again.
-- ``pre_run_cell`` and ``post_run_cell`` keep the cells that are running, by the identity of their ``ExecutionInfo``:
-  a cell may run others inside it (``%run``, ``%%capture``) and those fire the same events.
+- ``pre_run_cell`` and ``post_run_cell`` tell `RunningCells` which cells are running.
 - The line magic that the directive put on line 1 arms a `Measurement` for the innermost running cell;
   ``post_run_cell`` of that very cell closes it.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
 import inspect
 import re
-import threading
 from collections.abc import Callable
-from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.error import UsageError
@@ -28,19 +24,18 @@ from IPython.core.magic import MAGIC_NO_VAR_EXPAND_ATTR
 from IPython.utils.capture import capture_output
 
 from ipyvram import auto, directive, showing
-from ipyvram.cell_names import caller_filename, cell_of, coming_filename, numbers
+from ipyvram.cell_code import from_cell, python_of, statements, statements_and_value
+from ipyvram.cell_names import Shell, caller_filename, cell_of, coming_filename
 from ipyvram.measuring import Measurement, fault
 from ipyvram.option_help import complete, help_text
 from ipyvram.options import Options, parse, wants_help
 from ipyvram.probes import failed
 from ipyvram.report import Report
+from ipyvram.running_cells import RunningCells
 from ipyvram.subcommands import SUBCOMMANDS, Display, offers, run_subcommand, usages
 
 if TYPE_CHECKING:
     from ipyvram.render.live import LiveMeter
-
-#: An ``InteractiveShell``. Its annotations differ from one IPython to the next, so they are not relied on.
-Shell = Any
 
 T = TypeVar("T")
 
@@ -76,7 +71,7 @@ class Session:
     def __init__(self, ip: Shell) -> None:
         self.ip = ip
         self._transform = directive.make_transform(cell_magic)
-        self._running: list[tuple[int, Any]] = []  # (thread, ExecutionInfo), innermost last
+        self._running = RunningCells()
         self._armed: tuple[Any, Measurement] | None = None
         self._meter: LiveMeter | None = None
         self._by_itself = False  # the armed cell is measured by `%vram auto`
@@ -130,7 +125,7 @@ class Session:
     # -- events: nothing may be raised here --------------------------------------------------------------------------
 
     def _pre_run_cell(self, info: Any) -> None:
-        self._running.append((threading.get_ident(), info))
+        self._running.begin(info)
         if auto.minimum() is not None and self._armed is None:
             try:
                 self._arm_by_itself(info)
@@ -151,27 +146,10 @@ class Session:
 
     def _post_run_cell(self, result: Any) -> None:
         failed.cell_ended(result)
-        info = self._ended(getattr(result, "info", None))
+        info = self._running.end(getattr(result, "info", None))
         if self._armed is not None and self._armed[0] is info:
             error = getattr(result, "error_in_exec", None) or getattr(result, "error_before_exec", None)
             self._close(error)
-
-    def _ended(self, info: Any) -> Any:
-        """The cell that ended, taken off the list.
-
-        Where a cell ends by an exception outside its own code (an interrupt inside IPython), the event carries a new
-        ``ExecutionInfo`` or nothing at all: then it is this thread's innermost cell, if the text agrees.
-        """
-        mine = [i for i, (thread, _) in enumerate(self._running) if thread == threading.get_ident()]
-        index = next((i for i in mine if self._running[i][1] is info), None)
-        if index is None and mine and (info is None or info.raw_cell == self._running[mine[-1]][1].raw_cell):
-            index = mine[-1]
-        if index is None:
-            return None
-        ended = self._running[index][1]
-        for i in reversed([i for i in mine if i >= index]):  # cells inside it whose end was not announced go with it
-            del self._running[i]
-        return ended
 
     # -- measuring ---------------------------------------------------------------------------------------------------
 
@@ -180,13 +158,13 @@ class Session:
 
         Silent execution is announced by no event: there the innermost known cell is somebody else's.
         """
-        mine = [info for thread, info in self._running if thread == threading.get_ident()]
-        return mine[-1] if mine and "%vram" in mine[-1].raw_cell else None
+        info = self._running.innermost()
+        return info if info is not None and "%vram" in info.raw_cell else None
 
     def _arm(self, arguments: str) -> None:
         """Start measuring the innermost running cell; a mistake in the options stops it before its body runs."""
         options, info = _options(arguments), self._current()
-        if self._armed is not None and all(info is not self._armed[0] for _, info in self._running):
+        if self._armed is not None and self._armed[0] not in self._running:
             self._close(None)  # its cell is over and nobody told us
         if info is None or (self._armed is not None and self._armed[0] is info):
             return  # a second line in the same cell, or one that %%timeit repeats, adds nothing
@@ -242,7 +220,7 @@ class Session:
             return self._compare(options, cell)
         if options.estimate:
             return self._estimate(options, cell)
-        code = _compile(self.ip, cell)
+        code = statements_and_value(self.ip, cell)
         measurement = Measurement(options, cell_of(self.ip, cell, code[0].co_filename), self.ip.user_ns)
         measurement.start()
         meter = showing.start_meter(self.ip, measurement)
@@ -265,8 +243,7 @@ class Session:
         __tracebackhide__ = True
 
         source, text, name = self._python(text)
-        flags = self.ip.compile.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-        code = compile(self.ip.compile.ast_parse(source, filename=name), name, "exec", flags, dont_inherit=True)
+        code = statements(self.ip, source, name)
         if code.co_flags & inspect.CO_COROUTINE:
             raise UsageError(
                 "a cell that awaits at its top level has no estimate: what it awaits would run in the notebook's loop"
@@ -277,7 +254,7 @@ class Session:
         except UsageError:
             raise
         except BaseException as error:  # the cell's own: its traceback begins at the cell's own line
-            raise error.with_traceback(_from(name, error))  # noqa: B904 - the same error
+            raise error.with_traceback(from_cell(name, error))  # noqa: B904 - the same error
         showing.show(report)
 
     def _compare(self, options: Options, text: str) -> None:
@@ -295,27 +272,11 @@ class Session:
         )
         showing.show_comparison(comparison)
         if error is not None:  # the cell's own, or the user's Ctrl-C: Run All stops
-            raise error.with_traceback(_from(name, error))
+            raise error.with_traceback(from_cell(name, error))
 
     def _python(self, text: str) -> tuple[str, str, str]:
-        """A cell that was handed over as text: as Python, as written, and the file name for its frames.
-
-        Lines are numbered as in the cell as it stands, with our own line above.
-        """
         info = self._current()
-        found = directive.find(info.raw_cell.splitlines(keepends=True)) if info is not None else None
-        above = "\n" * (0 if found is None else found[0] + 1)
-        source = above + self.ip.transform_cell(text)
-        number = numbers(self.ip).get(caller_filename(self.ip), self.ip.execution_count)  # "In[6]" for the frames
-        return source, above + text, self.ip.compile.cache(source, number, raw_code=above + text)
-
-
-def _from(name: str, error: BaseException) -> TracebackType | None:
-    """The traceback from the cell's own line on; the whole one where it is none of the cell's."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename != name:
-        trace = trace.tb_next
-    return trace or error.__traceback__
+        return python_of(self.ip, text, None if info is None else info.raw_cell)
 
 
 def _misplaced(line: str) -> None:
@@ -344,16 +305,6 @@ def _options(arguments: str) -> Options:
 
         _or_usage_error(check_device, options.device)
     return options
-
-
-def _compile(ip: Shell, cell: str) -> tuple[CodeType, CodeType | None]:
-    """The cell as statements and, apart, its last expression: the value of the magic."""
-    source = ip.transform_cell(cell)
-    name = ip.compile.cache(source, raw_code=cell)
-    tree = ip.compile.ast_parse(source, filename=name)
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-    value = None if last is None else ip.compile(ast.Expression(last.value), name, "eval")
-    return ip.compile(tree, name, "exec"), value
 
 
 def _completer(shell: Shell, event: Any) -> list[str]:
