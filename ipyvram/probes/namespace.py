@@ -6,7 +6,7 @@ import functools
 import gc
 import types
 from collections import UserDict, deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -29,6 +29,8 @@ _LEAVES = (type, types.ModuleType, types.CodeType, str, bytes, int, float, compl
 CONTAINERS = (dict, list, tuple)
 _YIELDED = (Tensor, nn.Module, torch.optim.Optimizer)
 _leads_on = gc.is_tracked
+#: Name and value → names and values of what it is made of.
+Look = Callable[[str, Any], Iterable[tuple[str, Any]]]
 
 
 def holdings(
@@ -62,7 +64,7 @@ def holdings(
     """
     queue = deque((n, v, 0) for n, v in list(namespace.items()) if not n.startswith("_"))
     seen: set[int] = set()
-    roles = _Roles()
+    roles, looks = _Roles(), _Looks(_LOOKS)
     whole = True
     while queue and limit > 0:
         limit -= 1
@@ -74,16 +76,14 @@ def holdings(
         seen.add(id(value))
         if role is _FOUND or _optimizes(value, kind):
             yield name, value
-            if level < depth and issubclass(kind, torch.optim.Optimizer):  # one around another: SAM, Lookahead
-                inner = [(key, part) for key, part in vars(value).items() if isinstance(part, torch.optim.Optimizer)]
-                queue.extend((f"{name}.{key}", part, level + 1) for key, part in inner)
+            if level < depth and issubclass(kind, torch.optim.Optimizer):
+                queue.extend((inner, part, level + 1) for inner, part in _optimizers_in(name, value))
         elif level < depth:
             if containers is not None and issubclass(kind, CONTAINERS) and begins_with_tensor(value):
                 containers.append((name, value))
             room, before = limit - len(queue), len(queue)
-            queue.extend(
-                (child, part, level + 1) for child, part in islice(_parts(name, value, kind), max(0, room) + 1)
-            )
+            parts = islice(looks[kind](name, value), max(0, room) + 1)
+            queue.extend((child, part, level + 1) for child, part in parts)
             if len(queue) - before > room:  # one more than there is room for tells that there are more
                 queue.pop()
                 whole = False
@@ -126,41 +126,9 @@ def _optimizes(value: Any, kind: type) -> bool:
     return not any(issubclass(type(member), (nn.Module, torch.optim.Optimizer)) for member in members)
 
 
-def _parts(name: str, value: Any, kind: type) -> Iterator[tuple[str, Any]]:
-    """What a container or an object is made of, as far as it can be reached without running code of the user's.
-
-    What Python's collector does not track leads nowhere: numbers, texts, and dicts and tuples of nothing else.
-    """
-    if issubclass(kind, dict):
-        for key, item in list(dict.items(value)):
-            if _leads_on(item):
-                yield f"{name}[{key!r}]" if type(key) in (str, int) else f"{name}[…]", item
-    elif issubclass(kind, (list, tuple, deque)):
-        if len(value) and not plain_data(value):
-            items = list(islice(value, DEEP[1]))
-            yield from ((f"{name}[{i}]", item) for i, item in enumerate(items) if _leads_on(item))
-    elif issubclass(kind, (set, frozenset)):
-        yield from ((f"{name}[…]", item) for item in list(islice(value, DEEP[1])) if _leads_on(item))
-    elif issubclass(kind, types.FunctionType):
-        for variable, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
-            try:
-                yield variable, cell.cell_contents
-            except ValueError:  # not assigned yet
-                continue
-    elif issubclass(kind, types.GeneratorType):
-        if value.gi_frame is not None and not value.gi_running and OWN_COPY.isdisjoint(value.gi_code.co_names):
-            yield from variables_of(value.gi_frame).items()
-    elif issubclass(kind, types.MethodType):
-        yield name, value.__self__
-    elif issubclass(kind, functools.partial):
-        yield name, value.func
-        yield from ((f"{name}.args[{i}]", item) for i, item in enumerate(value.args))
-    elif kind.__module__.partition(".")[0] not in _CLOSED:
-        members = getattr(value, "__dict__", None)
-        if type(members) is dict:
-            found = list(members.items())
-            yield from ((member_path(name, key, kind, item), item) for key, item in found if _leads_on(item))
-        yield from _slots(name, value, kind)
+def _optimizers_in(name: str, value: torch.optim.Optimizer) -> list[tuple[str, torch.optim.Optimizer]]:
+    """Those that it is wrapped around: SAM, Lookahead."""
+    return [(f"{name}.{key}", part) for key, part in vars(value).items() if isinstance(part, torch.optim.Optimizer)]
 
 
 def _slots(name: str, value: Any, kind: type) -> Iterator[tuple[str, Any]]:
@@ -173,3 +141,86 @@ def _slots(name: str, value: Any, kind: type) -> Iterator[tuple[str, Any]]:
                         yield f"{name}.{key}", member.__get__(value)
                     except AttributeError:  # not assigned yet
                         continue
+
+
+class _Looks(dict[type, Look]):
+    """By its type, what a container or an object is made of, as far as it can be reached without running code of the user's.
+
+    What Python's collector does not track leads nowhere: numbers, texts, and dicts and tuples of nothing else.
+    """
+
+    def __missing__(self, kind: type) -> Look:
+        self[kind] = look = _look_of(kind)
+        return look
+
+
+def _look_of(kind: type) -> Look:
+    for base, look in _LOOKS.items():
+        if issubclass(kind, base):
+            return look
+    return _nothing if kind.__module__.partition(".")[0] in _CLOSED else _members
+
+
+def _dict_items(name: str, value: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    for key, item in list(dict.items(value)):
+        if _leads_on(item):
+            yield f"{name}[{key!r}]" if type(key) in (str, int) else f"{name}[…]", item
+
+
+def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if len(value) and not plain_data(value):
+        items = list(islice(value, DEEP[1]))
+        yield from ((f"{name}[{i}]", item) for i, item in enumerate(items) if _leads_on(item))
+
+
+def _set_items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    yield from ((f"{name}[…]", item) for item in list(islice(value, DEEP[1])) if _leads_on(item))
+
+
+def _closure(name: str, value: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    for variable, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
+        try:
+            yield variable, cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+
+
+def _waiting(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if value.gi_frame is not None and not value.gi_running and OWN_COPY.isdisjoint(value.gi_code.co_names):
+        yield from variables_of(value.gi_frame).items()
+
+
+def _bound_to(name: str, value: types.MethodType) -> Iterator[tuple[str, Any]]:
+    yield name, value.__self__
+
+
+def _partial_parts(name: str, value: functools.partial[Any]) -> Iterator[tuple[str, Any]]:
+    yield name, value.func
+    yield from ((f"{name}.args[{i}]", item) for i, item in enumerate(value.args))
+
+
+def _members(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    kind, members = type(value), getattr(value, "__dict__", None)
+    if type(members) is dict:
+        found = list(members.items())
+        yield from ((member_path(name, key, kind, item), item) for key, item in found if _leads_on(item))
+    yield from _slots(name, value, kind)
+
+
+def _nothing(name: str, value: Any) -> Iterable[tuple[str, Any]]:
+    return ()
+
+
+#: How to look into a kind of object; the first that fits.
+_LOOKS: dict[type, Look] = {
+    dict: _dict_items,
+    list: _items,
+    tuple: _items,
+    deque: _items,
+    set: _set_items,
+    frozenset: _set_items,
+    types.FunctionType: _closure,
+    types.GeneratorType: _waiting,
+    types.MethodType: _bound_to,
+    functools.partial: _partial_parts,
+}
