@@ -7,6 +7,7 @@ name): no property runs, no library module is entered.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import io
 import re
@@ -15,7 +16,8 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
@@ -124,36 +126,72 @@ def _writable(file: io.IOBase) -> bool:
 
 
 def _children(path: str, value: Any, namespace: Mapping[str, Any]) -> Iterator[Found]:
-    if isinstance(value, dict):
-        yield from (Found(f"{path}[{_key(key)}]", item) for key, item in list(value.items()))
-        yield from (Found(f"{path} key", key) for key in list(value) if isinstance(key, Tensor))
-    elif isinstance(value, (list, tuple, collections.deque)):
-        yield from (Found(f"{path}[{i}]", item) for i, item in enumerate(value) if not isinstance(item, _ATOMS))
-    elif isinstance(value, (set, frozenset)):
-        yield from (Found(f"{path} item", item) for item in value if not isinstance(item, _ATOMS))
-    elif isinstance(value, Tensor):
-        for name in _inner_tensors(value):
-            yield Found(f"{path}.{name}", getattr(value, name))
-    elif isinstance(value, np.ndarray):
-        if value.dtype == object:
-            yield from (Found(f"{path} item", item) for item in value.flat)
-    elif isinstance(value, types.FunctionType):
+    if isinstance(value, types.FunctionType):
         yield from _of_function(path, value, namespace)
-    elif isinstance(value, types.CellType):
-        try:
-            yield Found(path, value.cell_contents)
-        except ValueError:
-            pass  # not assigned yet
-    elif isinstance(value, types.MethodType):
-        yield Found(path, value.__self__)
-        yield Found(path, value.__func__)
-    elif isinstance(value, functools.partial):
-        yield from (Found(path, part) for part in (value.func, value.args, value.keywords))
-    elif isinstance(value, (staticmethod, classmethod)):
-        yield Found(path, value.__func__)
-    elif isinstance(value, property):
-        yield from (Found(path, part) for part in (value.fget, value.fset) if part is not None)
+    for kinds, parts in _PARTS:
+        if isinstance(value, kinds):
+            yield from parts(path, value)
+            break
     yield from _of_object(path, value, namespace)
+
+
+def _of_dict(path: str, value: dict[Any, Any]) -> Iterator[Found]:
+    yield from (Found(f"{path}[{_key(key)}]", item) for key, item in list(value.items()))
+    yield from (Found(f"{path} key", key) for key in list(value) if isinstance(key, Tensor))
+
+
+def _of_sequence(path: str, value: Sequence[Any]) -> Iterator[Found]:
+    return (Found(f"{path}[{i}]", item) for i, item in enumerate(value) if not isinstance(item, _ATOMS))
+
+
+def _of_set(path: str, value: AbstractSet[Any]) -> Iterator[Found]:
+    return (Found(f"{path} item", item) for item in value if not isinstance(item, _ATOMS))
+
+
+def _of_tensor(path: str, value: Tensor) -> Iterator[Found]:
+    return (Found(f"{path}.{name}", getattr(value, name)) for name in _inner_tensors(value))
+
+
+def _of_array(path: str, value: np.ndarray[Any, Any]) -> Iterator[Found]:
+    if value.dtype == object:
+        yield from (Found(f"{path} item", item) for item in value.flat)
+
+
+def _of_cell(path: str, value: types.CellType) -> Iterator[Found]:
+    with contextlib.suppress(ValueError):  # not assigned yet
+        yield Found(path, value.cell_contents)
+
+
+def _of_method(path: str, value: types.MethodType) -> Iterator[Found]:
+    yield Found(path, value.__self__)
+    yield Found(path, value.__func__)
+
+
+def _of_partial(path: str, value: functools.partial[Any]) -> Iterator[Found]:
+    return (Found(path, part) for part in (value.func, value.args, value.keywords))
+
+
+def _of_static(path: str, value: Any) -> Iterator[Found]:
+    yield Found(path, value.__func__)
+
+
+def _of_property(path: str, value: property) -> Iterator[Found]:
+    return (Found(path, part) for part in (value.fget, value.fset) if part is not None)
+
+
+#: How to look into a kind of object, beside its attributes; the first that fits.
+_PARTS: tuple[tuple[tuple[type, ...], Callable[[str, Any], Iterator[Found]]], ...] = (
+    ((dict,), _of_dict),
+    ((list, tuple, collections.deque), _of_sequence),
+    ((set, frozenset), _of_set),
+    ((Tensor,), _of_tensor),
+    ((np.ndarray,), _of_array),
+    ((types.CellType,), _of_cell),
+    ((types.MethodType,), _of_method),
+    ((functools.partial,), _of_partial),
+    ((staticmethod, classmethod), _of_static),
+    ((property,), _of_property),
+)
 
 
 def _of_function(path: str, function: types.FunctionType, namespace: Mapping[str, Any]) -> Iterator[Found]:
