@@ -42,6 +42,10 @@ SAMPLED_LABELS = {
 }
 
 
+#: ``(begin, end, exact)`` in seconds.
+Part = tuple[float, float, bool]
+
+
 @dataclass(frozen=True, slots=True)
 class Curve:
     """A stepwise line: ``values`` bytes from ``time_s`` on, until ``end_s``.
@@ -124,39 +128,53 @@ class Scene:
 def make_scene(report: Report) -> Scene:
     """Lay out the timeline of a report."""
     data = report.timeline_data
-    traced = bool(data.time_s)
-    samples_end = data.sampled_time_s[-1] if data.sampled_time_s else 0.0
-    exact_end = data.end_s if traced else 0.0
-    length = max(report.duration_s, exact_end, samples_end) or 1e-9
-    parts = _parts(data, length)
-    known = sum(end - begin for begin, end, exact in parts if exact)
-    highs = {n: max((v or 0 for v in column), default=0) for n, column in data.sampled.items() if n in SAMPLED_LABELS}
+    parts = _parts(data, _length(report))
+    highs = _highs(data)
     top, drawn = _top(report, highs)
-    least = SPLIT_BELOW if drawn else SPLIT_BELOW_IF_EMPTY
-    split = traced and known < least * length and samples_end > exact_end
+    split = _is_split(data, parts, bool(drawn))
     panels = _panels(report, parts, split, TRACED_SHARE if drawn else TRACED_SHARE_ALONE)
     axis = TimeAxis([piece for panel in panels for piece in panel.pieces])
     data = _reduced(data, axis)
-    alone = [n for n in highs if split and n not in drawn and not set(drawn) & set(highs)][:1]
-    wanted = report.limit_bytes or (report.oom.limit_bytes if report.oom else None)
-    limit = wanted if wanted and wanted <= 1.5 * top else None
-    untold = [f"{SAMPLED_LABELS[n]} up to {format_bytes(highs[n])}" for n in highs if n not in (*drawn, *alone)]
+    alone = list(highs)[:1] if split and not drawn else []
+    wanted = report.limit_bytes or (report.oom.limit_bytes if report.oom else None) or 0
+    limit = wanted if 0 < wanted <= 1.5 * top else None
+    out_of_scale = [(SAMPLED_LABELS[n] + " up to", high) for n, high in highs.items() if n not in (*drawn, *alone)]
     if wanted and limit is None:
-        untold.append(f"limit {format_bytes(wanted)}")
+        out_of_scale.append(("limit", wanted))
     return Scene(
         axis=axis,
         data=data,
         curves=tuple(c for c in _curves(data, drawn, alone, parts) if axis(c.end_s) - axis(c.time_s[0]) >= 1),  # seen
         top_bytes=max(top, limit or 0) * 1.04,
-        own_top=max((highs[n] for n in alone), default=0) * 1.25,
+        own_top=highs[alone[0]] * 1.25 if alone else 0.0,
         panels=panels,
         limit_bytes=limit,
-        untold=tuple(untold),
+        untold=tuple(f"{what} {format_bytes(count)}" for what, count in out_of_scale),
     )
 
 
-def _parts(data: Timeline, length: float) -> list[tuple[float, float, bool]]:
-    """``(begin, end, exact)``: the cell as what was traced and what was not, in turn; empty parts left out."""
+def _length(report: Report) -> float:
+    """Seconds from the cell's begin to the last that is known of it."""
+    data = report.timeline_data
+    return max([report.duration_s, data.end_s if data.time_s else 0.0, *data.sampled_time_s[-1:]]) or 1e-9
+
+
+def _highs(data: Timeline) -> dict[str, int]:
+    """The highest of each sampled line that can be drawn, in bytes."""
+    columns = {name: column for name, column in data.sampled.items() if name in SAMPLED_LABELS}
+    return {name: max((value or 0 for value in column), default=0) for name, column in columns.items()}
+
+
+def _is_split(data: Timeline, parts: Sequence[Part], in_scale: bool) -> bool:
+    """Whether what was traced and what was not have panels of their own; ``in_scale``: sampled lines go on beside it."""
+    known = sum(end - begin for begin, end, exact in parts if exact)
+    least = SPLIT_BELOW if in_scale else SPLIT_BELOW_IF_EMPTY
+    sampled_later = bool(data.sampled_time_s) and data.sampled_time_s[-1] > data.end_s
+    return bool(data.time_s) and known < least * parts[-1][1] and sampled_later
+
+
+def _parts(data: Timeline, length: float) -> list[Part]:
+    """The cell as what was traced and what was not, in turn; empty parts left out."""
     if not data.time_s:
         return [(0.0, length, False)]
     edges = [0.0, *(edge for gap in data.gaps_s for edge in gap), data.end_s, length]
@@ -164,7 +182,7 @@ def _parts(data: Timeline, length: float) -> list[tuple[float, float, bool]]:
     return [part for part in parts if part[1] > part[0]]
 
 
-def _panels(report: Report, parts: Sequence[tuple[float, float, bool]], split: bool, share: float) -> tuple[Panel, ...]:
+def _panels(report: Report, parts: Sequence[Part], split: bool, share: float) -> tuple[Panel, ...]:
     """One scale for all, or panels: what was traced side by side with what was not, each with a scale of its own."""
     starts = sorted(step_starts(report).values())
     instants = report.timeline_data.time_s if parts[-1][2] else ()
@@ -209,9 +227,7 @@ def _top(report: Report, highs: dict[str, int]) -> tuple[float, tuple[str, ...]]
     return float(max([base, *(highs[n] for n in drawn)])), drawn
 
 
-def _curves(
-    data: Timeline, drawn: Sequence[str], alone: Sequence[str], parts: Sequence[tuple[float, float, bool]]
-) -> Iterator[Curve]:
+def _curves(data: Timeline, drawn: Sequence[str], alone: Sequence[str], parts: Sequence[Part]) -> Iterator[Curve]:
     """Lines to draw. What the trace knows exactly is not drawn from samples too: they go on where it ends."""
     for begin, end, traced in parts:
         if traced and data.reserved:
