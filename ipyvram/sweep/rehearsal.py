@@ -63,15 +63,13 @@ class Script:
 
 def script_of(recording: Recording, device: str) -> Script | None:
     """The script of a trial; None where the allocator's events are not all known, or private pools are in use."""
-    traces = sorted((t for t in recording.traces if t.device == device), key=lambda t: t.start_ns)
-    if not traces or traces[0].source != "history" or not traces[0].complete or len(traces[0].events) > MAX_EVENTS:
+    trace = min((t for t in recording.traces if t.device == device), key=lambda t: t.start_ns, default=None)
+    if trace is None or not _is_whole(trace, recording):
         return None
-    trace, settings = traces[0], settings_of(traces[0])
-    if recording.steps and not any(m.kind == "optimizer" and m.time_ns <= trace.stop_ns for m in recording.marks):
-        return None  # it ended before the first step, and what was traced later has no beginning
+    settings = settings_of(trace)
     hints = {b.address: b for b in trace.baseline if b.state != "inactive"}
     start = undo(trace.events, trace.segments_end, settings, hints, trace.private_pools)
-    if trace.private_pools or start.blocks.awaiting or any(any(s.private_pool) for s in trace.segments_end):
+    if start.blocks.awaiting:
         return None
     number = {block.address: n for n, block in enumerate(start.in_use)}
     asked, streams = [block.requested for block in start.in_use], [0] * len(number)
@@ -89,6 +87,16 @@ def script_of(recording: Recording, device: str) -> Script | None:
         elif action == Action.FREE_REQUESTED and address in number:
             acts.append(~number.pop(address))
     return Script(np.array(asked, np.int64), tuple(streams), tuple(acts), step, places, start.blocks, settings)
+
+
+def _is_whole(trace: Trace, recording: Recording) -> bool:
+    """Whether all that the allocator did is known, up to the first step at least, and no pool is a private one."""
+    if trace.source != "history" or not trace.complete or len(trace.events) > MAX_EVENTS:
+        return False
+    # If it ended before the first step, what was traced later has no beginning.
+    stepped = any(m.kind == "optimizer" and m.time_ns <= trace.stop_ns for m in recording.marks)
+    private = bool(trace.private_pools) or any(any(s.private_pool) for s in trace.segments_end)
+    return not private and (stepped or not recording.steps)
 
 
 def _last_step_ns(marks: Sequence[Mark], trace: Trace) -> int:

@@ -151,13 +151,17 @@ class SecantSearch(_Trials):
         if high is None:
             aim = 2 * low if aim is None else min(self._carefully(aim), low * MAX_JUMP)
             return max(low + self._stride(), self._round(aim))
+        return self._between(self._corrected(aim, low, high))
+
+    def _corrected(self, aim: float | None, low: int, high: int) -> float:
+        """Where between a size that fitted and one that did not."""
         middle = math.sqrt(max(low, self.multiple) * high) if high > 2 * low else (low + high) / 2
         if aim is None or aim >= USELESS * high or (high > 2 * low and aim >= high):
-            return self._between(middle)
+            return middle
         if self._misses and aim >= high:  # the secant was a little high, or of no use: step back, further each time
-            back = max(self.multiple, BACK_STEP * (high - low)) * 2 ** (self._misses - 1)
-            return self._between(max(high - back, middle))
-        return self._between(max(low + self._stride(), aim))
+            back: float = max(self.multiple, BACK_STEP * (high - low)) * 2 ** (self._misses - 1)
+            return max(high - back, middle)
+        return max(low + self._stride(), aim)
 
     def _aim(self) -> float | None:
         """Where the secant through the two sizes nearest to the limit meets it; None while fewer are known."""

@@ -70,18 +70,21 @@ def notes(
     if left := [t for t in trials if t.leftover]:
         sizes = ", ".join(dict.fromkeys(str(t.size) for t in left))
         yield f"contaminated: memory was not back at its baseline before {sizes}, so figures there are too high: {left[0].leftover}"
-    if estimated:
-        pass  # nothing was timed
-    elif ran and all(t.steps == 0 for t in ran):
-        yield "there is no optimizer step: each trial was the whole cell, and its speed includes the tracing"
-    elif few := [str(r.batch) for r in rows if r.samples_per_s is not None and r.steps < 3]:
-        yield f"fewer than 3 steps were timed at {', '.join(few)}: those speeds are rough"
+    if not estimated:
+        yield from _about_speeds(ran, rows)
     if axis is not None and line is not None and line.linear and line.per_sample_bytes > 0:
         yield from _about_the_fixed_part(rows, line)
-    retried = [t for t in ran if t.retries]
-    if retried:
+    if retried := [t for t in ran if t.retries]:
         yield f"at {retried[-1].size} the allocator retried {retried[-1].retries}×: too tight, the speed suffers"
     yield from dict.fromkeys(note for t in (trials[-1:] if estimated else trials) for note in t.notes)
+
+
+def _about_speeds(ran: Sequence[Trial], rows: Sequence[Row]) -> Iterator[str]:
+    few = [str(r.batch) for r in rows if r.samples_per_s is not None and r.steps < 3]
+    if ran and all(t.steps == 0 for t in ran):
+        yield "there is no optimizer step: each trial was the whole cell, and its speed includes the tracing"
+    elif few:
+        yield f"fewer than 3 steps were timed at {', '.join(few)}: those speeds are rough"
 
 
 def _about_batches(name: str, ran: Sequence[Trial], axis: int | None, skipped: Sequence[int]) -> Iterator[str]:
