@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 
 import numpy as np
 
@@ -73,21 +74,10 @@ def unused_graphs(marks: tuple[Mark, ...], ledger: Ledger, attribution: Attribut
     """Root forwards under autograd whose graph no backward ran through, and the most that one of them saved.
 
     ``holder`` is ``a step`` where an optimizer stepped after one of them: its backward is not to come.
-
-    A storage that a graph saved was used when the graph let go of it after a backward, or when it was claimed by the walk that
-    precedes a backward: the claim's next mark is then the beginning of that backward.
     """
     forwards = [(begin, end) for begin, end, grad in root_forwards(marks) if grad]
-    borders = [m.time_ns for m in marks if m.kind != "module"]
-    begins = [m.kind == "backward" and m.begin for m in marks if m.kind != "module"]
-
-    def used(claim: Claim) -> bool:
-        following = bisect_right(borders, claim.time_ns)
-        return claim.category == RELEASED or (following < len(borders) and begins[following])
-
-    ends = [end for _, end in forwards]
-    saved = dict.fromkeys(range(len(forwards)), 0)
-    good: set[int] = set()
+    ends, is_used = [end for _, end in forwards], _use(marks)
+    saved, good = [0] * len(forwards), set[int]()
     for row, claims in attribution.claims.items():
         graph = [c for c in claims if c.category in ("activations", RELEASED)]
         if not graph or ledger.born[row] == 0:
@@ -95,12 +85,28 @@ def unused_graphs(marks: tuple[Mark, ...], ledger: Ledger, attribution: Attribut
         forward = bisect_right(ends, graph[0].time_ns) - 1  # the graph is read when the root module has returned
         if forward < 0 or int(ledger.time_ns[ledger.born[row]]) < forwards[forward][0]:
             continue
-        if any(map(used, graph)):
+        if any(map(is_used, graph)):
             good.add(forward)
         saved[forward] += int(ledger.bytes[row])
-    unused = [forward for forward, count in saved.items() if count and forward not in good]
+    unused = [forward for forward, count in enumerate(saved) if count and forward not in good]
     if not unused:
         return []
     stepped = max((m.time_ns for m in marks if m.kind == "optimizer"), default=0) > ends[unused[0]]
     most = max(saved[forward] for forward in unused)
     return [Observation("unused_graph", most, count=len(unused), device=device, holder="a step" if stepped else "")]
+
+
+def _use(marks: tuple[Mark, ...]) -> Callable[[Claim], bool]:
+    """Whether a claim tells that a backward used what a graph saved.
+
+    Then the graph let go of it after a backward, or it was claimed by the walk that precedes one: the claim's next mark is the
+    beginning of that backward.
+    """
+    phases = [m for m in marks if m.kind != "module"]
+    borders, begins = [m.time_ns for m in phases], [m.kind == "backward" and m.begin for m in phases]
+
+    def is_used(claim: Claim) -> bool:
+        following = bisect_right(borders, claim.time_ns)
+        return claim.category == RELEASED or (following < len(borders) and begins[following])
+
+    return is_used
