@@ -99,7 +99,7 @@ class Unclaimed:
         inside, place = self._in_phase()
         copied = self.copied & kept & ~self.named & ~inside
         category[copied] = INDEX["parameters"]
-        if self.stepping:  # made while gradients waited for their step: of these
+        if self.stepping and self.phases:  # made while gradients waited for their step: of these
             backward = np.array([p.name == "backward" for p in self.phases])[place]
             category[copied & backward & ~self.before & (self.born_ns > self.phases[0].begin_ns)] = INDEX["gradients"]
         self._survivors(category, kept)

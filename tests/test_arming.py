@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 
@@ -153,6 +154,22 @@ def test_a_trace_on_request():
     assert m.report.traced_steps == 4
     assert m.report.measurement.ended_by == "3 steps; then step 6 (asked for)"
     assert measuring.retrace() is False
+
+
+def test_a_trace_on_request_within_a_step_ends_with_it():
+    """No phase begins in it: the step's own had begun before."""
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    count = itertools.count(1)
+
+    def ask(*_):
+        if next(count) == 5:
+            measuring.retrace()
+
+    optimizer.register_step_pre_hook(ask)
+    with ipyvram.measure() as m:
+        train(net, optimizer, batches(6))
+    assert m.report.measurement.ended_by == "3 steps; then step 5 (asked for)"
 
 
 def test_no_trace_is_started_inside_somebodys_mode():

@@ -144,6 +144,13 @@ def test_a_step_made_by_hand_ends_where_it_was_noticed():
     assert categories(recording((45, 55), (45, 150), marks=marks)) == ["temporaries", "inputs"]
 
 
+def test_a_trace_that_begins_within_a_step_and_sees_only_its_end():
+    assert categories(recording((5, 8), (5, 150), marks=(Mark(60, "optimizer", False, 1, "SGD"),))) == [
+        "temporaries",
+        "optimizer_state",
+    ]
+
+
 def test_what_a_thread_loads_meanwhile_is_batch():
     """Born in a forward, a backward and a step; the last waits in a queue when the trace ends."""
     threads = {"stacks_of_threads": "-1"}  # the stack of all of them here
