@@ -13,10 +13,11 @@ import torch
 
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.engine import OUTSIDE, current_node
-from ipyvram.probes.storage_log import DeviceLogs, Live, Row, StorageLog, allocated
+from ipyvram.probes.storage_log import DeviceLogs, Live, Row, StorageLog
 from ipyvram.probes.uncompiled import alone
-from ipyvram.recording import Block
+from ipyvram.recording import Action, Block
 
+_ALLOC, _FREE = int(Action.ALLOC), int(Action.FREE_REQUESTED)
 _ABOVE = 4  # calls between an operator and what reads its stack: `made`, `_output`, `record` and the mode
 
 
@@ -136,7 +137,9 @@ class LiveStorages:
         if before:
             log.baseline.append(Block(live.serial, live.size, live.size))
         else:
-            self._append(log, allocated(live, self._clock(), self._stacks(0), origin))
+            self.flush()
+            self.event_count += 1
+            log.rows.append((_ALLOC, live.serial, live.size, 0, self._clock(), self._stacks(0), origin))
         return live
 
     def made(
@@ -146,7 +149,7 @@ class LiveStorages:
         live = self._watch(storage, size, log, current_node())
         if self._reusing is not None:
             self.flush()
-        row = allocated(live, self._clock(), self._stacks(_ABOVE), origin)
+        row = _ALLOC, live.serial, size, 0, self._clock(), self._stacks(_ABOVE), origin
         if reused is None:
             self.event_count += 1
             log.rows.append(row)
@@ -165,11 +168,12 @@ class LiveStorages:
     def resized(self, live: Live, size: int, origin: int) -> None:
         """It lies elsewhere now."""
         self.flush()
-        self.event_count += 1
-        live.log.freed(live, self._clock())
-        live.log.bytes += size - live.size
+        self.event_count += 2
+        log, serial = live.log, live.serial
+        log.rows.append((_FREE, serial, live.size, 0, self._clock(), -1, -1))
+        log.bytes += size - live.size
         live.size = size
-        self._append(live.log, allocated(live, self._clock(), self._stacks(0), origin))
+        log.rows.append((_ALLOC, serial, size, 0, self._clock(), self._stacks(0), origin))
 
     @alone
     def freed(self, live: Live) -> None:
@@ -186,17 +190,12 @@ class LiveStorages:
                 return
             self.flush()
         self.event_count += 1
-        live.log.freed(live, self._clock())
+        live.log.rows.append((_FREE, live.serial, live.size, 0, self._clock(), -1, -1))
 
     def free_the_dead(self) -> None:
         """For a storage whose end we were not told."""
         for live in [live for live in self.by_key.values() if live() is None]:
             self.freed(live)
-
-    def _append(self, log: StorageLog, row: Row) -> None:
-        self.flush()
-        self.event_count += 1
-        log.rows.append(row)
 
     def flush(self) -> None:
         """The operand of the last sum outlived it: the sum took memory of its own after all."""

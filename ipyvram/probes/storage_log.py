@@ -7,12 +7,10 @@ from collections.abc import Mapping
 
 import torch
 
-from ipyvram.recording import Action, Block, Events, OomEvent, Trace
+from ipyvram.recording import Block, Events, OomEvent, Trace
 
 #: As in `recording.Events`: action, address, size, stream, time, stack, origin.
 Row = tuple[int, int, int, int, int, int, int]
-
-_ALLOC, _FREE = int(Action.ALLOC), int(Action.FREE_REQUESTED)
 
 
 class Live(weakref.ref):  # type: ignore[type-arg]
@@ -61,9 +59,6 @@ class StorageLog:
             stack=stack,
             origin=origin,
         )
-
-    def freed(self, live: Live, time_ns: int) -> None:
-        self.rows.append((_FREE, live.serial, live.size, 0, time_ns, -1, -1))
 
     def trace(self, start_ns: int, stop_ns: int, ended_by: str) -> Trace:
         """Everything so far; threads may have interleaved, so rows are sorted by time."""
@@ -118,11 +113,6 @@ class DeviceLogs:
         """One for each device that was used."""
         used = [log for log in self.by_name.values() if log.rows or log.baseline]
         return tuple(log.trace(start_ns, stop_ns, ended_by) for log in used)
-
-
-def allocated(live: Live, time_ns: int, stack: int, origin: int) -> Row:
-    """The row of an allocation."""
-    return _ALLOC, live.serial, live.size, 0, time_ns, stack, origin
 
 
 def _time_of(row: Row) -> int:
