@@ -118,6 +118,29 @@ del optimizer
     assert rows["batch", "inputs"] == "batch['ids']"
 
 
+OWN_OPTIMIZER = """
+class Momentum:
+    def __init__(self, parameters):
+        self.parameters = list(parameters)
+        self.state = {p: {"average": torch.zeros_like(p)} for p in self.parameters}
+    def step(self): ...
+    def zero_grad(self): ...
+learner = type("Learner", (), {})()
+learner.net = torch.nn.Linear(64, 64)
+learner.opt = Momentum(learner.net.parameters())
+"""
+
+
+def test_what_an_optimizer_of_the_programs_own_keeps_is_its_state(notebook):  # noqa: F811
+    notebook.run(OWN_OPTIMIZER)
+    (cpu,) = residents.look(notebook.names)
+    size = 4 * (64 * 64 + 64)
+    assert {h.category: h.bytes for h in cpu.holdings if h.holder == "learner"} == {
+        "parameters": size,
+        "optimizer_state": size,
+    }
+
+
 GENERATING = """
 class Cache:
     def __init__(self, keys): self.layers = [keys]

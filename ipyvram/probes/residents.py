@@ -18,6 +18,7 @@ from ipyvram.probes.cycles import in_cycles
 from ipyvram.probes.graph import GraphWalk
 from ipyvram.probes.namespace import DEEP, holdings
 from ipyvram.probes.reach import Storage, Walk, storage_of
+from ipyvram.probes.tensors import tensors_in
 from ipyvram.resident import Holding, Resident
 
 #: Tensors without a known holder that are checked for cycles, the largest first: each costs a look at the whole heap.
@@ -77,11 +78,15 @@ def _in_order(named: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 
 def _roles(namespace: Mapping[str, Any]) -> dict[int, str]:
-    """What models of measured cells returned, and what containers have one for each parameter of, by identity."""
+    """What models of measured cells returned, what optimizers of the program's own keep, and what containers have one for each
+    parameter of, by identity."""
     containers: list[Container] = []
     found = [value for _, value in holdings(namespace, *DEEP, containers=containers)]
     returned = {id(t): "outputs" for t in found if isinstance(t, Tensor) and t.grad_fn is None and results.is_result(t)}
-    return returned | {id(tensor): _ROLES[kind] for _, tensor, kind in copies_in(found, containers)}
+    own = [value for value in found if not isinstance(value, (Tensor, nn.Module, torch.optim.Optimizer))]
+    kept = (t for optimizer in own for t in tensors_in(list(vars(optimizer).values())))
+    states = {id(t): "optimizer_state" for t in kept if not (t.is_leaf and t.requires_grad)}
+    return returned | states | {id(tensor): _ROLES[kind] for _, tensor, kind in copies_in(found, containers)}
 
 
 def _add(walk: Walk, entries: dict[Storage, Entry], value: Any, holder: str, kind: str) -> None:
