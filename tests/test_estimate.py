@@ -1,5 +1,8 @@
 """`estimate`: what it answers, on code that uses a card as people do; this machine needs none."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +94,21 @@ def test_a_variable_of_an_earlier_cell_that_says_cpu_chooses_the_card(notebook, 
     assert report.peak["parameters"] > 0
     assert notebook[name] == "cpu"
     assert "nothing_on_card" not in {f.kind for f in report.findings}
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("DEVICE", True), ("cpu_device", False), ("HOST_DEV", False)])
+def test_a_module_that_says_cpu_chooses_the_card(notebook, monkeypatch, name, chosen):
+    """As keras does when it is imported, or a file of the user's."""
+    config = types.ModuleType("config_of_the_users")
+    vars(config).update({"torch": torch, name: torch.device("cpu")})
+    monkeypatch.setitem(sys.modules, config.__name__, config)
+    notebook["config"] = config
+    code = "for _ in range(3):\n    net = nn.Linear(64, 64).to(device)\n    net(x.to(device)).sum().backward()"
+    report = ipyvram.estimate(
+        code.replace("device", f"config.{name}"), card="T4", namespace={**notebook, "x": torch.ones(2, 64)}
+    )
+    assert (report.peak["parameters"] > 0) is chosen
+    assert vars(config)[name] == torch.device("cpu")
 
 
 def test_that_nothing_was_on_the_card_is_said():

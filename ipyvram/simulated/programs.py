@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from ipyvram.simulated.front import META, place, seen
 
 _FILLS = ("uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_",
           "kaiming_normal_", "orthogonal_", "sparse_")  # fmt: skip
+#: Modules that begin so are torch's, or ours.
+_TORCHS = ("torch.", "torchvision", "functorch", "ipyvram", "__main__")
 _LARGE = 1 << 16  # elements from which filling a host weight costs time worth saving
 
 
@@ -139,16 +142,25 @@ def _generator(kind: Any) -> Any:
 def devices(patches: Patches, namespace: dict[str, Any]) -> None:
     """Variables of earlier cells that chose the host because there is no GPU choose the card: ``device = "cpu"``.
 
-    Only variables and attributes whose name says ``dev`` (``device``, ``DEV``) count; they are put back.
+    So do globals of modules that know torch and are none of torch's (``config.DEVICE``, what a library chose when it was imported).
+    Only names that say ``dev`` (``device``, ``DEV``) and not that they mean the host count; they are put back.
     """
     owners: list[dict[str, Any]] = [namespace]
     owners += [
         vars(v) for v in list(namespace.values()) if isinstance(getattr(v, "__dict__", None), dict) and _is_plain(v)
     ]
+    owners += [vars(module) for name, module in list(sys.modules.items()) if _chooses(name, module)]
     for owner in owners:
         for name, value in list(owner.items()):
-            if "dev" in name.lower() and _is_host(value):
+            lower = name.lower() if isinstance(name, str) else ""
+            if "dev" in lower and "cpu" not in lower and "host" not in lower and _is_host(value):
                 patches.set(owner, name, torch.device("cuda") if isinstance(value, torch.device) else "cuda")
+
+
+def _chooses(name: str, module: Any) -> bool:
+    """Whether a module may have chosen a device."""
+    known = getattr(module, "__dict__", None)
+    return type(known) is dict and "torch" in known and not name.startswith(_TORCHS)
 
 
 def _is_plain(value: Any) -> bool:

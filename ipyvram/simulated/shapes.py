@@ -54,12 +54,27 @@ def batch_norm_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any])
 
 
 def channels_last_of(*tensors: Tensor) -> torch.memory_format | None:
-    """`cudnn_conv_suggest_memory_format`: one operand in channels-last order is enough."""
-    for tensor in tensors:
-        order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
-        if order is not None and tensor.is_contiguous(memory_format=order) and not tensor.is_contiguous():
-            return order
-    return None
+    """`cudnn_conv_suggest_memory_format` (ConvUtils.h): one operand in channels-last order is enough, if none is of doubles."""
+    if any(tensor.dtype is torch.float64 for tensor in tensors):
+        return None
+    return next(filter(None, map(suggested, tensors)), None)
+
+
+def suggested(tensor: Tensor) -> torch.memory_format | None:
+    """The channels-last order that `suggest_memory_format` reads from strides (c10/core/MemoryFormat.h), None for any other.
+
+    It takes no contiguous tensor, and of one channel it tells the orders apart, as no question about contiguity does.
+    """
+    order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    sizes, strides = tensor.shape, tensor.stride()
+    if order is None or strides[1] == 0:
+        return None
+    least = 0
+    for d in (1, *range(tensor.dim() - 1, 1, -1), 0):
+        if sizes[d] == 0 or strides[d] < least or (d == 0 and least == strides[1]):
+            return None
+        least = strides[d] * sizes[d]
+    return order
 
 
 def _ordered(tensor: Tensor | None, order: torch.memory_format) -> Tensor | None:
