@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,6 +101,18 @@ def in_a_function(model: nn.Module, make: Made) -> Report:
             update(model, held)
 
     return measured(train, {"model": model, "x": x, "y": y})
+
+
+def test_momenta_of_an_optimizer_that_a_model_keeps_are_optimizer_state():
+    """As keras keeps them: each in an object of its own, in an optimizer that is none of torch's."""
+    model = perceptron()
+    momenta = [SimpleNamespace(name="momentum", value=nn.Parameter(t, requires_grad=False)) for t in zeros(model)]
+    model.optimizer = SimpleNamespace(momenta=momenta)
+    report = trained({"model": model}, lambda: update(model, [held.value for held in momenta]))
+    assert report.peak["optimizer_state"] == size_of(model.parameters())
+    assert "model.optimizer.momenta[0]" in {t.name for t in report.tensors_at_peak}
+    (found,) = (r for r in residents.look({"model": model}) if r.device == "cpu")
+    assert sum(h.bytes for h in found.holdings if h.category == "optimizer_state") == size_of(model.parameters())
 
 
 def test_a_variable_of_the_loop_takes_nothing_from_its_list():

@@ -7,6 +7,7 @@ import sys
 import weakref
 from collections import UserDict, deque
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -119,6 +120,13 @@ def test_a_replay_memory_and_what_else_keeps_tensors():
     memory = deque([Seen(torch.ones(4), 1.0), Seen(torch.ones(4), 0.0)], maxlen=100)
     found = names({"memory": memory, "bank": {torch.ones(1)}, "training": training})
     assert set(found) == {"memory[0].state", "memory[1].state", "bank[…]", "model"}
+
+
+def test_objects_that_a_model_keeps_lead_on_in_a_search_that_goes_deep():
+    model = nn.Linear(2, 1)
+    model.trainer = SimpleNamespace(loader=DataLoader(TensorDataset(torch.ones(4, 2)), 2), model=model)
+    assert set(names({"model": model})) == {"model", "model.trainer.loader.dataset.tensors[0]"}
+    assert set(names({"model": model}, depth=1)) == {"model"}
 
 
 def test_a_generator_that_has_been_looked_at_lets_go_of_what_it_held():

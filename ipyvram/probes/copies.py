@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ipyvram.probes.tensors import plain_data, shape_of, tensors_in
+from ipyvram.probes.tensors import plain_data, shape_of, tensors_in, wrapped
 
 #: One tensor for each parameter: an average, a best state, gradients.
 COPY = "copy"
@@ -120,6 +120,8 @@ def _members(name: str, container: Collection[Any], depth: int = _DEPTH) -> Iter
     for key, value in items:
         if isinstance(value, Tensor):
             yield name + key, value
+        elif (tensor := wrapped(value)) is not None:
+            yield name + key, tensor
         elif depth > 1:
             yield from _members(name + key, value, depth - 1)
 

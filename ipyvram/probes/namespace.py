@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ipyvram.probes.tensors import plain_data
+from ipyvram.probes.tensors import objects_of, plain_data, wrapped
 from ipyvram.probes.variables import OWN_COPY, variables_of
 
 #: Instances of these packages' classes lead to half of the interpreter, and to none of the user's tensors.
@@ -76,8 +76,8 @@ def holdings(
         seen.add(id(value))
         if role is _FOUND or _optimizes(value, kind):
             yield name, value
-            if level < depth and issubclass(kind, torch.optim.Optimizer):
-                queue.extend((inner, part, level + 1) for inner, part in _optimizers_in(name, value))
+            if level < depth:
+                queue.extend((inner, part, level + 1) for inner, part in _held_by(name, value, kind, depth))
         elif level < depth:
             if containers is not None and issubclass(kind, CONTAINERS) and begins_with_tensor(value):
                 containers.append((name, value))
@@ -114,6 +114,8 @@ class _Roles(dict[type, int]):
 def begins_with_tensor(value: Any, depth: int = 2) -> bool:
     """Whether the first in a container is a tensor (not a number, as losses are), or a container that begins so."""
     first = next(iter(dict.values(value) if isinstance(value, dict) else value), None)
+    held = wrapped(first)
+    first = first if held is None else held
     deeper = depth > 1 and isinstance(first, CONTAINERS)
     return (isinstance(first, Tensor) and first.dim() > 0) or (deeper and begins_with_tensor(first, depth - 1))
 
@@ -126,9 +128,14 @@ def _optimizes(value: Any, kind: type) -> bool:
     return not any(issubclass(type(member), (nn.Module, torch.optim.Optimizer)) for member in members)
 
 
-def _optimizers_in(name: str, value: torch.optim.Optimizer) -> list[tuple[str, torch.optim.Optimizer]]:
-    """Those that it is wrapped around: SAM, Lookahead."""
-    return [(f"{name}.{key}", part) for key, part in vars(value).items() if isinstance(part, torch.optim.Optimizer)]
+def _held_by(name: str, value: Any, kind: type, depth: int) -> list[tuple[str, Any]]:
+    """Optimizers that one is wrapped around (SAM, Lookahead); in a search that goes deep, objects that a model keeps to itself
+    (its trainer, its optimizer)."""
+    if issubclass(kind, torch.optim.Optimizer):
+        return [(f"{name}.{key}", part) for key, part in vars(value).items() if isinstance(part, torch.optim.Optimizer)]
+    if issubclass(kind, nn.Module) and depth > 1:
+        return [(f"{name}.{key}", part) for key, part in objects_of(value)]
+    return []
 
 
 def _slots(name: str, value: Any, kind: type) -> Iterator[tuple[str, Any]]:

@@ -145,6 +145,7 @@ def is_parameter(tensor: Tensor) -> bool:
 
 
 _OF_ANY_MODULE = frozenset(vars(nn.Module()))
+_LOOKED_INTO = (Tensor, nn.Module, Mapping, list, tuple)
 
 
 def frozen_in(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -155,6 +156,20 @@ def frozen_in(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         except (RuntimeError, AttributeError):  # it has no forward
             return
         yield from ((name, value) for name, value in constants.items() if isinstance(value, Tensor))
+
+
+def wrapped(value: object) -> Tensor | None:
+    """The tensor of an object that has one and no more, as a variable of keras; None of any other."""
+    members = getattr(value, "__dict__", None)
+    found = [m for m in members.values() if isinstance(m, Tensor)] if type(members) is dict else []
+    return found[0] if len(found) == 1 else None
+
+
+def objects_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What a module holds as plain attributes, but for numbers and what `attributes_of` looks into."""
+    for key, value in list(vars(module).items()):
+        if key not in _OF_ANY_MODULE and gc.is_tracked(value) and not issubclass(type(value), _LOOKED_INTO):
+            yield key, value
 
 
 def attributes_of(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
