@@ -151,7 +151,7 @@ ENDINGS = {
     "error in backward": (
         "def fail(g): raise ZeroDivisionError\nw = weight * 2; w.register_hook(fail); w.sum().backward()", ZeroDivisionError,
     ),
-    "refusal": (CELL.replace("next(iterator)", "torch.repeat_interleave(y.to('cuda'))"), ValueError),
+    "refusal": (CELL.replace("next(iterator)", "torch.repeat_interleave(torch.randint(3, (4,), device='cuda'))"), ValueError),
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nested._internal.nested_tensor import NestedTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ipyvram.simulated import convolutions, folding, placeholders, sorting, within  # noqa: F401 - two add rules to `within`
+from ipyvram.simulated import convolutions, folding, placeholders, sorting, values, within  # noqa: F401 - two add rules to `within`
 from ipyvram.simulated.host import HostTensors
 from ipyvram.simulated.memory import DeviceMemory
 from ipyvram.simulated.pieces import composition
@@ -120,6 +120,7 @@ class OnCard(TorchDispatchMode):
         if func is _SCALAR:
             number = func(*args, **kwargs)
             self._number = number.untyped_storage()
+            values.follow(func, (), args, kwargs, number)
             return number  # counted where an operator other than a copy uses it
         special = placeholders.TABLE.get(func)
         if special is not None:
@@ -161,6 +162,8 @@ class OnCard(TorchDispatchMode):
             if tensor.device.type == "meta":
                 self.see(func, tensor)
         self._ways.after(func, args, kwargs, result)
+        plan = self._plans.get(func) or _plan(func)
+        values.follow(func, tuple(_written(plan, args, kwargs)), args, kwargs, result)
         return result
 
     def see(self, func: Operator, tensor: Tensor) -> None:
@@ -180,15 +183,25 @@ class OnCard(TorchDispatchMode):
     def note(self, text: str) -> None:
         self._note(text)
 
+    def known(self, tensor: Tensor) -> Tensor | None:
+        """What the cell, or the size of a result, is told of a tensor's values, where they are known: not to be written into."""
+        value = values.of(tensor)
+        if value is None:
+            return None
+        if value.guessed:
+            self._note(values.BALANCED)
+        return value.tensor
+
     def _gather(self, func: Operator, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Host tensors that meet tensors on the card in one operator, as tensors on the card."""
         sums = func._schema.name in _SUMMING and (args[3] if len(args) > 3 else kwargs.get("accumulate", False))
 
         def moved(value: Any) -> Any:
             if isinstance(value, Tensor) and value.device.type != "meta":
-                if value.dim() == 0:
-                    return torch.empty((), dtype=value.dtype, device="meta")  # a kernel argument, not memory
                 copy = torch.empty_like(value, device="meta")
+                values.sent(copy, value)
+                if value.dim() == 0:
+                    return copy  # a kernel argument, not memory
                 if sums:
                     self._memory.ignore(copy.untyped_storage())  # what is made of it on the host is moved
                 else:

@@ -14,6 +14,7 @@ from torch.autograd import graph as autograd_graph
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from ipyvram.patches import Patches
+from ipyvram.simulated import values
 from ipyvram.simulated.placeholders import host_copy
 from ipyvram.simulated.typed import card_dtype
 
@@ -199,7 +200,9 @@ def _from_data(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Te
     made: Tensor = func(*args, **kwargs)
     if made.device.type != "meta" or not isinstance(args[-1] if args else None, _PLAIN):
         return made
-    return torch.empty(made.shape, dtype=made.dtype, device=META, requires_grad=made.requires_grad)
+    empty = torch.empty(made.shape, dtype=made.dtype, device=META, requires_grad=made.requires_grad)
+    values.sent(empty, func(*args, **{**kwargs, "device": "cpu"}))
+    return empty
 
 
 @_for(torch._C._nn._parse_to)

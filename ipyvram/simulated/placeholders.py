@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ipyvram.simulated import recurrent, shapes, sparse
+from ipyvram.simulated import recurrent, shapes, sparse, values
 from ipyvram.simulated.refusal import CannotEstimate
 
 aten = torch.ops.aten
@@ -48,7 +48,10 @@ def value(dtype: torch.dtype) -> Any:
 
 
 def host_copy(tensor: Tensor) -> Tensor:
-    """A host tensor of the same shape, filled with the placeholder; zero pages cost nothing until they are written."""
+    """A host tensor of the same shape: what is known, else filled with the placeholder; zero pages cost nothing until written."""
+    known = values.of(tensor)
+    if known is not None:
+        return known.tensor.clone()
     shape = tuple(tensor.shape)
     if tensor.dim() == 0:
         return torch.full((), value(tensor.dtype), dtype=tensor.dtype)
@@ -57,13 +60,17 @@ def host_copy(tensor: Tensor) -> Tensor:
 
 @_for("_local_scalar_dense")
 def _item(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    known = card.known(args[0])
+    if known is not None:
+        return known.item()
     card.note("numbers read from the card (`.item()`, `print`, `if`) are placeholders: nothing was computed there")
     return value(args[0].dtype)
 
 
 @_for("equal")
 def _equal(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-    return False
+    one, other = card.known(args[0]), card.known(args[1])
+    return one is not None and other is not None and torch.equal(one, other)
 
 
 @_for("allclose")
@@ -77,6 +84,7 @@ def _to_copy(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     device = kwargs.get("device")
     if args[0].device.type == "meta" and device is not None and torch.device(device).type != "meta":
         card.see(func, args[0])
+        card.known(args[0])
         copy = host_copy(args[0])
         return copy if kwargs.get("dtype") is None else copy.to(kwargs["dtype"])
     return NotImplemented
@@ -91,25 +99,49 @@ def _copy(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             card.see(func, source)
         return target
     card._host.before_write([target])
+    card.known(source)
     target.copy_(host_copy(source).expand(source.shape))
     return target
 
 
 @_for("nonzero")
 def _nonzero(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
-    card.note(LARGEST + " (nonzero)")
-    return torch.empty((args[0].dim(), args[0].numel()), dtype=torch.int64, device="meta").t()
+    count = _selected(card, args[0], "nonzero")
+    return torch.empty((args[0].dim(), count), dtype=torch.int64, device="meta").t()
+
+
+def _selected(card: Any, mask: Tensor, name: str) -> int:
+    """Places that a mask selects, or on the card could select."""
+    known = card.known(mask)
+    if known is not None:
+        return int(known.count_nonzero())
+    if mask.device.type != "meta":
+        return int(mask.count_nonzero())
+    card.note(f"{LARGEST} ({name})")
+    return mask.numel()
 
 
 @_for("masked_select")
 def _masked_select(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
-    card.note(LARGEST + " (masked_select)")
     shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
-    return torch.empty(shape.numel(), dtype=args[0].dtype, device="meta")
+    count = _selected(card, args[1].expand(shape), "masked_select")
+    return torch.empty(count, dtype=args[0].dtype, device="meta")
+
+
+def _from_known(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Results whose sizes follow from a known first argument; NotImplemented where it is not known."""
+    known = card.known(args[0])
+    if known is None:
+        return NotImplemented
+    made = func(known, *args[1:], **kwargs)
+    return tuple(torch.empty_like(t, device="meta") for t in made)
 
 
 @_for("_unique2", "_unique", "unique_consecutive")
 def _unique(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    made = _from_known(card, func, args, kwargs)
+    if made is not NotImplemented:
+        return made
     card.note(LARGEST + " (unique)")
     n, dim = args[0].numel(), kwargs.get("dim", args[3] if "consecutive" in str(func) and len(args) > 3 else None)
     values = torch.empty(n, dtype=args[0].dtype, device="meta") if dim is None else torch.empty_like(args[0])
@@ -119,6 +151,9 @@ def _unique(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 @_for("unique_dim")
 def _unique_dim(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    made = _from_known(card, func, args, kwargs)
+    if made is not NotImplemented:
+        return made
     card.note(LARGEST + " (unique)")
     counts = torch.empty(args[0].shape[args[1]], dtype=torch.int64, device="meta")
     return torch.empty_like(args[0]), counts, torch.empty_like(counts)
@@ -126,10 +161,15 @@ def _unique_dim(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 @_for("bincount")
 def _bincount(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
-    least = args[2] if len(args) > 2 else kwargs.get("minlength", 0)
-    card.note(f"bincount was taken to return {max(least, 1)} counts: their number depends on values")
+    count = args[2] if len(args) > 2 else kwargs.get("minlength", 0)
+    known = card.known(args[0])
+    if known is not None:
+        count = max(count, int(known.max()) + 1 if known.numel() else 0)
+    else:
+        count = max(count, 1)
+        card.note(f"bincount was taken to return {count} counts: their number depends on values")
     weighted = len(args) > 1 and args[1] is not None
-    return torch.empty(max(least, 1), dtype=torch.float64 if weighted else torch.int64, device="meta")
+    return torch.empty(count, dtype=torch.float64 if weighted else torch.int64, device="meta")
 
 
 @_for("index.Tensor", "index_put.default", "index_put_.default", "_index_put_impl_.default", "_unsafe_index.Tensor")
@@ -140,11 +180,7 @@ def _boolean_index(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> A
     for index in args[1]:
         if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
             found = True
-            if index.device.type == "meta":
-                count = index.numel()
-                card.note(LARGEST + " (a boolean index)")
-            else:
-                count = int(index.count_nonzero())
+            count = _selected(card, index, "a boolean index")
             indices += [torch.empty(count, dtype=torch.int64, device="meta") for _ in range(index.dim())]
         else:
             indices.append(index)
@@ -172,6 +208,9 @@ OF_OTHERS: dict[str, Handler] = {"torchvision::nms": _nms}
 def _repeat_interleave(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if kwargs.get("output_size") is not None:
         return torch.empty(kwargs["output_size"], dtype=torch.int64, device="meta")
+    known = card.known(args[0])
+    if known is not None:
+        return torch.empty(int(known.sum()), dtype=torch.int64, device="meta")
     raise CannotEstimate(
         "repeat_interleave with repeats on the card has a size that depends on values and no largest size, so this cell "
         "has no estimate; give it output_size="

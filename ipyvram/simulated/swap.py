@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ipyvram.probes.dispatch import WITHOUT_MEMORY
 from ipyvram.probes.reach import Walk
+from ipyvram.simulated import values
 from ipyvram.simulated.host import HostTensors
 from ipyvram.simulated.refusal import CannotEstimate
 
@@ -140,6 +141,7 @@ class Swap:
         if there is None:
             there = self._storages[storage._cdata] = torch.UntypedStorage(storage.nbytes(), device="meta")
             self._expect(there, tensor.device.type != "cpu")
+            values.moved(there, tensor)
         shadow = torch.empty(0, dtype=tensor.dtype, device="meta")
         shadow.set_(there, tensor.storage_offset(), tensor.shape, tensor.stride())
         return shadow.requires_grad_() if tensor.requires_grad and tensor.is_leaf else shadow

@@ -1,0 +1,272 @@
+"""What is known of values on the card: operators on whole numbers, masks and counts in, the same worked out on the host.
+
+Nothing is computed on the card, but some of what is there is known all the same: whole numbers and masks that the host sent
+(labels, lengths, padding), what operators make without any numbers (``arange``, ``zeros``), and what follows from these. A
+storage on ``meta`` that is known carries a copy of its bytes on the host, so views of it need no rule. An operator whose every
+argument is known is run on these; one that writes something else makes its target unknown.
+
+Where a program chooses by numbers that nobody knows (``topk``, ``argmax``, a sort, a draw), each entry is taken to be chosen
+equally often. What follows from such a guess is marked as guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+BALANCED = (
+    "what `topk`, `argmax`, a sort or a draw chooses depends on values: every entry was taken to be chosen equally often "
+    "(for experts, balanced routing)"
+)
+#: Elements of what is followed, and of what is followed of fractions: masks by sums and the like, not weights and activations.
+MAX_ELEMENTS, MAX_FRACTIONS = 1 << 24, 1 << 20
+#: Elements of fractions that come from the host: numbers such as a threshold.
+MAX_NUMBERS = 16
+
+_ATTRIBUTE = "_ipyvram_known"
+#: Operators that look at the shape of their first argument, not at its values.
+_OF_SHAPES = frozenset({"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"})
+#: Whatever was there, afterwards it is known.
+_FILLING = frozenset({"fill_", "zero_", "copy_"})
+#: They make memory without values, or are many at once (optimizers).
+_WITHOUT_VALUES = ("empty", "new_empty", "resize", "set_", "_foreach_", "_fused_", "_amp_", "record_stream")
+
+
+class _Known(NamedTuple):
+    """The bytes of a storage, and whether a guess is among what they follow from."""
+
+    storage: torch.UntypedStorage
+    guessed: bool
+
+
+class Value(NamedTuple):
+    """What a tensor on the card holds; not to be written into."""
+
+    tensor: Tensor
+    guessed: bool
+
+
+class _Unknown(Exception):
+    pass
+
+
+def of(tensor: Tensor) -> Value | None:
+    """What is known of a tensor, None where that is nothing."""
+    if tensor.device.type != "meta":
+        followed = tensor.device.type == "cpu" and _from_the_host(tensor)
+        return Value(tensor, False) if followed else None
+    if tensor.layout is not torch.strided or tensor.is_conj() or tensor.is_neg():
+        return None
+    storage = tensor.untyped_storage()
+    known: _Known | None = getattr(storage, _ATTRIBUTE, None)
+    if known is None or known.storage.nbytes() != storage.nbytes():
+        return None
+    return Value(_seen(known.storage, tensor), known.guessed)
+
+
+def keep(tensor: Tensor, value: Tensor, guessed: bool = False) -> None:
+    """``tensor``, made on the card just now, holds ``value``."""
+    if tensor.layout is not torch.strided or tensor.shape != value.shape or not _followed(tensor):
+        return
+    storage = tensor.untyped_storage()
+    copy = torch.UntypedStorage(storage.nbytes(), device="cpu")
+    _seen(copy, tensor).copy_(value.detach())
+    setattr(storage, _ATTRIBUTE, _Known(copy, guessed))
+
+
+def sent(tensor: Tensor, value: Tensor) -> None:
+    """``tensor`` on the card is a copy of ``value`` on the host, as far as such values are followed."""
+    if _from_the_host(value):
+        keep(tensor, value)
+
+
+def moved(storage: torch.UntypedStorage, tensor: Tensor) -> None:
+    """``storage`` on the card holds what that of ``tensor`` held."""
+    source = tensor.untyped_storage()
+    if tensor.device.type == "cpu" and _from_the_host(tensor) and source.nbytes() <= MAX_ELEMENTS * 8:
+        setattr(storage, _ATTRIBUTE, _Known(source.clone(), False))
+
+
+def forget(tensor: Tensor) -> None:
+    """Something unknown is written into a tensor."""
+    if tensor.layout is torch.strided:
+        storage = tensor.untyped_storage()
+        if getattr(storage, _ATTRIBUTE, None) is not None:
+            setattr(storage, _ATTRIBUTE, None)
+
+
+def follow(func: Any, written: tuple[Tensor, ...], args: Any, kwargs: dict[str, Any], result: Any) -> None:
+    """An operator ran on the card: what is known of its results, and still known of what it wrote into.
+
+    Parameters
+    ----------
+    func : OpOverload
+    written : tuple of Tensor
+        Those of the arguments that it writes into.
+    args, kwargs
+        As it was called.
+    result
+        As it returned.
+    """
+    if any(t.device.type != "meta" for t in written):
+        return  # copied to the host, where values are real
+    made = [t for t in (result if isinstance(result, (list, tuple)) else (result,)) if isinstance(t, Tensor)]
+    if func.is_view or not (written or made):
+        return
+    try:
+        _follow(func, written, args, kwargs, result, made)
+    except Exception:  # whatever an operator on the host dislikes of what it is given
+        for tensor in written:
+            forget(tensor)
+
+
+def _follow(
+    func: Any, written: tuple[Tensor, ...], args: Any, kwargs: dict[str, Any], result: Any, made: list[Tensor]
+) -> None:
+    name = func._schema.name.removeprefix("aten::")
+    try:
+        if name.startswith(_WITHOUT_VALUES) or torch.Tag.nondeterministic_seeded in func.tags:
+            raise _Unknown
+        if not all(map(_followed, made)):
+            raise _Unknown
+        inputs = _Inputs(args[0] if name in _OF_SHAPES or name in _FILLING else None, name in _FILLING)
+        on_host, named = inputs.of(args), {k: _placed(k, inputs.of(v)) for k, v in kwargs.items()}
+        value = func(*on_host, **named)
+    except _Unknown:
+        for tensor in written:
+            forget(tensor)
+        chosen = _CHOOSING.get(name)
+        if chosen is not None and not written:
+            chosen(made, args, kwargs)
+        return
+    for tensor in written:
+        if inputs.guessed:
+            storage = tensor.untyped_storage()
+            setattr(storage, _ATTRIBUTE, getattr(storage, _ATTRIBUTE)._replace(guessed=True))
+    there = {t.untyped_storage()._cdata for t in (*written, *_tensors(args))}
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    results = result if isinstance(result, (list, tuple)) else (result,)
+    for tensor, known in zip(results, values, strict=True):
+        if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in there:
+            keep(tensor, known, inputs.guessed)
+
+
+class _Inputs:
+    """Arguments of an operator as they are on the host.
+
+    Parameters
+    ----------
+    free : Tensor, optional
+        The argument whose values do not matter.
+    target : bool
+        Whether this one is written into, and not only looked at for its shape.
+    """
+
+    def __init__(self, free: Tensor | None, target: bool) -> None:
+        self._free, self._target = free, target
+        self.guessed = False
+
+    def of(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._tensor(value)
+        if isinstance(value, (list, tuple)):
+            return [self.of(item) for item in value]
+        return value
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        known = of(tensor)
+        if known is None and tensor is self._free and _followed(tensor):
+            if not self._target:
+                return torch.empty(tensor.shape, dtype=tensor.dtype)
+            storage = tensor.untyped_storage()
+            if tensor.numel() * tensor.element_size() == storage.nbytes():
+                keep(tensor, torch.zeros((), dtype=tensor.dtype).expand(tensor.shape))
+                known = of(tensor)
+        if known is None:
+            raise _Unknown
+        self.guessed |= known.guessed
+        return known.tensor
+
+
+def _placed(name: str, value: Any) -> Any:
+    return torch.device("cpu") if name == "device" and value is not None else value
+
+
+def _seen(storage: torch.UntypedStorage, tensor: Tensor) -> Tensor:
+    """The same part of ``storage`` as a tensor on the card is of its own."""
+    view = torch.empty(0, dtype=tensor.dtype)
+    view.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+    return view
+
+
+def _followed(tensor: Tensor) -> bool:
+    whole = not (tensor.is_floating_point() or tensor.is_complex())
+    return tensor.numel() <= (MAX_ELEMENTS if whole else MAX_FRACTIONS)
+
+
+def _from_the_host(tensor: Tensor) -> bool:
+    whole = not (tensor.is_floating_point() or tensor.is_complex())
+    return tensor.layout is torch.strided and tensor.numel() <= (MAX_ELEMENTS if whole else MAX_NUMBERS)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+# -- choices among what nobody knows -----------------------------------------------------------------------------------------
+
+
+def _balanced(indices: Tensor, entries: int, dim: int) -> None:
+    """Indices along ``dim`` that choose each of ``entries`` equally often, as near as whole numbers come.
+
+    Row ``r`` takes ``r, r + s, r + 2s, …`` modulo the entries, so each place of a row is as balanced as all of them, and no row
+    takes one twice. With fewer indices than entries nothing is known.
+    """
+    if not indices.dim() or entries < 2 or indices.numel() < entries:
+        return
+    moved = indices.movedim(dim, -1)
+    wide = moved.shape[-1]
+    rows = torch.arange(moved.numel() // wide).view(-1, 1)
+    value = (rows + torch.arange(wide) * max(1, entries // wide)) % entries
+    keep(indices, value.view(moved.shape).movedim(-1, dim).to(indices.dtype), guessed=True)
+
+
+def _topk(made: list[Tensor], args: Any, kwargs: dict[str, Any]) -> None:
+    dim = args[2] if len(args) > 2 else -1
+    _balanced(made[1], args[0].shape[dim], dim)
+
+
+def _sort(made: list[Tensor], args: Any, kwargs: dict[str, Any]) -> None:
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
+    _balanced(made[1], args[0].shape[dim], dim)
+
+
+def _argmax(made: list[Tensor], args: Any, kwargs: dict[str, Any]) -> None:
+    """Also ``max`` along a dimension, which gives the indices after the values."""
+    dim, indices = args[1] if len(args) > 1 else None, made[-1]
+    if isinstance(dim, int) and args[0].dim():
+        _balanced(indices if indices.dim() == args[0].dim() else indices.unsqueeze(dim), args[0].shape[dim], dim)
+
+
+def _multinomial(made: list[Tensor], args: Any, kwargs: dict[str, Any]) -> None:
+    _balanced(made[0], args[0].shape[-1], -1)
+
+
+_CHOOSING: dict[str, Callable[[list[Tensor], Any, dict[str, Any]], None]] = {
+    "topk": _topk,
+    "sort": _sort,
+    "argmax": _argmax,
+    "argmin": _argmax,
+    "max": _argmax,
+    "min": _argmax,
+    "multinomial": _multinomial,
+}
