@@ -11,6 +11,7 @@ equally often. What follows from such a guess is marked as guessed.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -113,39 +114,72 @@ def follow(func: Any, written: tuple[Tensor, ...], args: Any, kwargs: dict[str, 
     result
         As it returned.
     """
-    if any(t.device.type != "meta" for t in written):
-        return  # copied to the host, where values are real
+    kind = _kind(func)
+    if kind.ignored or any(t.device.type != "meta" for t in written):
+        return  # the latter: copied to the host, where values are real
+    first = args[0] if args else None
+    if kind.plain and not written and isinstance(first, Tensor) and of(first) is None:
+        return  # as of most
     made = [t for t in (result if isinstance(result, (list, tuple)) else (result,)) if isinstance(t, Tensor)]
-    if func.is_view or not (written or made):
+    if not (written or made):
         return
     try:
-        _follow(func, written, args, kwargs, result, made)
+        _follow(func, kind, written, args, kwargs, result, made)
+    except _Unknown:
+        for tensor in written:
+            forget(tensor)
+        if kind.choosing is not None and not written:
+            kind.choosing(made, args, kwargs)
     except Exception:  # whatever an operator on the host dislikes of what it is given
         for tensor in written:
             forget(tensor)
 
 
-def _follow(
-    func: Any, written: tuple[Tensor, ...], args: Any, kwargs: dict[str, Any], result: Any, made: list[Tensor]
-) -> None:
+class _Kind(NamedTuple):
+    """What an operator's name tells: ``ignored`` makes views, ``free`` takes a first argument whose values do not matter."""
+
+    ignored: bool
+    valueless: bool
+    free: bool
+    filling: bool
+    choosing: Callable[[list[Tensor], Any, dict[str, Any]], None] | None
+
+    @property
+    def plain(self) -> bool:
+        return not self.free and self.choosing is None
+
+
+@functools.cache
+def _kind(func: Any) -> _Kind:
     name = func._schema.name.removeprefix("aten::")
-    try:
-        if name.startswith(_WITHOUT_VALUES) or torch.Tag.nondeterministic_seeded in func.tags:
-            raise _Unknown
-        if not all(map(_followed, made)):
-            raise _Unknown
-        inputs = _Inputs(args[0] if name in _OF_SHAPES or name in _FILLING else None, name in _FILLING)
-        on_host, named = inputs.of(args), {k: _placed(k, inputs.of(v)) for k, v in kwargs.items()}
-        value = func(*on_host, **named)
-    except _Unknown:
+    valueless = name.startswith(_WITHOUT_VALUES) or torch.Tag.nondeterministic_seeded in func.tags
+    filling = name in _FILLING
+    return _Kind(func.is_view, valueless, filling or name in _OF_SHAPES, filling, _CHOOSING.get(name))
+
+
+def _follow(
+    func: Any,
+    kind: _Kind,
+    written: tuple[Tensor, ...],
+    args: Any,
+    kwargs: dict[str, Any],
+    result: Any,
+    made: list[Tensor],
+) -> None:
+    """Run it on the host.
+
+    Raises
+    ------
+    _Unknown
+        What it takes is not known.
+    """
+    if kind.valueless or not all(map(_followed, made)):
+        raise _Unknown
+    inputs = _Inputs(args[0] if kind.free else None, kind.filling)
+    on_host, named = inputs.of(args), {k: _placed(k, inputs.of(v)) for k, v in kwargs.items()}
+    value = func(*on_host, **named)
+    if inputs.guessed:
         for tensor in written:
-            forget(tensor)
-        chosen = _CHOOSING.get(name)
-        if chosen is not None and not written:
-            chosen(made, args, kwargs)
-        return
-    for tensor in written:
-        if inputs.guessed:
             storage = tensor.untyped_storage()
             setattr(storage, _ATTRIBUTE, getattr(storage, _ATTRIBUTE)._replace(guessed=True))
     there = {t.untyped_storage()._cdata for t in (*written, *_tensors(args))}
@@ -153,7 +187,20 @@ def _follow(
     results = result if isinstance(result, (list, tuple)) else (result,)
     for tensor, known in zip(results, values, strict=True):
         if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in there:
-            keep(tensor, known, inputs.guessed)
+            _take(tensor, known, inputs.guessed, {t.untyped_storage()._cdata for t in _tensors(on_host)})
+
+
+def _take(tensor: Tensor, value: Tensor, guessed: bool, others: set[int]) -> None:
+    """As `keep`; memory that is laid out alike and is nobody else's is not copied."""
+    storage, source = tensor.untyped_storage(), value.untyped_storage()
+    like = (tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype, storage.nbytes())
+    if (
+        like != (value.shape, value.stride(), value.storage_offset(), value.dtype, source.nbytes())
+        or source._cdata in others
+    ):
+        keep(tensor, value, guessed)
+    else:
+        setattr(storage, _ATTRIBUTE, _Known(source, guessed))
 
 
 class _Inputs:
