@@ -28,7 +28,7 @@ from ipyvram.probes.owners import Owners
 from ipyvram.probes.phases import Phases
 from ipyvram.probes.stacks import Interner, StackReader
 from ipyvram.recording import Cell, Origin, Recording, Stack
-from ipyvram.simulated import cuda_api, programs, typed
+from ipyvram.simulated import cuda_api, programs, transforms, typed
 from ipyvram.simulated.autocast import Autocast
 from ipyvram.simulated.device import OnCard
 from ipyvram.simulated.front import Front, keep_on_in_the_engine
@@ -155,7 +155,8 @@ class Estimation:
         undo.append(swap.back)
         swap.to_card(found, self._host, self.namespace)
         if not torch.cuda.is_available() and not torch.backends.mps.is_available():  # else a tensor is where it was put
-            self._before = Meeting(self._host, swap, self._note)
+            meeting = self._before = Meeting(self._host, swap, self._note)
+            transforms.install(patches, meeting.before_a_transform)
         cuda_api.install(patches, self.card, self.memory)
         programs.install(patches, self._note)
         programs.devices(patches, self.namespace)

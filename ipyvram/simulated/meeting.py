@@ -6,9 +6,10 @@ such a call would fail if they were left behind, so that is where they were mean
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ipyvram.simulated.host import HostTensors
@@ -53,6 +54,16 @@ class Meeting:
             hosts = [tensor for tensor in hosts if tensor is args[0]]
         elif name in _COUNTING:
             hosts = [tensor for tensor in hosts if tensor.is_floating_point()]
+        self._exchange(hosts)
+
+    def before_a_transform(self, tensors: Iterable[Tensor]) -> None:
+        """Exchange those that a transform of functions is about to wrap, if it uses anything on the card."""
+        with torch._C.DisableTorchFunction():  # else a tensor says what the cell is told of it
+            found = list(tensors)
+            if any(tensor.device.type == "meta" for tensor in found):
+                self._exchange([t for t in found if id(t) not in self._cannot and self._host.existed(t) and t.dim()])
+
+    def _exchange(self, hosts: Iterable[Tensor]) -> None:
         for tensor in hosts:
             if not self._host.existed(tensor):  # it shares the memory of one before it
                 continue
