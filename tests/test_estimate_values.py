@@ -100,3 +100,18 @@ for _ in range(2):
     report = estimated(cell, device="cuda")
     assert report.peak["activations"] == pytest.approx(run.report.peak["activations"], rel=0.005)
     assert not guessed(report)
+
+
+@pytest.mark.parametrize(
+    "mask", ["(torch.arange(4096) % 4 == 0).view(64, 64).cuda()", "torch.rand(64, 64, device='cuda') > 0.5"]
+)
+def test_the_backward_of_a_mask_works_in_what_that_of_its_places_does(mask):
+    """A mask of two dimensions selects places of both, not rows of the first."""
+    cell = f"""
+x = torch.zeros(64, 64, 256, device="cuda", requires_grad=True)
+mask = {mask}
+rows, columns = torch.where(mask)
+{{kept}}.square().sum().backward()
+"""
+    by_mask, by_places = (estimated(cell.replace("{kept}", kept)) for kept in ("x[mask]", "x[rows, columns]"))
+    assert by_mask.peak_bytes == pytest.approx(by_places.peak_bytes, rel=0.05)

@@ -122,13 +122,13 @@ class OnCard(TorchDispatchMode):
             self._number = number.untyped_storage()
             values.follow(func, (), args, kwargs, number)
             return number  # counted where an operator other than a copy uses it
-        special = placeholders.TABLE.get(func)
-        if special is not None:
-            result = special(self, func, args, kwargs)
-            if result is not NotImplemented:
-                return self._account(func, args, kwargs, result)
         engine = torch._C._current_graph_task_id() != -1
         inside = self._folding.in_place(func, args) if engine else None
+        special = placeholders.TABLE.get(inside or func)
+        if special is not None:
+            result = special(self, inside or func, args, kwargs)
+            if result is not NotImplemented:
+                return self._account(inside or func, args, kwargs, result)
         if on_card and hosts and func._schema.name not in _COUNTING:
             args, kwargs = self._gather(func, args, kwargs)
         if inside is not None:

@@ -7,12 +7,14 @@ differ and the card's generation (`dispatch_radix_sort.cuh` and `tuning_radix_so
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ipyvram.cards import Card
+from ipyvram.simulated import values
 from ipyvram.simulated.ways import Ways
 from ipyvram.simulated.within import Made, copied, rule, size
 
@@ -107,20 +109,23 @@ def _index_put(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> N
     """`index_put_with_sort_kernel` (Indexing.cu): to add up, one index over all dimensions is sorted."""
     target, indices, value = args[:3]
     accumulate = args[3] if len(args) > 3 else kwargs.get("accumulate", False)
-    indexed = [d for d, i in enumerate(indices) if isinstance(i, Tensor)]
+    places = list(_places(indices))
+    indexed = [d for d, _, _ in places]
     if not accumulate or not indexed or not target.numel():
         return
-    n = math.prod(torch.broadcast_shapes(*(indices[d].shape for d in indexed)))
+    n = math.prod(torch.broadcast_shapes(*(shape for _, shape, _ in places)))
     made(result)
     linear: list[tuple[int, int]] = []
-    for d in indexed:
-        here = not ways.memory.ignores(indices[d].untyped_storage())
+    listed = ways.take(*(n * mask.dim() * _LONG for mask in _masks(indices)), op="index_put mask")
+    for _, _, index in places:
+        here = not ways.memory.ignores(index.untyped_storage())
         wrapped = ways.take(n * _LONG if here else 0, op="index_put index")
         strided = ways.take(n * _LONG, op="index_put index")
         ways.give(wrapped)
         if linear:
             ways.give(strided)  # added to the first
         linear = linear or strided
+    ways.give(listed)
     held, op = linear, "index_put sort"
     written = n * target.numel() // math.prod(target.shape[d] for d in indexed)
     if value.numel() < written or not value.is_contiguous():
@@ -131,6 +136,25 @@ def _index_put(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> N
     inner = math.prod(target.shape[indexed[-1] + 1 :])
     ways.use(radix_sort_bytes(ways.card, n, _LONG, _LONG, _bits_of((target.numel() - 1) // inner)), op=op)
     ways.give(held)
+
+
+def _masks(indices: Any) -> list[Tensor]:
+    return [i for i in indices if isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8)]
+
+
+def _places(indices: Any) -> Iterator[tuple[int, tuple[int, ...], Tensor]]:
+    """Each dimension that is indexed, the shape of its indices, and where these come from: a mask indexes as many as it has, by
+    lists of what it selects (`expandTensors`)."""
+    d = 0
+    for index in indices:
+        if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
+            count = values.selected(index)
+            yield from ((d + i, (index.numel() if count is None else count,), index) for i in range(index.dim()))
+            d += index.dim()
+            continue
+        if isinstance(index, Tensor):
+            yield d, tuple(index.shape), index
+        d += 1
 
 
 @rule("sort")

@@ -70,6 +70,12 @@ def of(tensor: Tensor) -> Value | None:
     return Value(_seen(known.storage, tensor), known.guessed)
 
 
+def selected(mask: Tensor) -> int | None:
+    """How many places a mask selects, None where that is not known."""
+    known = of(mask)
+    return None if known is None else int(known.tensor.count_nonzero())
+
+
 def keep(tensor: Tensor, value: Tensor, guessed: bool = False) -> None:
     """``tensor``, made on the card just now, holds ``value``."""
     if tensor.layout is not torch.strided or tensor.shape != value.shape or not _followed(tensor):
