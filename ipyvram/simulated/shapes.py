@@ -152,7 +152,23 @@ def ctc_loss_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -
     return torch.empty(args[1].shape, dtype=args[1].dtype, device="meta")
 
 
+def grouped_mm(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    """`_grouped_mm` (GroupedBlas.cpp `create_grouped_gemm_output_tensor`): rows that begin at multiples of 16 bytes. CUDA multiplies
+    float32 as well, which torch's own shapes refuse."""
+    a, b = args[:2]
+    offsets: Any = args[2] if len(args) > 2 else kwargs.get("offs")
+    rows, columns = a.shape[-2], b.shape[-1]
+    groups = () if a.dim() != b.dim() else (offsets.shape[0],) if a.dim() == 2 else (a.shape[0],)
+    dtype = (args[4] if len(args) > 4 else kwargs.get("out_dtype")) or a.dtype
+    step = 16 // dtype.itemsize
+    wide = -(-columns // step) * step
+    return torch.empty_strided(
+        (*groups, rows, columns), (rows * wide, wide, 1)[-2 - len(groups) :], dtype=dtype, device="meta"
+    )
+
+
 TABLE = {
+    "_grouped_mm.default": grouped_mm,
     "_fused_rms_norm.default": fused_rms_norm,
     "_fused_rms_norm_backward.default": fused_rms_norm_backward,
     "mse_loss.default": reduced_loss,

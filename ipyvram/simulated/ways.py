@@ -211,6 +211,13 @@ def _solve_triangular(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
     ways.give(held)
 
 
+@_rule("_grouped_mm")
+def _grouped_mm(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
+    """`_grouped_mm_cuda` (GroupedBlas.cpp): bfloat16 in one kernel on Hopper and Blackwell, else group by group."""
+    if args[0].dtype is not torch.bfloat16 or ways.card.capability not in ((9, 0), (10, 0)):
+        ways.cublas()
+
+
 @_rule("_foreach_norm")
 def _foreach_norm(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
     """ForeachReduceOp.cu: one partial result for each chunk of 65536 elements of each tensor."""
