@@ -16,6 +16,7 @@ from torch.nested._internal.nested_tensor import NestedTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipyvram.simulated import convolutions, folding, placeholders, sorting, values, within  # noqa: F401 - two add rules to `within`
+from ipyvram.simulated.descent import Descent
 from ipyvram.simulated.host import HostTensors
 from ipyvram.simulated.memory import DeviceMemory
 from ipyvram.simulated.pieces import composition
@@ -26,6 +27,7 @@ Operator = Any  # torch._ops.OpOverload
 
 
 #: ``x[i] = 2.0`` makes a number on the host if ``x`` is on the card (THPVariable_setitem), and else a tensor beside ``x``.
+_INDEXED = frozenset({torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default})
 _SCALAR, _COPY = torch.ops.aten.scalar_tensor.default, torch.ops.aten.copy_.default
 #: To add up, they make one index of all, those on the host there (IndexingUtils.cpp `makeLinearIndex`).
 _SUMMING = ("aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index_put")
@@ -57,6 +59,8 @@ class OnCard(TorchDispatchMode):
         Called once for each operator on the card; may raise to end the cell.
     kernels : dict
         `CudaKernels.by_operator`.
+    descent : Descent, optional
+        Told of operators on the host.
 
     Attributes
     ----------
@@ -74,10 +78,11 @@ class OnCard(TorchDispatchMode):
         note: Callable[[str], None],
         check: Callable[[], None],
         kernels: dict[Operator, Callable[..., Any]],
+        descent: Descent | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._memory, self._ways, self._host, self._note, self._check = memory, ways, host, note, check
-        self._kernels = kernels
+        self._kernels, self._descent = kernels, descent
         self._plans: dict[Operator, _Plan] = {}
         self._number: torch.UntypedStorage | None = None  # of the newest `_SCALAR` that nothing has used
         self._folding = folding.Folding(memory.is_newest)
@@ -109,7 +114,11 @@ class OnCard(TorchDispatchMode):
                 self._host.before_write(_written(plan, args, kwargs))
             if kwargs.get("pin_memory"):
                 kwargs = {**kwargs, "pin_memory": False}  # the host has no driver to pin it with
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if self._descent is not None and hosts:
+                # The host may say which of the card's values are wanted.
+                self._descent.made(hosts[:1] if func in _INDEXED else hosts, results_of(result))
+            return result
         self._check()
         if torch.is_inference_mode_enabled() and func not in placeholders.TABLE:
             kernel = self._kernels.get(func)

@@ -30,6 +30,7 @@ from ipyvram.probes.stacks import Interner, StackReader
 from ipyvram.recording import Cell, Origin, Recording, Stack
 from ipyvram.simulated import cuda_api, programs, transforms, typed
 from ipyvram.simulated.autocast import Autocast
+from ipyvram.simulated.descent import Descent
 from ipyvram.simulated.device import OnCard
 from ipyvram.simulated.front import Front, keep_on_in_the_engine
 from ipyvram.simulated.host import HostTensors
@@ -57,6 +58,8 @@ MAX_SECONDS = 60.0
 #: Names in code that evaluates a model.
 EVALUATING = frozenset({"eval", "no_grad", "inference_mode"})
 TRAINING = frozenset({"backward"})
+#: Names in code that puts tensors on a device.
+CHOOSING = frozenset({"cuda", "device"})
 
 _running = threading.Lock()
 
@@ -90,6 +93,8 @@ class Estimation:
         self._owners = Owners(self._clock, self._identify, namespace)
         self._phases = Phases(self._clock, self._owners, self._on_step, self._on_forward, self._guard)
         self._before: Callable[[Any, Any, dict[str, Any]], None] = _nothing
+        self._meeting: Meeting | None = None
+        self._descent: Descent | None = None
         self.evaluated = False  # whether a model that trains was also run without gradients, or in evaluation mode
         self._forwards, self._waited = 0, MAX_BEFORE_TRAINING  # the latter: before one that a backward may follow
         self._trains = False  # whether the code names a backward
@@ -130,13 +135,15 @@ class Estimation:
             self._owners.namespace()
             stop_ns = self._clock()
             self.memory.stop()
+            if self._meeting is not None and self._meeting.note:
+                self._note(self._meeting.note)
         finally:
             with uninterrupted():
                 _all(undo)
         return predicted(self, start_ns, stop_ns)
 
     def _on_card(self, check: Callable[[], None]) -> OnCard:
-        return OnCard(self.memory, self.ways, self._host, self._note, check, self._kernels.by_operator)
+        return OnCard(self.memory, self.ways, self._host, self._note, check, self._kernels.by_operator, self._descent)
 
     def _prepare(self, undo: list[Callable[[], None]], extra: Iterable[Any]) -> None:
         """Everything that has to be in place before the code runs; what undoes it is added to ``undo``."""
@@ -154,12 +161,14 @@ class Estimation:
         swap = Swap(self.memory.expect, self._note)
         undo.append(swap.back)
         swap.to_card(found, self._host, self.namespace)
-        if not torch.cuda.is_available() and not torch.backends.mps.is_available():  # else a tensor is where it was put
-            meeting = self._before = Meeting(self._host, swap, self._note)
-            transforms.install(patches, meeting.before_a_transform)
+        without = not torch.cuda.is_available() and not torch.backends.mps.is_available()
         cuda_api.install(patches, self.card, self.memory)
         programs.install(patches, self._note)
-        programs.devices(patches, self.namespace)
+        chooses = programs.devices(patches, self.namespace) or mentions(self._code, self.namespace, CHOOSING)
+        if without:  # else a tensor is where it was put
+            self._descent = Descent(self._host) if chooses else None
+            self._meeting = self._before = Meeting(self._host, swap, self._descent)
+            transforms.install(patches, self._meeting.before_a_transform)
         typed.install(patches, self.namespace)
         keep_on_in_the_engine(patches, lambda: Front(self._before))
         self._kernels = CudaKernels(self.card, self._note)

@@ -139,22 +139,37 @@ def _generator(kind: Any) -> Any:
     return Generator
 
 
-def devices(patches: Patches, namespace: dict[str, Any]) -> None:
+def devices(patches: Patches, namespace: dict[str, Any]) -> bool:
     """Variables of earlier cells that chose the host because there is no GPU choose the card: ``device = "cpu"``.
 
     So do globals of modules that know torch and are none of torch's (``config.DEVICE``, what a library chose when it was imported).
     Only names that say ``dev`` (``device``, ``DEV``) and not that they mean the host count; they are put back.
+
+    Returns
+    -------
+    bool
+        Whether the notebook has such a variable.
     """
-    owners: list[dict[str, Any]] = [namespace]
-    owners += [
+    own: list[dict[str, Any]] = [namespace]
+    own += [
         vars(v) for v in list(namespace.values()) if isinstance(getattr(v, "__dict__", None), dict) and _is_plain(v)
     ]
-    owners += [vars(module) for name, module in list(sys.modules.items()) if _chooses(name, module)]
-    for owner in owners:
-        for name, value in list(owner.items()):
-            lower = name.lower() if isinstance(name, str) else ""
-            if "dev" in lower and "cpu" not in lower and "host" not in lower and _is_host(value):
-                patches.set(owner, name, torch.device("cuda") if isinstance(value, torch.device) else "cuda")
+    chosen = [_choose(patches, owner) for owner in own]
+    for name, module in list(sys.modules.items()):
+        if _chooses(name, module):
+            _choose(patches, vars(module))
+    return any(chosen)
+
+
+def _choose(patches: Patches, owner: dict[str, Any]) -> bool:
+    """The card in the variables of one that chose the host; whether there were any."""
+    found = False
+    for name, value in list(owner.items()):
+        lower = name.lower() if isinstance(name, str) else ""
+        if "dev" in lower and "cpu" not in lower and "host" not in lower and _is_host(value):
+            patches.set(owner, name, torch.device("cuda") if isinstance(value, torch.device) else "cuda")
+            found = True
+    return found
 
 
 def _chooses(name: str, module: Any) -> bool:

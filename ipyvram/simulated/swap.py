@@ -94,18 +94,26 @@ class Swap:
             if nn.parameter.is_lazy(tensor) and tensor.data.device.type != "meta":
                 self._exchange(tensor)  # it takes its shape where the model runs
 
-    def follow(self, tensor: Tensor, everywhere: Iterable[Tensor]) -> bool:
-        """Exchange one more while the code runs, with all that share its memory; False, and nothing done, where that fails."""
+    def follow(self, tensor: Tensor, everywhere: Iterable[Tensor], made: bool = False) -> bool:
+        """Exchange one more while the code runs, with all that share its memory; False, and nothing done, where that fails.
+
+        Parameters
+        ----------
+        made : bool
+            The cell itself made it: it begins here, and goes when the cell lets go of it.
+        """
         storage, before = tensor.untyped_storage()._cdata, len(self._swapped)
         aliases = [t for t in everywhere if _plain(t) and t.untyped_storage()._cdata == storage]
         try:
             for alias in aliases:
-                self._swapped.append(self._exchanged(alias))
+                self._swapped.append(self._exchanged(alias, made))
         except RuntimeError:
             self.back(before)
             return False
         finally:
             self._storages.clear()
+        if made:
+            del self._swapped[before:]
         return True
 
     def _exchange(self, tensor: Tensor) -> None:
@@ -119,14 +127,14 @@ class Swap:
                 "delete what holds it, or build the model in the cell that is estimated"
             ) from error
 
-    def _exchanged(self, tensor: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    def _exchanged(self, tensor: Tensor, made: bool = False) -> tuple[Tensor, Tensor, dict[str, Any]]:
         # The collector also shows objects that only C++ holds (the base of a view); exchanged as such, they would dangle.
         # An operator that gives back its argument hands them to Python first.
         if nn.parameter.is_lazy(tensor):
             shadow = torch.empty(0, dtype=tensor.data.dtype, device="meta").requires_grad_(tensor.requires_grad)
         else:
             tensor.resolve_conj()
-            shadow = self._shadow(tensor)
+            shadow = self._shadow(tensor, made)
             own = tensor.is_leaf or tensor.retains_grad  # torch warns of asking any other
             if own and tensor.grad is not None and _plain(tensor.grad):
                 shadow.grad = self._shadow(tensor.grad)
@@ -135,15 +143,16 @@ class Swap:
         torch._C._swap_tensor_impl(tensor, shadow)
         return tensor, shadow, before
 
-    def _shadow(self, tensor: Tensor) -> Tensor:
+    def _shadow(self, tensor: Tensor, made: bool = False) -> Tensor:
         storage = tensor.untyped_storage()
         there = self._storages.get(storage._cdata)
         if there is None:
             there = self._storages[storage._cdata] = torch.UntypedStorage(storage.nbytes(), device="meta")
-            self._expect(there, tensor.device.type != "cpu")
-            values.moved(there, tensor)
+            if not made:
+                self._expect(there, tensor.device.type != "cpu")
         shadow = torch.empty(0, dtype=tensor.dtype, device="meta")
         shadow.set_(there, tensor.storage_offset(), tensor.shape, tensor.stride())
+        values.moved(there, tensor)  # now: while the code runs, `set_` is taken for something unknown that is written
         return shadow.requires_grad_() if tensor.requires_grad and tensor.is_leaf else shadow
 
     def back(self, first: int = 0) -> None:

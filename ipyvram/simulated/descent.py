@@ -1,0 +1,61 @@
+"""What operators on the host made of tensors of before the cell: their operands come in, the storages a tensor descends from go out.
+
+A tensor that meets the card without having been moved must have been there, and so must all that it was made of.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ipyvram.simulated.host import HostTensors
+
+_NONE: frozenset[int] = frozenset()
+
+
+class Descent:
+    """Follows results from operator to operator, until one is moved by the program.
+
+    Parameters
+    ----------
+    host : HostTensors
+        Knows what was there before the cell.
+    """
+
+    def __init__(self, host: HostTensors) -> None:
+        self._host = host
+        self._of: dict[int, tuple[weakref.ref[torch.UntypedStorage], frozenset[int]]] = {}  # by the storage's address
+
+    def made(self, operands: Iterable[Tensor], results: Iterable[Tensor]) -> None:
+        """An operator has made, or written into, ``results``."""
+        sources = _NONE
+        for operand in operands:
+            sources |= self._sources(operand)
+        for result in results if sources else ():
+            if result.device.type == "cpu" and not self._host.existed(result):
+                storage = result.untyped_storage()
+                self._of[storage._cdata] = weakref.ref(storage), sources
+
+    def of(self, tensor: Tensor) -> frozenset[int]:
+        """Addresses of the storages of before the cell that a tensor which was not there then descends from."""
+        if not self._of or tensor.layout is not torch.strided:
+            return _NONE
+        storage = tensor.untyped_storage()
+        ref, sources = self._of.get(storage._cdata, (None, _NONE))
+        return sources if ref is not None and ref() is storage else _NONE
+
+    def moved(self, tensor: Tensor) -> None:
+        """The program has put a tensor where it wants it."""
+        if self.of(tensor):
+            del self._of[tensor.untyped_storage()._cdata]
+
+    def _sources(self, tensor: Tensor) -> frozenset[int]:
+        if not self._host.existed(tensor):
+            return self.of(tensor)
+        storage = tensor.untyped_storage()
+        if storage.nbytes() <= tensor.element_size():
+            return _NONE  # a number goes to the card by itself
+        return frozenset((storage._cdata,))
