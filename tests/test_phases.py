@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import traceback
@@ -107,6 +108,27 @@ def test_the_first_optimizer_counts_the_steps(seen):
         b.step()
     assert seen.steps == [1, 2, 3]
     assert story(seen) == "OoOoOo" * 3
+
+
+class Clipped(torch.optim.SGD):
+    """Torch puts hooks around its step, and around its base's as soon as there has been one of these."""
+
+    def step(self, closure=None):
+        if any(p.grad.isnan().any() for group in self.param_groups for p in group["params"]):
+            raise ValueError("no number")
+        return super().step(closure)
+
+
+def test_a_step_that_calls_that_of_its_base_counts_once(seen):
+    weight = torch.ones(1, requires_grad=True)
+    torch.optim.SGD([weight], lr=1)
+    optimizer = Clipped([weight], lr=1)
+    for gradient in (1.0, float("nan"), 1.0, 1.0):
+        weight.grad = torch.tensor([gradient])
+        with contextlib.suppress(ValueError):
+            optimizer.step()
+    assert seen.steps == [1, 2, 3]
+    assert story(seen).count("o") == 3
 
 
 def test_a_forward_that_raises_is_closed(seen):

@@ -109,6 +109,13 @@ def test_updates_by_hand_are_steps_of_a_trial():
     assert trial.samples_per_s == pytest.approx(16 / trial.step_s)
 
 
+def test_a_step_that_calls_that_of_its_base_counts_once():
+    own = "class Own(torch.optim.Adam):\n    def step(self):\n        super().step()\n"
+    cell = "torch.optim.Adam([torch.ones(1)])\n" + own + CELL.replace("torch.optim.Adam(", "Own(")
+    assert "Own(model" in cell
+    assert MeasuredTrials(body(cell, space(crash=crashing())))(16, 3).steps == 5
+
+
 def test_a_lazy_model_beside_it_is_no_matter():
     """It has no memory yet, and is asked for some wherever all tensors are looked at."""
     namespace = space(crash=crashing(), lazy=torch.nn.LazyLinear(10))

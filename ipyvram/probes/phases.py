@@ -25,7 +25,7 @@ from ipyvram.probes.graph import SHOWN, sequence_number
 from ipyvram.probes.orphans import Orphans
 from ipyvram.probes.owners import Owners
 from ipyvram.probes.sequences import samples_of
-from ipyvram.probes.stepping import News, Stepping
+from ipyvram.probes.stepping import News, Stepping, within_own_step
 from ipyvram.probes.tensors import tensors_in
 from ipyvram.probes.uncompiled import uncompiled
 from ipyvram.probes.unpacked import UNPACKED
@@ -316,6 +316,8 @@ class Phases:
 
     @uncompiled
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if within_own_step(optimizer):
+            return
         self._by_hand.told()
         if not self.tracing:
             return
@@ -334,6 +336,8 @@ class Phases:
 
     @uncompiled
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if within_own_step(optimizer):
+            return
         self._updating = None
         if self.tracing:
             self._on_phase(False)

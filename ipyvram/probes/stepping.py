@@ -6,6 +6,7 @@ each parameter.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from typing import Any, NamedTuple
 
@@ -17,6 +18,21 @@ TURNS = 12
 GROWTH = 1.1  # with at least this many times the groups or states of its traced steps an optimizer does more
 
 Signature = tuple[Any, ...]
+
+_HOOKED = torch.optim.Optimizer.profile_hook_step(
+    lambda *_: None
+).__code__  # of every `step` that torch puts hooks around
+
+
+def within_own_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a hook runs for a step within a step of the same optimizer: a subclass's that calls its base's has hooks around both."""
+    if sum(hasattr(vars(kind).get("step"), "hooked") for kind in type(optimizer).__mro__) < 2:
+        return False
+    frame, around = sys._getframe(1).f_back, 0
+    while frame is not None:
+        around += frame.f_code is _HOOKED and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return around > 1
 
 
 class News(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.optim import optimizer as optimizer_hooks
 
+from ipyvram.probes.stepping import within_own_step
 from ipyvram.sweep.batch_seen import BatchSeen
 
 
@@ -91,6 +92,8 @@ class Watch:
         self._since += samples
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if within_own_step(optimizer):
+            return
         if self._optimizer is None:
             self._optimizer, self.steps = id(optimizer), 0  # with several optimizers, the first one counts the steps
         if id(optimizer) == self._optimizer:
