@@ -115,3 +115,24 @@ rows, columns = torch.where(mask)
 """
     by_mask, by_places = (estimated(cell.replace("{kept}", kept)) for kept in ("x[mask]", "x[rows, columns]"))
     assert by_mask.peak_bytes == pytest.approx(by_places.peak_bytes, rel=0.05)
+
+
+def test_a_mask_of_chosen_places_selects_no_more_than_were_chosen():
+    """As the samplers of torchvision's detectors do, which choose so many of both kinds."""
+    report = estimated(
+        """
+matched = torch.randn(2000, device="cuda").round().long()
+def mask_of(places, most):
+    mask = torch.zeros_like(matched, dtype=torch.uint8)
+    mask[places[torch.randperm(places.numel(), device="cuda")[:most]]] = 1
+    return mask
+good, bad = (mask_of(torch.where(kind)[0], most) for kind, most in ((matched >= 1, 128), (matched == 0, 384)))
+assert torch.where(good | bad)[0].shape == (512,)
+assert matched[good.bool()].shape == (128,)
+assert torch.where(good.bool() & (matched > 3))[0].shape == (128,)
+assert (good.clone() | bad.to(torch.int64)).nonzero().shape == (512, 1)
+good[:] = matched > 2
+assert torch.where(good)[0].shape == (2000,)
+"""
+    )
+    assert any("as large as it can be" in note for note in report.measurement.notes)

@@ -12,11 +12,13 @@ equally often. What follows from such a guess is marked as guessed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ipyvram.simulated import choices
 
 aten = torch.ops.aten
 
@@ -30,6 +32,7 @@ MAX_ELEMENTS, MAX_FRACTIONS = 1 << 24, 1 << 20
 MAX_NUMBERS = 16
 
 _ATTRIBUTE = "_ipyvram_known"
+_MOST = "_ipyvram_most"  # of what is not known: how many of its elements are not zero, at most
 #: Operators that look at the shape of their first argument, not at its values.
 _OF_SHAPES = frozenset({"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"})
 #: Whatever was there, afterwards it is known.
@@ -99,12 +102,24 @@ def moved(storage: torch.UntypedStorage, tensor: Tensor) -> None:
         setattr(storage, _ATTRIBUTE, _Known(source.clone(), False))
 
 
+def most(tensor: Tensor) -> int | None:
+    """How many elements of a tensor are not zero, at most; None where that may be all."""
+    value = of(tensor)
+    if value is not None:
+        return int(value.tensor.count_nonzero())
+    if tensor.layout is not torch.strided:
+        return None
+    found: int | None = getattr(tensor.untyped_storage(), _MOST, None)
+    return found
+
+
 def forget(tensor: Tensor) -> None:
     """Something unknown is written into a tensor."""
     if tensor.layout is torch.strided:
         storage = tensor.untyped_storage()
-        if getattr(storage, _ATTRIBUTE, None) is not None:
-            setattr(storage, _ATTRIBUTE, None)
+        for name in (_ATTRIBUTE, _MOST):
+            if getattr(storage, name, None) is not None:
+                setattr(storage, name, None)
 
 
 def follow(func: Any, written: tuple[Tensor, ...], args: Any, kwargs: dict[str, Any], result: Any) -> None:
@@ -125,17 +140,21 @@ def follow(func: Any, written: tuple[Tensor, ...], args: Any, kwargs: dict[str, 
         return  # the latter: copied to the host, where values are real
     first = args[0] if args else None
     if kind.plain and not written and isinstance(first, Tensor) and of(first) is None:
-        return  # as of most
+        return  # as of nearly all
     made = [t for t in (result if isinstance(result, (list, tuple)) else (result,)) if isinstance(t, Tensor)]
     if not (written or made):
         return
     try:
         _follow(func, kind, written, args, kwargs, result, made)
     except _Unknown:
+        few = kind.counting(args, most) if kind.counting is not None else None
         for tensor in written:
             forget(tensor)
-        if kind.choosing is not None and not written:
-            kind.choosing(made, args, kwargs)
+        if few is not None:
+            setattr((written or made)[0].untyped_storage(), _MOST, few)
+        chosen = kind.choosing(made, args, kwargs) if kind.choosing is not None and not written else None
+        if chosen is not None:
+            keep(*chosen, guessed=True)
     except Exception:  # whatever an operator on the host dislikes of what it is given
         for tensor in written:
             forget(tensor)
@@ -148,11 +167,12 @@ class _Kind(NamedTuple):
     valueless: bool
     free: bool
     filling: bool
-    choosing: Callable[[list[Tensor], Any, dict[str, Any]], None] | None
+    choosing: choices.Choosing | None
+    counting: choices.Counting | None
 
     @property
     def plain(self) -> bool:
-        return not self.free and self.choosing is None
+        return not self.free and self.choosing is None and self.counting is None
 
 
 @functools.cache
@@ -160,7 +180,14 @@ def _kind(func: Any) -> _Kind:
     name = func._schema.name.removeprefix("aten::")
     valueless = name.startswith(_WITHOUT_VALUES) or torch.Tag.nondeterministic_seeded in func.tags
     filling = name in _FILLING
-    return _Kind(func.is_view, valueless, filling or name in _OF_SHAPES, filling, _CHOOSING.get(name))
+    return _Kind(
+        func.is_view,
+        valueless,
+        filling or name in _OF_SHAPES,
+        filling,
+        choices.CHOOSING.get(name),
+        choices.COUNTING.get(name),
+    )
 
 
 def _follow(
@@ -273,53 +300,3 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
-
-
-# -- choices among what nobody knows -----------------------------------------------------------------------------------------
-
-
-def _balanced(indices: Tensor, entries: int, dim: int) -> None:
-    """Indices along ``dim`` that choose each of ``entries`` equally often, as near as whole numbers come.
-
-    Row ``r`` takes ``r, r + s, r + 2s, …`` modulo the entries, so each place of a row is as balanced as all of them, and no row
-    takes one twice. With fewer indices than entries nothing is known.
-    """
-    if not indices.dim() or entries < 2 or indices.numel() < entries:
-        return
-    moved = indices.movedim(dim, -1)
-    wide = moved.shape[-1]
-    rows = torch.arange(moved.numel() // wide).view(-1, 1)
-    value = (rows + torch.arange(wide) * max(1, entries // wide)) % entries
-    keep(indices, value.view(moved.shape).movedim(-1, dim).to(indices.dtype), guessed=True)
-
-
-def _topk(made: list[Tensor], args: Any, kwargs: dict[str, Any]) -> None:
-    dim = args[2] if len(args) > 2 else -1
-    _balanced(made[1], args[0].shape[dim], dim)
-
-
-def _sort(made: list[Tensor], args: Any, kwargs: dict[str, Any]) -> None:
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
-    _balanced(made[1], args[0].shape[dim], dim)
-
-
-def _argmax(made: list[Tensor], args: Any, kwargs: dict[str, Any]) -> None:
-    """Also ``max`` along a dimension, which gives the indices after the values."""
-    dim, indices = args[1] if len(args) > 1 else None, made[-1]
-    if isinstance(dim, int) and args[0].dim():
-        _balanced(indices if indices.dim() == args[0].dim() else indices.unsqueeze(dim), args[0].shape[dim], dim)
-
-
-def _multinomial(made: list[Tensor], args: Any, kwargs: dict[str, Any]) -> None:
-    _balanced(made[0], args[0].shape[-1], -1)
-
-
-_CHOOSING: dict[str, Callable[[list[Tensor], Any, dict[str, Any]], None]] = {
-    "topk": _topk,
-    "sort": _sort,
-    "argmax": _argmax,
-    "argmin": _argmax,
-    "max": _argmax,
-    "min": _argmax,
-    "multinomial": _multinomial,
-}
