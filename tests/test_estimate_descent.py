@@ -170,5 +170,6 @@ def test_a_tensor_that_lies_where_another_has_ended_does_not_descend_from_its_so
     address = result.untyped_storage()._cdata
     del result
     gc.collect()
+    assert not descent._of
     found = [torch.ones(1000) for _ in range(100)]
     assert not any(descent.of(t) for t in found if t.untyped_storage()._cdata == address)

@@ -5,6 +5,7 @@ A tensor that meets the card without having been moved must have been there, and
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Iterable
 
@@ -37,7 +38,8 @@ class Descent:
         for result in results if sources else ():
             if result.device.type == "cpu" and not self._host.existed(result):
                 storage = result.untyped_storage()
-                self._of[storage._cdata] = weakref.ref(storage), sources
+                address = storage._cdata
+                self._of[address] = weakref.ref(storage, functools.partial(self._ended, address)), sources
 
     def of(self, tensor: Tensor) -> frozenset[int]:
         """Addresses of the storages of before the cell that a tensor which was not there then descends from."""
@@ -51,6 +53,10 @@ class Descent:
         """The program has put a tensor where it wants it."""
         if self.of(tensor):
             del self._of[tensor.untyped_storage()._cdata]
+
+    def _ended(self, address: int, ref: weakref.ref[torch.UntypedStorage]) -> None:
+        if self._of.get(address, (None,))[0] is ref:
+            del self._of[address]
 
     def _sources(self, tensor: Tensor) -> frozenset[int]:
         if not self._host.existed(tensor):
