@@ -69,12 +69,13 @@ CHOOSING: dict[str, Choosing] = {
 
 
 def _put(args: Any, most: Most) -> int | None:
-    """``mask[places] = 1``: as many more as there are places."""
-    target, places = args[0], args[1]
+    """``mask[places] = 1``: as many more as there are places. Since 2.15 torch fills, where what it puts is a number."""
+    target = args[0]
+    places = args[2] if isinstance(args[1], int) else args[1][0] if len(args[1]) == 1 else None
     before = most(target)
-    if before is None or target.dim() != 1 or len(places) != 1 or places[0].dtype in (torch.bool, torch.uint8):
+    if before is None or places is None or target.dim() != 1 or places.dtype in (torch.bool, torch.uint8):
         return None
-    return min(before + int(places[0].numel()), int(target.numel()))
+    return min(before + int(places.numel()), int(target.numel()))
 
 
 def _of_both(args: Any, most: Most) -> list[int | None]:
@@ -97,6 +98,7 @@ def _same(args: Any, most: Most) -> int | None:
 
 COUNTING: dict[str, Counting] = {
     "index_put_": _put,
+    "index_fill_": _put,
     "bitwise_or": _either,
     "logical_or": _either,
     "bitwise_and": _both,
