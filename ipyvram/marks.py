@@ -115,7 +115,8 @@ def cut_forwards(marks: tuple[Mark, ...]) -> list[tuple[int, int]]:
     """Begin and end in ns of each call of a root module under autograd that an error ended."""
     begins = [mark.time_ns for mark in marks if mark.kind == "forward" and mark.begin]
     ends = [mark.time_ns for mark in marks if mark.kind == "forward" and mark.raised and mark.grad]
-    return [(begins[bisect_right(begins, end) - 1], end) for end in ends]
+    places = [bisect_right(begins, end) for end in ends]  # 0: it began before the trace
+    return [(begins[place - 1] if place else marks[0].time_ns, end) for place, end in zip(places, ends, strict=True)]
 
 
 def optimizer_steps(marks: tuple[Mark, ...]) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipyvram.marks import (
+    cut_forwards,
     forwards_of_a_backward,
     models,
     module_at,
@@ -85,6 +86,15 @@ def test_phases_never_overlap_and_stay_in_order(letters):
 
 def test_root_forwards_leave_out_what_is_recomputed():
     assert root_forwards(marks_of("F f N n B F f b")) == [(1, 2, True), (3, 4, False)]
+
+
+def test_a_forward_that_an_error_ended_reaches_back_to_its_begin_or_that_of_the_trace():
+    def cut(text: str) -> list[tuple[int, int]]:
+        return cut_forwards(tuple(m._replace(raised=m.kind == "forward" and not m.begin) for m in marks_of(text)))
+
+    assert cut("F f F f") == [(1, 2), (3, 4)]
+    assert cut("B b f F") == [(1, 3)]
+    assert cut("f") == [(1, 1)]
 
 
 def test_calls_of_one_model_before_one_backward():
