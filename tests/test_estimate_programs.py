@@ -33,6 +33,12 @@ for i in range(5): model(torch.randn(8,64).cuda()).sum().backward(); opt.step()
 e=nn.Embedding(1000,32,sparse=True).cuda(); opt=torch.optim.SparseAdam(e.parameters())
 for i in range(3): e(torch.randint(0,1000,(64,),device="cuda")).sum().backward(); opt.step(); opt.zero_grad()
 """,
+    "graph of a sparse matrix": """
+a=torch.sparse_coo_tensor(torch.arange(3000).remainder(1000).view(2,1500), torch.ones(1500), (1000,1000)).cuda()
+net=nn.Linear(32,64).cuda(); opt=torch.optim.SGD(net.parameters(),0.1); x=torch.randn(1000,32,device="cuda")
+for i in range(3):
+    opt.zero_grad(); (a@net(torch.sparse.mm(a,x))+torch.sparse.addmm(net(x),a,net(x))).sum().backward(); opt.step()
+""",
     "sparse gradients": """
 bag=nn.EmbeddingBag(1000,32,sparse=True).cuda(); opt=torch.optim.SGD(bag.parameters(),0.1,momentum=0)
 ids=torch.randint(0,1000,(16,10),device="cuda")
@@ -138,6 +144,7 @@ STEPS = {
     "checkpoint": 3,
     "data parallel": 3,
     "sparse embedding": 3,
+    "graph of a sparse matrix": 3,
     "sparse gradients": 3,
     "policy gradient": 3,
     "orthogonal weights": 3,
@@ -165,6 +172,19 @@ def test_sparse_gradients_are_counted_and_their_indices_are_the_batch():
     assert report.end["gradients"] == 160 * 32 * 4
     assert report.end["inputs"] == 1536  # 160 indices of 8 bytes, in blocks of 512
     assert report.end["outputs"] >= 160 * 32 * 4  # the copy
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_product_with_a_sparse_matrix_works_in_its_entries_and_not_in_a_dense_one():
+    """What `s_addmm_out_sparse_dense_cuda` asks for: zeros to add to, rows compressed, columns in 32 bits, the result once more."""
+    matrix = torch.sparse_coo_tensor(torch.arange(3000).remainder(1000).view(2, 1500), torch.ones(1500), (1000, 1000))
+    matrix, x = matrix.coalesce(), torch.ones(1000, 32, device="cpu")
+    names = {"torch": torch, "matrix": matrix, "x": x, "device": "cpu"}
+    report = ipyvram.estimate("y = torch.sparse.mm(matrix, x.to(device))", card="T4", namespace=names)
+    entries = matrix._values().numel()
+    parts = [16 * entries, 4 * entries, *[x.nbytes] * 4, 4 * 1001, 4 * entries]
+    assert report.peak_bytes == sum(-(-n // 512) * 512 for n in parts)
+    assert any("cuSPARSE" in note for note in report.measurement.notes)
 
 
 def test_what_meta_cannot_tell_is_refused_in_one_line():

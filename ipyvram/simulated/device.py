@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nested._internal.nested_tensor import NestedTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ipyvram.simulated import convolutions, folding, placeholders, sorting, values, within  # noqa: F401 - two add rules to `within`
+from ipyvram.simulated import convolutions, folding, placeholders, sorting, sparse, values, within  # noqa: F401 - two add rules to `within`
 from ipyvram.simulated.descent import Descent
 from ipyvram.simulated.host import HostTensors
 from ipyvram.simulated.memory import DeviceMemory
@@ -83,6 +83,7 @@ class OnCard(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._memory, self._ways, self._host, self._note, self._check = memory, ways, host, note, check
         self._kernels, self._descent = kernels, descent
+        self._matrices: dict[int, tuple[Tensor, Tensor]] = {}  # sparse ones of the host, and theirs on the card
         self._plans: dict[Operator, _Plan] = {}
         self._number: torch.UntypedStorage | None = None  # of the newest `_SCALAR` that nothing has used
         self._folding = folding.Folding(memory.is_newest)
@@ -207,6 +208,8 @@ class OnCard(TorchDispatchMode):
 
         def moved(value: Any) -> Any:
             if isinstance(value, Tensor) and value.device.type != "meta":
+                if value.layout is torch.sparse_coo:
+                    return self.sparse(func, value)
                 copy = torch.empty_like(value, device="meta")
                 values.sent(copy, value)
                 if value.dim() == 0:
@@ -227,6 +230,16 @@ class OnCard(TorchDispatchMode):
             return value
 
         return tuple(moved(a) for a in args), {k: moved(v) for k, v in kwargs.items()}
+
+    def sparse(self, func: Operator, matrix: Tensor) -> Tensor:
+        """A sparse matrix on the card: of one of the host's the same each time, as an earlier cell could make it nowhere else."""
+        if matrix.device.type == "meta":
+            return matrix
+        known = self._matrices.get(id(matrix))
+        if known is None or known[0] is not matrix:
+            known = self._matrices[id(matrix)] = matrix, sparse.like(matrix)
+        self.see(func, known[1])
+        return known[1]
 
 
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -91,6 +91,8 @@ class Ways:
     def _gemm(self, func: Any, args: Any, kwargs: dict[str, Any], result: Tensor) -> None:
         """Copies of operands that cuBLAS cannot read in place (`prepare_batch_matrix_for_cublas`, Blas.cpp), and a workspace."""
         factors = [a for a in args if isinstance(a, Tensor)][-2:]
+        if any(factor.layout is not torch.strided for factor in factors):
+            return  # cuSPARSE's: see `sparse.product`
         copies = [(self.memory.scratch(n, "gemm copy"), n) for n in (_copied_bytes(t) for t in factors) if n]
         if result.numel() and (factors[0].numel() or factors[0].dim() == 1):  # else nothing is multiplied
             self.cublas(by_cublaslt=_by_cublaslt(func, args, kwargs, result))
