@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import random
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -16,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.modules import module as modules
-from torch.optim import optimizer as optimizers
 
+from ipyvram.global_state import GlobalState
 from ipyvram.simulated.refusal import CannotEstimate
 
 MAX_OBJECTS = 200_000
@@ -40,12 +38,8 @@ class State:
 
     def save(self, extra: Iterable[Any] = ()) -> None:
         """Set aside everything that hangs on the namespace and on ``extra``."""
-        self._undo.append(_generators())
-        self._undo.append(_switches())
+        self._undo.append(GlobalState().restore)
         self._namespace_undo()
-        for owner in (modules, optimizers):  # hooks of all modules, of all optimizers
-            for table in [v for k, v in vars(owner).items() if k.startswith("_global_") and isinstance(v, dict)]:
-                self._mapping(table)
         queue = collections.deque([*(v for k, v in self._namespace.items() if k != "__builtins__"), *extra])
         while queue and len(self._seen) < MAX_OBJECTS:
             item = queue.popleft()
@@ -241,40 +235,5 @@ def _set_undo(item: set[Any], before: set[Any]) -> Undo:
         if item != before:
             item.clear()
             item.update(before)
-
-    return undo
-
-
-def _generators() -> Undo:
-    """The states of the global random number generators: torch's, NumPy's and Python's."""
-    default, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
-
-    def undo() -> None:
-        torch.set_rng_state(default)
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
-
-    return undo
-
-
-def _switches() -> Undo:
-    """torch's global switches that cells like to set."""
-    owners = [
-        (torch.backends.cudnn, ("benchmark", "deterministic", "enabled", "allow_tf32")),
-        (torch.backends.cuda.matmul, ("allow_tf32", "allow_fp16_reduced_precision_reduction")),
-    ]
-    saved = [(owner, name, getattr(owner, name)) for owner, names in owners for name in names]
-    precision, dtype, grad = torch.get_float32_matmul_precision(), torch.get_default_dtype(), torch.is_grad_enabled()
-    threads = torch.get_num_threads()
-
-    def undo() -> None:
-        torch.set_float32_matmul_precision(precision)
-        for owner, name, value in saved:
-            if getattr(owner, name) != value:
-                setattr(owner, name, value)
-        torch.set_default_dtype(dtype)
-        torch.set_grad_enabled(grad)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
 
     return undo

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from ipyvram.global_state import GlobalState
 from ipyvram.measuring import Measurement
 from ipyvram.options import Options
 from ipyvram.recording import Cell
 from ipyvram.report import Report
 from ipyvram.sweep import failures, guard
-from ipyvram.sweep.global_state import GlobalState
 from ipyvram.sweep.isolation import Baseline
 from ipyvram.sweep.rehearsal import Script, script_of
 from ipyvram.sweep.saved_state import SavedState

@@ -94,7 +94,10 @@ def _flags() -> Iterator[Restore]:
         write = getattr(torch.backends.cuda, f"enable_{kind}_sdp", None)
         if read is not None and write is not None:
             yield from _switch(read, write)
-    yield from _switch(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms)
+    yield from _switch(
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        lambda both: torch.use_deterministic_algorithms(both[0], warn_only=both[1]),
+    )
     yield from _switch(torch.get_default_dtype, torch.set_default_dtype)
     yield from _switch(torch.is_grad_enabled, torch.set_grad_enabled)
     yield from _switch(torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.modules import module as module_hooks
 
-from ipyvram.sweep.global_state import GlobalState
+from ipyvram.global_state import GlobalState
 
 
 @pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(1).item()])
@@ -76,6 +76,6 @@ def test_figures_of_a_trial_are_closed():
 def test_matplotlib_is_not_imported_for_it():
     import subprocess
 
-    code = "import sys, ipyvram.sweep.global_state as g; g.GlobalState().restore(); print('matplotlib' in sys.modules)"
+    code = "import sys, ipyvram.global_state as g; g.GlobalState().restore(); print('matplotlib' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
