@@ -38,7 +38,10 @@ class Saved(NamedTuple):
 
 def node_of(root: Any) -> Any:
     """The node that made a tensor, or that a `GradientEdge` names; None for what has no history."""
-    return getattr(root, "grad_fn", None) or getattr(root, "node", None)
+    try:
+        return getattr(root, "grad_fn", None) or getattr(root, "node", None)
+    except RuntimeError:  # an undefined tensor, of which older torch leaves objects
+        return None
 
 
 def sequence_number() -> int:
