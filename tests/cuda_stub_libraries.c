@@ -72,7 +72,7 @@ int cudnnGetBatchNormalizationTrainingExReserveSpaceSize(void *h, int mode, int 
     *size = 0;
     return 0;
 }
-int cudnnDropoutGetStatesSize(void *h, size_t *size) { *size = 1 << 20; return 0; }
+int cudnnDropoutGetStatesSize(void *h, size_t *size) { *size = 2 << 20; return 0; }
 int cudnnGetStream(void *h, void **stream) { *stream = NULL; return 0; }
 int cudnnGetCTCLossWorkspaceSize(void *h, void *p, void *g, void *l, void *ll, void *il, int a, void *c, size_t *size) { *size = 0; return 0; }
 int cudnnGetCTCLossWorkspaceSize_v8(void *h, int a, void *c, void *p, void *g, size_t *size) { *size = 0; return 0; }
@@ -96,7 +96,8 @@ typedef struct { int cell, bias, directions, type; uint64_t input, hidden, out, 
 typedef struct { int type, dims[3]; } Shape;
 static uint64_t gates(const Rnn *r) { return r->cell == LSTM ? 4 : r->cell == GRU ? 3 : 1; }
 static uint64_t input_of(const Rnn *r, uint64_t layer) { return layer < r->directions ? r->input : r->out * r->directions; }
-static uint64_t matrices(const Rnn *r, uint64_t layer) { return gates(r) * r->hidden * (input_of(r, layer) + r->out); }
+static uint64_t projection(const Rnn *r) { return r->out == r->hidden ? 0 : r->out * r->hidden; }
+static uint64_t matrices(const Rnn *r, uint64_t layer) { return gates(r) * r->hidden * (input_of(r, layer) + r->out) + projection(r); }
 static uint64_t biases_begin(const Rnn *r) {
     uint64_t sum = 0;
     for (uint64_t layer = 0; layer < r->layers * r->directions; layer++) sum += matrices(r, layer);
@@ -117,6 +118,12 @@ int cudnnGetRNNWeightParams(void *h, Rnn *r, int layer, size_t size, char *weigh
                             Shape *bias, char **bias_at) {
     uint64_t before = 0, input = input_of(r, layer), own = gates(r), recurrent = gate >= own;
     for (int i = 0; i < layer; i++) before += matrices(r, i);
+    if (gate == 8) { /* an LSTM's projection */
+        if (matrix) *matrix = (Shape){r->type, {1, r->out, r->hidden}};
+        if (matrix_at) *matrix_at = projection(r) ? weights + (before + own * r->hidden * (input + r->out)) * element(r->type) : NULL;
+        if (bias_at) *bias_at = NULL;
+        return 0;
+    }
     before += recurrent ? own * r->hidden * input + (gate - own) * r->hidden * r->out : gate * r->hidden * input;
     if (matrix) *matrix = (Shape){r->type, {1, r->hidden, recurrent ? r->out : input}};
     if (bias) *bias = (Shape){r->type, {1, r->hidden, 1}};
