@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 from benchmarks.estimate_accuracy import estimated
 from benchmarks.on_stub import Runner
 from ipyvram import cards
-from ipyvram.simulated import sorting
+from ipyvram.simulated import recurrent, sorting
 from tests import cuda_stub
 
 CARD = dataclasses.replace(cards.find("RTX 3090"), total_bytes=64 << 30)
@@ -80,6 +81,38 @@ PROGRAMS = {
     "inference mode": "layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).cuda()\n"
     "with torch.inference_mode(): layer(torch.randn(8, 32, 64, device='cuda'))",
     "autocast": "with torch.autocast('cuda', dtype=torch.float16): B(F.linear(X(64, 64), X(64, 64), X(64)))",
+    "batch_norm, transposed": "m = nn.BatchNorm1d(48).cuda(); x = X(8, 20, 48); B(m(x.transpose(1, 2))); m.eval(); B(m(x.transpose(1, 2)))\n"
+    "with torch.no_grad(): m(x.transpose(1, 2))",
+    "batch_norm, channels last": "m = nn.BatchNorm2d(16).cuda(); B(m(X(8, 16, 24, 24).to(memory_format=torch.channels_last)).sum())",
+    "batch_norm, weights that stay": "m = nn.BatchNorm2d(16).cuda().requires_grad_(False); B(m(X(8, 16, 24, 24)))",
+    "batch_norm, bfloat16": "m = nn.BatchNorm2d(16).cuda().bfloat16(); x = X(8, 16, 24, 24, dtype=torch.bfloat16); B(m(x)); B(m(x.transpose(2, 3)))\n"
+    "y = m(x.to(memory_format=torch.channels_last)); y.backward(torch.ones_like(y)); B(m(x.to(memory_format=torch.channels_last)).sum())",
+    "batch_norm without weights": "m = nn.BatchNorm2d(16, affine=False).cuda().eval(); B(m(X(8, 16, 24, 24)))",
+    "group_norm, half precision": "B(nn.GroupNorm(4, 16).cuda().bfloat16()(X(8, 16, 24, 24, dtype=torch.bfloat16)))",
+    "group_norm, transposed": "B(nn.GroupNorm(4, 48).cuda()(X(8, 20, 48).transpose(1, 2)).sum())",
+    "layer_norm, permuted": "x = X(8, 16, 24, 24).permute(0, 2, 3, 1); B(nn.LayerNorm(16).cuda()(x).permute(0, 3, 1, 2).sum())",
+    "rms_norm, transposed": "B(nn.RMSNorm(64).cuda()(X(8, 32, 64).transpose(0, 1)).sum())",
+    "elementwise, gradients in another order": "x = X(8, 16, 24, 24).to(memory_format=torch.channels_last)\n"
+    "for f in (F.relu, F.leaky_relu, F.relu6, F.elu, F.softplus, F.mish, F.gelu, F.silu, F.hardswish):\n"
+    "    y = f(x); y.backward(torch.ones(y.shape, device='cuda'))",
+    "pools of every second": "x = X(3, 32, 100, 100)[:, :, ::2, ::2]; B(F.max_pool2d(x, 3, 1, 1).sum()); B(F.avg_pool2d(x, 3, 1, 1).sum())",
+    "pools, channels last": "x = X(3, 32, 20, 20).to(memory_format=torch.channels_last)\n"
+    "for y in (F.max_pool2d(x, 2), F.avg_pool2d(x, 2), F.adaptive_max_pool2d(x, 5)): y.backward(torch.ones(y.shape, device='cuda'))",
+    "reflected borders": "x = X(8, 16, 26, 26)[:, :, 1:-1, 1:-1]; B(F.pad(x, (1, 1, 1, 1), mode='reflect').sum())",
+    "resized": "x = X(8, 16, 48, 48).to(memory_format=torch.channels_last)[:, :, ::2, ::2]\n"
+    "B(F.interpolate(x, scale_factor=2, mode='bilinear').sum())\n"
+    "with torch.inference_mode(): F.interpolate(torch.zeros(2, 8, 16, 16, device='cuda'), scale_factor=2, mode='bilinear')",
+    "unfolded": "B(F.unfold(X(8, 16, 24, 24), 3, padding=1)); B(F.unfold(X(8, 16, 24, 24), 2, stride=4)); B(F.fold(X(2, 36, 256), 16, 3, padding=1))",
+    "softmax, transposed": "y = F.softmax(X(8, 50, 64).transpose(1, 2), -1); y.backward(torch.ones(8, 50, 64, device='cuda').transpose(1, 2))\n"
+    "B(F.log_softmax(X(8, 50, 64).transpose(1, 2), -1))",
+    "sums along, transposed": "B(X(8, 50, 64).transpose(1, 2).cumsum(1))",
+    "one_hot": "F.one_hot(I(10, 8, 20), 10).float()",
+    "distances, not squared": "B(torch.cdist(X(64, 100), X(32, 100), p=1))",
+    "an expanded gradient of embeddings": "F.embedding(I(100, 64), X(100, 16)).sum().backward()",
+    "losses with margins": "B(F.multi_margin_loss(X(64, 10), I(10, 64))); B(F.multilabel_margin_loss(X(64, 10), I(10, 64, 10)))",
+    "a cast made without gradients": "w = X(64, 64)\nwith torch.autocast('cuda', dtype=torch.float16):\n"
+    "    with torch.no_grad(): torch.mv(w, X(64))\n    y = torch.mv(w, X(64)).sum()\ny.backward()",
+    "a norm under autocast": "x = X(64, 32)\nwith torch.autocast('cuda', dtype=torch.float16): y = F.pairwise_distance((x @ X(32, 16)), X(64, 16).half()).sum()\ny.backward()",
     "averages of weights": "model = nn.Linear(512, 512).cuda(); average = torch.optim.swa_utils.AveragedModel(model)\n"
     "for _ in range(2): average.update_parameters(model)",
 }
@@ -136,6 +169,69 @@ def test_an_estimate_asks_for_what_cuda_asks_for(runner, name):
     assert [row.size for row in estimation.memory.rows if row.alloc] == real["requests"]
     assert report.peak_bytes == real["allocated"]
     assert report.peak_reserved_bytes == real["reserved"]
+
+
+RECURRENT = {
+    "LSTM": "B(nn.LSTM(48, 48, batch_first=True).cuda()(X(8, 20, 48))[0])",
+    "GRU, dropout, two layers": "B(nn.GRU(48, 48, 2, dropout=0.2).cuda()(X(20, 8, 48))[0])",
+    "RNN, both ways, no biases": "B(nn.RNN(48, 24, bidirectional=True, bias=False, batch_first=True).cuda()(X(8, 20, 48))[0])",
+    "LSTM, projected": "B(nn.LSTM(48, 96, proj_size=48, batch_first=True).cuda()(X(8, 20, 48))[0])",
+    "only the last state": "B(nn.LSTM(48, 48, batch_first=True).cuda()(X(8, 20, 48))[1][0])",
+    "bfloat16": "B(nn.LSTM(48, 48, batch_first=True).cuda().bfloat16()(X(8, 20, 48, dtype=torch.bfloat16))[0])",
+    "autocast": "m = nn.LSTM(48, 48, batch_first=True).cuda()\n"
+    "with torch.autocast('cuda', dtype=torch.bfloat16): y = m(X(8, 20, 48))[0]\nassert y.dtype is torch.float16; B(y)",
+    "no gradients": "m = nn.LSTM(48, 48, batch_first=True).cuda().eval()\nwith torch.no_grad(): m(torch.randn(8, 20, 48).cuda())",
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_layers_but_for_what_only_cudnn_knows(runner, monkeypatch, name):
+    """The stub's cuDNN keeps nothing for backward."""
+    monkeypatch.setattr(recurrent, "_KEPT", dict.fromkeys(recurrent._KEPT, 0))
+    real = runner.run(HEAD + RECURRENT[name])
+    _, report, estimation = estimated(HEAD + RECURRENT[name], CARD)
+    assert [row.size for row in estimation.memory.rows if row.alloc] == real["requests"]
+    assert report.peak_bytes == real["allocated"]
+
+
+@pytest.fixture(scope="module")
+def hopper():
+    if why := cuda_stub.missing():
+        pytest.skip(why)
+    with Runner(cards.find("H100")) as running:
+        yield running
+
+
+_HEADS = "q, k, v = (X(2, 4, 48, {}, dtype=torch.bfloat16) for _ in range(3))\ny = F.scaled_dot_product_attention(q, k, v{})\nB(y)"
+ATTENTION = {
+    "plain": _HEADS.format(32, ""),
+    "causal": _HEADS.format(64, ", is_causal=True"),
+    "dropout of an eighth": _HEADS.format(32, ", dropout_p=0.125"),
+    "a mask": _HEADS.format(32, ", attn_mask=torch.ones(2, 1, 1, 48, dtype=torch.bool, device='cuda')"),
+    "a mask that wants a gradient": _HEADS.format(32, ", attn_mask=X(2, 4, 48, 48).bfloat16()"),
+    "wide": _HEADS.format(256, ""),
+    "too wide for a backward": _HEADS.format(192, ""),
+    "no multiple of eight": _HEADS.format(20, ""),
+    "an expanded gradient": _HEADS.format(32, "") + "\ny = F.scaled_dot_product_attention(q, k, v)\ny.sum().backward()",
+    "grouped": "q, k, v = (X(2, n, 48, 32, dtype=torch.float16) for n in (8, 2, 2))\n"
+    "B(F.scaled_dot_product_attention(q, k, v, enable_gqa=True))",
+    "one key": "q = X(2, 4, 1, 32, dtype=torch.float16); B(F.scaled_dot_product_attention(q, q, q))",
+    "float32": "q = X(2, 4, 48, 32); B(F.scaled_dot_product_attention(q, q, q))",
+    "no gradients": "q = torch.zeros(2, 4, 48, 32, device='cuda').half(); F.scaled_dot_product_attention(q, q, q)",
+    "deterministic": "torch.use_deterministic_algorithms(True, warn_only=True)\n" + _HEADS.format(32, ""),
+    "switched off": "torch.backends.cuda.enable_cudnn_sdp(False)\n" + _HEADS.format(32, ""),
+    "nothing else": "from torch.nn.attention import SDPBackend, sdpa_kernel\n"
+    "with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):\n    " + _HEADS.format(32, "").replace("\n", "\n    "),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_on_hopper(hopper, name):
+    real = hopper.run(HEAD + ATTENTION[name])
+    _, report, estimation = estimated(HEAD + ATTENTION[name], cards.find("H100"))
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    assert [row.size for row in estimation.memory.rows if row.alloc] == real["requests"]
+    assert report.peak_bytes == real["allocated"]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ From `sdp_utils.cpp`, `attention.cu`, `attention_backward.cu` and the flash-atte
 from __future__ import annotations
 
 import math
+import os
+import sys
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ WIDER = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
 
 def choose(card: Card, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, causal: bool,
            grouped: bool) -> str:  # fmt: skip
-    """`select_sdp_backend`: ``"flash"``, ``"efficient"`` or ``"math"``, the first that takes the tensors."""
+    """`select_sdp_backend`: ``"cudnn"``, ``"flash"``, ``"efficient"`` or ``"math"``, the first that takes the tensors."""
     backends, tensors = torch.backends.cuda, (query, key, value)
     ranks = (3, 4) if WIDER else (4,)
     if query.dim() not in ranks or len({t.dim() for t in tensors}) > 1 or not all(t.numel() for t in tensors):
@@ -31,11 +33,61 @@ def choose(card: Card, query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
     if any(t.stride(-1) != 1 for t in tensors):
         return "math"
     wants = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    by_cudnn = _cudnn_takes(card, query, key, value, mask, dropout, wants)
+    if by_cudnn and _prefers_cudnn(card):
+        return "cudnn"
     if backends.flash_sdp_enabled() and mask is None and _flash_takes(card, query, key, value, dropout, causal, wants):
         return "flash"
     if backends.mem_efficient_sdp_enabled() and (not grouped or WIDER) and _efficient_takes(card, query, value):
         return "efficient"
-    return "math"
+    return "cudnn" if by_cudnn and not backends.math_sdp_enabled() else "math"
+
+
+def _prefers_cudnn(card: Card) -> bool:
+    """`check_prefer_cudnn_attention`: on Hopper and Blackwell of data centres, where cuDNN is new enough."""
+    major, minor = card.capability
+    if major not in (9, 10) or os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") == "1":
+        return False
+    if int((torch.version.cuda or "13").partition(".")[0]) < 13 and minor not in (0, 3):
+        return False
+    return _cudnn_version() > 91_500
+
+
+def _cudnn_version() -> int:
+    """Of the cuDNN that comes with this torch; where none does, that of the newest."""
+    try:
+        return torch.backends.cudnn.version() or sys.maxsize
+    except RuntimeError:  # another is installed than torch was built with
+        return 0
+
+
+def _cudnn_takes(
+    card: Card, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, wants: bool
+) -> bool:
+    """`can_use_cudnn_attention`."""
+    if not torch.backends.cuda.cudnn_sdp_enabled() or card.capability < (8, 0) or query.dtype not in _HALVES:
+        return False
+    if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
+        return False
+    queries, keys, version = query.shape[-2], key.shape[-2], _cudnn_version()
+    if keys == 1 or (dropout and (queries == 1 or dropout * 16 % 1 or 91_100 < version < 91_400)):
+        return False
+    if mask is not None and not _mask_fits(mask, query, key):
+        return False
+    widths = query.shape[-1], value.shape[-1]
+    roomy = (card.capability == (9, 0) or card.capability[0] == 10) and WIDER and version > 92_200
+    if any(width % 8 or width > (256 if roomy else 128) for width in widths):
+        return False
+    return not (wants and max(widths) > 128) or widths in ((192, 128), (256, 256))
+
+
+def _mask_fits(mask: Tensor, query: Tensor, key: Tensor) -> bool:
+    """`check_attn_mask_shape`."""
+    if mask.requires_grad or mask.shape[-1] not in (1, key.shape[-2]) or mask.shape[-2] not in (1, query.shape[-2]):
+        return False
+    leading = tuple(mask.shape[:-2])
+    whole = tuple(query.shape[:-2])
+    return not leading or (len(leading) == len(whole) and all(n in (1, m) for n, m in zip(leading, whole, strict=True)))
 
 
 def _flash_takes(
@@ -120,6 +172,38 @@ def _flash_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made)
     rows = batch * heads * -(-length // 128) * 128 * 4
     grouped = batch * heads * key.shape[2] * width * query.element_size() if key.shape[1] != heads else 0
     ways.use(rows, rows * _rounded(width), grouped, grouped, op="flash attention backward")
+    ways.give(held)
+
+
+# -- cuDNN -----------------------------------------------------------------------------------------------------------------
+
+
+def cudnn(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`_scaled_dot_product_cudnn_attention`: sums of each row only for a backward."""
+    result = list(func(*args, **kwargs))
+    if not args[4]:
+        result[1] = torch.empty(0, device="meta")
+    return tuple(result)
+
+
+@rule("_scaled_dot_product_cudnn_attention")
+def _cudnn_forward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """attention.cu: the generator's seed and offset first."""
+    ways.attention_by_cudnn = True
+    for tensor in result[6:8]:
+        made(tensor)
+
+
+@rule("_scaled_dot_product_cudnn_attention_backward")
+def _cudnn_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """MHA.cpp `run_cudnn_SDP_bprop`: the gradient in order, and what cudnn-frontend's node works in: sums of each row, and the
+    query's gradient in float32. What the engine itself works in only cuDNN knows."""
+    gradient, query = args[:2]
+    for tensor in result:
+        made(tensor)
+    held = ways.take(size(gradient) if gradient.stride(-1) != 1 else 0, op="attention copy")
+    rows = query.numel() // query.shape[-1] * 4
+    ways.use(rows + rows * query.shape[-1], op="cuDNN attention backward")
     ways.give(held)
 
 

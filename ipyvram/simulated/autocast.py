@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ipyvram.patches import Patches
+from ipyvram.simulated.recurrent import numbers, views
 
 _KEY = "AutocastCUDA"
 _SET = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
@@ -119,8 +120,14 @@ class Autocast:
             return cast_to(torch.float32 if wide else torch.get_autocast_dtype("cuda"), args, kwargs)
 
         def flat_weights(args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
-            args, kwargs, _ = lower((*args[:3], None, *args[4:]), kwargs)  # `_cudnn_rnn_cast_reflatten`
-            return args, kwargs, operator
+            """`_cudnn_rnn_cast_reflatten` (AutocastRNN.cpp): always float16, and the weights as parts of one tensor."""
+            source, weights, stride, flat = args[:4]
+            if _eligible(weights[0]) and weights[0].dtype is not torch.float16:
+                flat = torch.empty(numbers(weights), dtype=torch.float16, device=source.device)
+                parts = views(flat, weights)
+                weights = [part.copy_(weight) for part, weight in zip(parts, weights, strict=True)]
+            (first, *rest), kwargs, _ = cast_to(torch.float16, (source, *args[4:]), kwargs)
+            return (first, weights, stride, flat, *rest), kwargs, operator
 
         if name == "_cudnn_rnn":
             return flat_weights
@@ -156,7 +163,8 @@ class Autocast:
             return tensor.to(dtype)
         found = self._casts.get(tensor._cdata)
         if found is None:
-            found = self._casts[tensor._cdata] = (tensor, tensor.to(dtype))
+            with torch.enable_grad():  # made without gradients, the cast may be used with them
+                found = self._casts[tensor._cdata] = (tensor, tensor.to(dtype))
         return found[1]
 
 
@@ -188,7 +196,9 @@ def _append_dtype(operator: Any) -> Callable[[Any, Any], tuple[Any, Any, Any]]:
     def policy(args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
         if typed is None or not _eligible(args[0]):
             return args, kwargs, operator
-        return args, {**kwargs, "dtype": torch.float32}, typed
+        if operator._overloadname != "Scalar":
+            kwargs = {"keepdim": args[3] if len(args) > 3 else kwargs.get("keepdim", False), **kwargs}
+        return args[:3], {**kwargs, "dtype": torch.float32}, typed
 
     return policy
 

@@ -31,14 +31,14 @@ def _convolution(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) ->
 
 @rule("convolution_backward")
 def _convolution_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
-    """Convolution.cpp `convolution_backward`: cuDNN's two gradients, and the bias's as a sum of its own at the end."""
+    """Convolution.cpp `convolution_backward`: cuDNN's two gradients, and then the bias's, as a sum of the gradient as it came."""
     gradient, source, weight = args[:3]
     of_source, of_weight, of_bias = result
     if _is_by_products(ways.card, args):
         _by_products_backward(ways, args, result, made)
         return
     order = channels_last_of(source, weight) or torch.contiguous_format
-    held = ways.take(copied(gradient, order), copied(source, order), op="convolution copy")
+    held = ways.take(copied(source, order), copied(gradient, order), op="convolution copy")
     if is_native_depthwise(args, order):
         of_source, of_weight = of_weight, of_source  # `conv_depthwise2d_backward`
     if isinstance(of_source, Tensor):
@@ -46,12 +46,11 @@ def _convolution_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made:
         ways.use(copied(weight, order) if order is not torch.contiguous_format else 0, op="convolution copy")
     if isinstance(of_weight, Tensor):
         made(of_weight)
+    ways.give(held)
     if isinstance(of_bias, Tensor):
         made(of_bias)
         dims = tuple(d for d in range(gradient.dim()) if d != 1)
-        summed = torch.empty(gradient.shape, dtype=gradient.dtype, device="meta", memory_format=order)
-        ways.use(*reduction_scratch("sum", summed, of_bias, dims, ways.card), op="convolution bias scratch")
-    ways.give(held)
+        ways.use(*reduction_scratch("sum", gradient, of_bias, dims, ways.card), op="convolution bias scratch")
 
 
 def _is_by_products(card: Card, args: Any) -> bool:

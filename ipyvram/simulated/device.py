@@ -15,11 +15,21 @@ from torch import Tensor
 from torch.nested._internal.nested_tensor import NestedTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ipyvram.simulated import convolutions, folding, placeholders, sorting, sparse, values, within  # noqa: F401 - two add rules to `within`
+from ipyvram.simulated import (  # noqa: F401 - two add rules to `within`
+    convolutions,
+    folding,
+    layouts,
+    normalization,
+    placeholders,
+    sorting,
+    sparse,
+    values,
+    within,
+)
 from ipyvram.simulated.descent import Descent
 from ipyvram.simulated.host import HostTensors
 from ipyvram.simulated.memory import DeviceMemory
-from ipyvram.simulated.pieces import composition
+from ipyvram.simulated.pieces import composition, taken_apart
 from ipyvram.simulated.refusal import CannotEstimate
 from ipyvram.simulated.ways import Ways
 
@@ -122,11 +132,10 @@ class OnCard(TorchDispatchMode):
             return result
         self._check()
         if torch.is_inference_mode_enabled() and func not in placeholders.TABLE:
-            kernel = self._kernels.get(func)
-            with self:
-                result = kernel(*args, **kwargs) if kernel else func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+            kernel = self._kernels.get(func) or taken_apart(func)
+            if kernel is not None:
+                with self:
+                    return kernel(*args, **kwargs)
         if func is _SCALAR:
             number = func(*args, **kwargs)
             self._number = number.untyped_storage()

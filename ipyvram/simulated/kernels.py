@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ipyvram.cards import Card
 from ipyvram.patches import Patches
-from ipyvram.simulated import attention, recurrent
+from ipyvram.simulated import attention, normalization, recurrent
 
 aten = torch.ops.aten
 
@@ -40,11 +40,13 @@ class CudaKernels:
         self._patches.later(library._destroy)
         kernels: dict[str, Callable[..., Any]] = {
             "dropout": _dropout,
+            "batch_norm": normalization.batch_norm,
             "scaled_dot_product_attention": self._attention,
             "softmax.int": _softmax(aten._softmax.default),
             "log_softmax.int": _softmax(aten._log_softmax.default),
             "linear": _linear,
             "mish_backward": _mish_backward,
+            "one_hot": _one_hot,
             **recurrent.kernels(),
         }
         if hasattr(aten, "_fused_rms_norm"):
@@ -103,6 +105,11 @@ class CudaKernels:
         if chosen == "flash":
             return _flash(query, key, value, dropout_p, is_causal, scale)
         wants = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+        if chosen == "cudnn":
+            by_cudnn: Tensor = aten._scaled_dot_product_cudnn_attention(
+                query, key, value, mask, wants, dropout_p, is_causal, scale=scale
+            )[0]
+            return by_cudnn
         if mask is not None:
             mask = attention.padded_mask(mask, query, key)
         efficient: Tensor = aten._scaled_dot_product_efficient_attention(
@@ -194,7 +201,17 @@ def _softmax(operator: Any) -> Callable[..., Tensor]:
 
 def _mish_backward(gradient: Tensor, source: Tensor) -> Tensor:
     """`mish_backward` (Activation.cpp): one kernel on CUDA, many operators elsewhere."""
-    return torch.empty_like(source)
+    return torch.empty_like(source if source.is_contiguous() else gradient)
+
+
+def _one_hot(source: Tensor, num_classes: int = -1) -> Tensor:
+    """`one_hot` (Onehot.cpp): ones written into zeros, and no mask."""
+    if source.dtype is not torch.int64:
+        raise RuntimeError("one_hot is only applicable to index tensor of type LongTensor.")
+    classes = int(source.max()) + 1 if num_classes == -1 else num_classes
+    return torch.zeros((*source.shape, classes), dtype=torch.int64, device=source.device).scatter_(
+        -1, source.unsqueeze(-1), 1
+    )
 
 
 def _linear(source: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

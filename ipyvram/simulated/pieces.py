@@ -29,6 +29,14 @@ _PLAIN_PREFIXES = ("empty", "new_", "_foreach_", "_fused_", "_amp_", "sparse_", 
 
 
 @functools.cache
+def taken_apart(func: Any) -> Callable[..., Any] | None:
+    """C++'s own definition of an operator without a derivative, None for others. Python has definitions of its own for some."""
+    if not _has_kernel(func.name(), _WAYS[1]):
+        return None
+    return functools.partial(func._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
+
+
+@functools.cache
 def composition(func: Any) -> Callable[..., Any] | None:
     """C++'s own composition of an operator, None where there is none that makes anything of its own.
 

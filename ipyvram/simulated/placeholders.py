@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ipyvram.simulated import recurrent, shapes, sparse, values
+from ipyvram.simulated import attention, normalization, recurrent, shapes, sparse, values
 from ipyvram.simulated.refusal import CannotEstimate
 
 aten = torch.ops.aten
@@ -226,6 +226,10 @@ def _unscale(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
 for _name, _handler in (shapes.TABLE | sparse.TABLE).items():
     _for(_name)(_handler)
 _for(*shapes.IN_PLACE)(shapes.in_place)
+_for("_scaled_dot_product_cudnn_attention")(attention.cudnn)
+_for("native_batch_norm")(normalization.forward)
+_for("native_batch_norm_backward")(normalization.backward)
+_for("native_group_norm", "native_group_norm_backward")(normalization.in_plain_order)
 _for("_cudnn_rnn")(recurrent.forward)
 _for("_cudnn_rnn_backward")(recurrent.backward)
 _for("_thnn_fused_gru_cell")(recurrent.fused_gru)

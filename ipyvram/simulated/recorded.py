@@ -162,6 +162,8 @@ def notes(estimation: Estimation) -> list[str]:
         )
     if e.ways.recurrent_bound:
         left_out.append("cuDNN's reserve of recurrent layers (an upper bound is counted)")
+    if e.ways.attention_by_cudnn:
+        left_out.append("what cuDNN's attention works in itself")
     what = "; ".join(left_out) or "nothing of note"
     after = f"; not in it: {e.left_out}" if e.left_out else ""
     return [f"{PREDICTED}; not known exactly: {what}{after}", *e.notes]

@@ -20,9 +20,27 @@ def like_first(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 def like_gradient(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Backward of an elementwise operator: the layout of the gradient and the input's shape, which agree."""
-    if args[0].shape != args[1].shape:
+    gradient, source = _tensors(args)
+    if gradient.shape != source.shape:
         return NotImplemented
-    return torch.empty_like(args[1]) if args[1].is_contiguous() else torch.empty_like(args[0])
+    return torch.empty_like(source if source.is_contiguous() else gradient)
+
+
+def like_input(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """The same of those that look at the input before the gradient."""
+    gradient, source = _tensors(args)
+    return torch.empty_like(source) if gradient.shape == source.shape else NotImplemented
+
+
+def like_second(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Backward of a loss, in plain order."""
+    return torch.empty(args[1].shape, dtype=args[1].dtype, device="meta")
+
+
+def _tensors(args: Any) -> tuple[Tensor, Tensor]:
+    """The first two: a gradient and what it is of."""
+    first, second = [a for a in args if isinstance(a, Tensor)][:2]
+    return first, second
 
 
 def in_place(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -35,22 +53,6 @@ def _statistics(source: Tensor, shape: Any) -> Tensor:
     """Means and deviations are kept in float32 for half precision (`acc_type`)."""
     half = source.dtype in (torch.float16, torch.bfloat16)
     return torch.empty(shape, dtype=torch.float32 if half else source.dtype, device="meta")
-
-
-def batch_norm(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """`native_batch_norm`: output, saved mean, saved inverse deviation (both empty when not training)."""
-    source, training = args[0], args[5]
-    channels = source.shape[1] if training else 0
-    return torch.empty_like(source), _statistics(source, channels), _statistics(source, channels)
-
-
-def batch_norm_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """`native_batch_norm_backward`: gradients of input, weight and bias, as far as they are wanted."""
-    source, weight, wanted = args[1], args[2], args[-1]
-    channels = _statistics(source, source.shape[1])
-    of_weight = torch.empty_like(weight if weight is not None else channels) if wanted[1] else None
-    of_bias = torch.empty_like(weight if weight is not None else channels) if wanted[2] else None
-    return torch.empty_like(source) if wanted[0] else None, of_weight, of_bias
 
 
 def channels_last_of(*tensors: Tensor) -> torch.memory_format | None:
@@ -124,6 +126,14 @@ def reduced_loss(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any
     return torch.empty(shape, dtype=loss.dtype, device="meta").resize_(())
 
 
+def resized(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """A result whose memory was made like the input and then called smaller (`output.resize_` in Im2Col.cu, Col2Im.cu)."""
+    result = func(*args, **kwargs)
+    if result.numel() >= args[0].numel():
+        return result
+    return torch.empty(args[0].shape, dtype=result.dtype, device="meta").resize_(result.shape)
+
+
 def fused_rms_norm(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`_fused_rms_norm`: output and inverse deviation of each row."""
     source, inner = args[0], len(args[1])
@@ -174,8 +184,10 @@ TABLE = {
     "mse_loss.default": reduced_loss,
     "smooth_l1_loss.default": reduced_loss,
     "binary_cross_entropy.default": reduced_loss,
-    "native_batch_norm.default": batch_norm,
-    "native_batch_norm_backward.default": batch_norm_backward,
+    "multi_margin_loss_backward.default": like_second,
+    "multilabel_margin_loss_backward.default": like_second,
+    "im2col.default": resized,
+    "col2im.default": resized,
     "native_layer_norm.default": layer_norm,
     "native_layer_norm_backward.default": layer_norm_backward,
     "convolution.default": convolution,
@@ -184,12 +196,15 @@ TABLE = {
     "hardswish.default": like_first,
     "hardsigmoid.default": like_first,
     "hardtanh.default": like_first,
-    "threshold_backward.default": like_gradient,
+    "hardtanh_backward.default": like_gradient,
+    "elu_backward.default": like_gradient,
+    "softplus_backward.default": like_gradient,
+    "threshold_backward.default": like_input,
     "gelu_backward.default": like_gradient,
     "hardswish_backward.default": like_gradient,
     "hardsigmoid_backward.default": like_gradient,
     "silu_backward.default": like_gradient,
-    "leaky_relu_backward.default": like_gradient,
+    "leaky_relu_backward.default": like_input,
 }
 IN_PLACE = tuple(
     name for name in dir(torch._C._VariableFunctions) if name.startswith("_foreach_") and name.endswith("_")

@@ -86,9 +86,12 @@ def _embedding_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: M
     summed in parts of ten (EmbeddingBackwardKernel.cu)."""
     gradient, indices, words = args[:3]
     n, item = indices.numel(), indices.element_size()
+    held = ways.take(copied(gradient), op="embedding copy")
     if n <= 3072:
+        made(result)
+        ways.give(held)
         return
-    held = ways.take(n * item, n * item, op="embedding sort")
+    held += ways.take(n * item, n * item, op="embedding sort")
     positions = ways.take(n * item, op="embedding sort")
     ways.use(radix_sort_bytes(ways.card, n, item, item, _bits_of(words)), op="embedding sort")
     ways.give(positions)

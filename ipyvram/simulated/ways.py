@@ -62,6 +62,7 @@ class Ways:
         self.keeps_workspaces = keeps_workspaces()
         self.convolution_bound = 0
         self.recurrent_bound = 0
+        self.attention_by_cudnn = False
         self._handles: set[int] = set()  # threads that have a cuBLAS handle, 0 for the engine's
 
     def after(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
@@ -211,6 +212,12 @@ def _solve_triangular(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
         held += ways.take(8 * batches, 8 * batches, op=op)
     ways.cublas()
     ways.give(held)
+
+
+@_rule("masked_scatter", "masked_scatter_")
+def _masked_scatter(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
+    """`launch_masked_scatter_kernel` (IndexKernel.cu): for each element, how many were set before it."""
+    ways.use(8 * args[0].numel(), op="masked_scatter prefix sums")
 
 
 @_rule("_grouped_mm")

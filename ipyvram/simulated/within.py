@@ -62,9 +62,10 @@ def _layer_norm(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> 
 @rule("native_layer_norm_backward")
 def _layer_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """layer_norm_kernel.cu `LaunchGammaBetaBackwardCUDAKernel`: for many rows partial sums, of at most 2²⁰ values (since 2.7)."""
-    held = ways.take(copied(args[1]), copied(args[0]), op="layer_norm copy")
+    held = ways.take(copied(args[1]), op="layer_norm copy")
     for tensor in (t for t in result if isinstance(t, Tensor)):
         made(tensor)
+    held += ways.take(copied(args[0]), op="layer_norm copy")
     width = math.prod(args[2])
     rows = args[1].numel() // max(1, width)
     if (
@@ -83,47 +84,6 @@ def _layer_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: 
     ways.give(held)
 
 
-@rule("native_group_norm")
-def _group_norm(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
-    """group_norm_kernel.cu `GroupNormKernelImplInternal`: a scale and a shift for each image and channel."""
-    held = ways.take(copied(args[0]), op="group_norm copy")
-    for tensor in result:
-        made(tensor)
-    n, channels, pixels = args[3:6]
-    if pixels > 1 and (args[1] is not None or args[2] is not None):
-        item = result[1].element_size()
-        ways.use(n * channels * item, n * channels * item, op="group_norm scale")
-    ways.give(held)
-
-
-@rule("native_group_norm_backward")
-def _group_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
-    """`GroupNormBackwardKernelImplInternal`: sums for each image and channel, then three coefficients."""
-    gradient, source, _, _, weight, n, channels, pixels, groups = args[:9]
-    held = ways.take(copied(source), copied(gradient), op="group_norm copy")
-    for tensor in (t for t in result if isinstance(t, Tensor)):
-        made(tensor)
-    item = 4 if source.element_size() == 2 else source.element_size()
-    a, b = n * channels * item, n * groups * item
-    if pixels > 1:
-        ways.use(a, a, b, b, a if weight is not None else 0, op="group_norm sums")
-    ways.give(held)
-
-
-@rule("native_batch_norm_backward")
-def _batch_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
-    """Normalization.cu `batch_norm_backward_cuda`: where cuDNN does not take it (two dimensions, no weight), two sums first."""
-    source, weight = args[1], args[2]
-    if source.dim() >= 3 and weight is not None:
-        return
-    channels = source.shape[1] * (4 if source.element_size() == 2 else source.element_size())
-    held = ways.take(channels, channels, op="batch_norm sums")
-    for tensor in (*result[1:], result[0]):
-        if isinstance(tensor, Tensor):
-            made(tensor)
-    ways.give(held)
-
-
 @rule("roll")
 def _roll(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """TensorTransformations.cu `roll_cuda`: the input in order, then one dimension after the other, all kept until the last."""
@@ -139,9 +99,11 @@ def _roll(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
 
 @rule("_softmax_backward_data")
 def _softmax_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
-    """SoftMax.cu `softmax_backward_cuda_out`: the product of gradient and output."""
+    """SoftMax.cu `softmax_backward_cuda_out`: the product of gradient and output, and what of them is in no plain order."""
     made(result)
-    ways.use(size(args[0]), op="softmax product")
+    held = ways.take(size(args[0]), op="softmax product")
+    held += ways.take(copied(args[0]), copied(args[1]), op="copy in order")
+    ways.give(held)
 
 
 @rule("log_sigmoid_forward")
@@ -214,6 +176,25 @@ def _huber_loss(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> 
         made(result)
         ways.use(*reduction_scratch("sum", item, result, tuple(range(item.dim())), ways.card), op="loss scratch")
         ways.give(held)
+
+
+@rule("multi_margin_loss")
+def _multi_margin_loss(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """MultiMarginLoss.cu: the loss of each sample beside."""
+    made(result)
+    if not result.dim() and args[0].dim() == 2:
+        ways.use(args[0].shape[0] * result.element_size(), op="loss of each sample")
+
+
+@rule("multilabel_margin_loss_forward")
+def _multilabel_margin_loss(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """MultiLabelMarginCriterion.cu: which classes are meant, the loss of each sample, then the loss."""
+    loss, meant = result
+    made(meant)
+    alone = loss.dim() or args[0].dim() < 2
+    held = ways.take(0 if alone else args[0].shape[0] * loss.element_size(), op="loss of each sample")
+    made(loss)
+    ways.give(held)
 
 
 def _each(args: Any, result: Tensor) -> Tensor:

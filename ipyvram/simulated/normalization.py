@@ -1,0 +1,180 @@
+"""Batch and group normalisation on the card: which kernels take it, what they make, and in which order; adds its rules to `within`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ipyvram.simulated.shapes import suggested
+from ipyvram.simulated.ways import Ways
+from ipyvram.simulated.within import Made, copied, rule, size
+
+aten = torch.ops.aten
+_HALVES = (torch.float16, torch.bfloat16)
+_STRIDED = (torch.channels_last, torch.channels_last_3d)
+
+
+def batch_norm(
+    source: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None, training: bool,
+    momentum: float, eps: float, cudnn_enabled: bool,
+) -> Tensor:  # fmt: skip
+    """`batch_norm` (Normalization.cpp): cuDNN is given the input in order, and that is what backward keeps."""
+    for name, tensor in (("running_mean", mean), ("running_var", variance), ("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.numel() != source.shape[1]:  # `check_dims_match_num_input_features`
+            raise RuntimeError(f"{name} should contain {source.shape[1]} elements not {tensor.numel()}")
+    if cudnn_enabled and _by_cudnn(source, weight, bias, training):
+        source = source.contiguous(memory_format=suggested(source) or torch.contiguous_format)
+    result: Tensor = aten.native_batch_norm(source, weight, bias, mean, variance, training, momentum, eps)[0]
+    return result
+
+
+def _by_cudnn(source: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool) -> bool:
+    """`_select_batch_norm_backend` (Normalization.cpp)."""
+    if weight is None or bias is None or source.dim() < 3 or torch.bfloat16 in (source.dtype, weight.dtype):
+        return False
+    return torch.backends.cudnn.enabled and source.shape[0] <= (880_801 if training else 65_535)
+
+
+def _statistics(source: Tensor, shape: Any) -> Tensor:
+    """Means and deviations are kept in float32 for half precision (`acc_type`)."""
+    dtype = torch.float32 if source.dtype in _HALVES else source.dtype
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def forward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`native_batch_norm`: output, saved mean, saved inverse deviation; cuDNN saves nothing when not training."""
+    source, weight, bias, training = args[0], args[1], args[2], args[5]
+    channels = source.shape[1] if training or not _by_cudnn(source, weight, bias, training) else 0
+    return torch.empty_like(source), _statistics(source, channels), _statistics(source, channels)
+
+
+def backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`native_batch_norm_backward`: gradients of input, weight and bias, as far as they are wanted; cuDNN makes all."""
+    source, weight, training, wanted = args[1], args[2], args[7], args[-1]
+    if training and _by_cudnn(source, weight, weight, training):
+        wanted = (True, True, True)
+    order = torch.contiguous_format if _in_one_kernel(source, weight, training, wanted) else torch.preserve_format
+    like = weight if weight is not None else _statistics(source, source.shape[1])
+    of_weight, of_bias = (torch.empty_like(like) if want else None for want in wanted[1:])
+    return torch.empty_like(source, memory_format=order) if wanted[0] else None, of_weight, of_bias
+
+
+def _channels_last(source: Tensor) -> bool:
+    """`batch_norm_use_channels_last_kernels` (Normalization.cu)."""
+    if source.is_contiguous():
+        return source.stride(1) == 1
+    return any(
+        source.is_contiguous(memory_format=order) for order in _STRIDED if source.dim() == 4 + _STRIDED.index(order)
+    )
+
+
+def _in_one_kernel(source: Tensor, weight: Tensor | None, training: bool, wanted: Any) -> bool:
+    """Whether torch's own kernel makes all gradients at once (`batch_norm_backward_cuda`), in contiguous order."""
+    if _by_cudnn(source, weight, weight, training) and training:
+        return False
+    return bool(wanted[0]) and not _channels_last(source)
+
+
+def _one_row(tensor: Tensor) -> bool:
+    """Whether all places of a channel are one dimension: else ``reshape`` copies."""
+    try:
+        tensor.view(*tensor.shape[:2], -1)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _staging(source: Tensor, values: int) -> tuple[int, ...]:
+    """Bytes in which blocks meet to sum each channel: `flexible_launch_configs` of Normalization.cuh."""
+    channels = source.shape[1]
+    rows = source.numel() // max(1, channels)
+    width = min(_power(channels), 32)
+    height = min(_power(-(-rows // 16)), 512 // width)
+    if width * height != 512:
+        width = min(_power(channels), 512 // height)
+    blocks = min(-(-rows // (height * 16)), 128)
+    return (4 * values * channels * blocks, 4 * -(-channels // width)) if blocks >= 8 else ()
+
+
+def _power(n: int) -> int:
+    return 1 << max(0, n.bit_length() - 1)
+
+
+@rule("native_batch_norm")
+def _forward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """Normalization.cu `batch_norm_cuda_out`: channels last in blocks that meet; any other order as a mean and a variance."""
+    source, weight, bias, training = args[0], args[1], args[2], args[5]
+    for tensor in result:
+        made(tensor)
+    if not training or _by_cudnn(source, weight, bias, training):
+        return
+    if _channels_last(source):
+        ways.use(*_staging(source, 4), op="batch_norm staging")
+    elif not source.is_contiguous() and source.dtype is torch.bfloat16:  # `make_reduction` knows only half precision
+        ways.use(2 * size(source), op="batch_norm input in float32")
+
+
+@rule("native_batch_norm_backward")
+def _backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """cuDNN wants the gradient in the input's order; torch's own kernels for channels last make two sums first."""
+    gradient, source, weight, training = args[0], args[1], args[2], args[7]
+    if training and _by_cudnn(source, weight, weight, training):
+        held = ways.take(copied(gradient, suggested(source) or torch.contiguous_format), op="batch_norm copy")
+        for tensor in result:
+            made(tensor)
+        ways.give(held)
+    elif not _channels_last(source):
+        held = ways.take(*(size(t) for t in (source, gradient) if not _one_row(t)), op="batch_norm copy")
+        for tensor in result:
+            if isinstance(tensor, Tensor):
+                made(tensor)
+        ways.give(held)
+    else:
+        sums = _statistics(source, source.shape[1])
+        held = ways.take(size(sums), size(sums), op="batch_norm sums")
+        for tensor in result[1:]:
+            if isinstance(tensor, Tensor):
+                made(tensor)
+        if _channels_last(gradient):
+            ways.use(*_staging(source, 2), op="batch_norm staging")
+        if isinstance(result[0], Tensor):
+            made(result[0])
+        ways.give(held)
+
+
+def in_plain_order(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`native_group_norm` and its backward (group_norm.cpp): what has the shape of the input is contiguous on CUDA."""
+    first, *others = func(*args, **kwargs)
+    return (torch.empty(first.shape, dtype=first.dtype, device="meta") if first is not None else None), *others
+
+
+@rule("native_group_norm")
+def _group_norm(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """group_norm_kernel.cu `GroupNormKernelImplInternal`: statistics in float32, a scale and a shift for each image and channel."""
+    for tensor in result:
+        made(tensor)
+    source, (n, channels, pixels) = args[0], args[3:6]
+    held = ways.take(copied(source), op="group_norm copy")
+    half = source.dtype in _HALVES
+    item = 4 if half else source.element_size()
+    rows = result[1].numel() * item if half else 0
+    held += ways.take(rows, rows, op="group_norm statistics")
+    if pixels > 1 and (args[1] is not None or args[2] is not None):
+        ways.use(n * channels * item, n * channels * item, op="group_norm scale")
+    ways.give(held)
+
+
+@rule("native_group_norm_backward")
+def _group_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """`GroupNormBackwardKernelImplInternal`: sums for each image and channel, then three coefficients."""
+    gradient, source, _, _, weight, n, channels, pixels, groups = args[:9]
+    held = ways.take(copied(source), copied(gradient), op="group_norm copy")
+    for tensor in (t for t in result if isinstance(t, Tensor)):
+        made(tensor)
+    item = 4 if source.dtype in _HALVES else source.element_size()
+    a, b = n * channels * item, n * groups * item
+    if pixels > 1:
+        ways.use(a, a, b, b, a if weight is not None else 0, op="group_norm sums")
+    ways.give(held)
