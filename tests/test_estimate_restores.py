@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import os
 import random
 import sys
 import time
@@ -267,3 +268,19 @@ def test_a_ctrl_c_while_a_storage_ends_is_not_lost(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         ipyvram.estimate(code, card="T4", namespace={"torch": torch, "arm": arm, "time": time})
     assert sys.unraisablehook is before
+
+
+def test_settings_of_the_process_are_as_before(monkeypatch):
+    cell = (
+        "import os, torch\nos.environ['IPYVRAM_TEST'] = '1'; os.chdir('/'); torch.use_deterministic_algorithms(True)\n"
+        "torch.backends.cuda.enable_cudnn_sdp(False); torch.backends.cuda.matmul.allow_tf32 = True; torch.zeros(4, device='cuda')"
+    )
+    monkeypatch.delenv("IPYVRAM_TEST", raising=False)
+    before = _settings()
+    assert ipyvram.estimate(cell, card="T4", namespace={}).peak_bytes == 512
+    assert _settings() == before
+
+
+def _settings():
+    sdp, tf32 = torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cuda.matmul.allow_tf32
+    return os.environ.get("IPYVRAM_TEST"), os.getcwd(), torch.are_deterministic_algorithms_enabled(), sdp, tf32
