@@ -80,6 +80,10 @@ PROGRAMS = {
     "torch.randperm(20000, device='cuda'); torch.randperm(100, device='cuda')",
     "inference mode": "layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).cuda()\n"
     "with torch.inference_mode(): layer(torch.randn(8, 32, 64, device='cuda'))",
+    "evaluated encoders": "for first in (False, True):\n"
+    "    m = nn.TransformerEncoder(nn.TransformerEncoderLayer(48, 2, 96, batch_first=True, norm_first=first, activation='gelu'), 2).cuda()\n"
+    "    m.eval(); x = torch.zeros(8, 20, 48, device='cuda'); B(m(x))\n    with torch.no_grad(): m(x)\n"
+    "    with torch.inference_mode(): m(x)",
     "autocast": "with torch.autocast('cuda', dtype=torch.float16): B(F.linear(X(64, 64), X(64, 64), X(64)))",
     "batch_norm, transposed": "m = nn.BatchNorm1d(48).cuda(); x = X(8, 20, 48); B(m(x.transpose(1, 2))); m.eval(); B(m(x.transpose(1, 2)))\n"
     "with torch.no_grad(): m(x.transpose(1, 2))",

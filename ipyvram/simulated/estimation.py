@@ -163,7 +163,7 @@ class Estimation:
         swap.to_card(found, self._host, self.namespace)
         without = not torch.cuda.is_available() and not torch.backends.mps.is_available()
         cuda_api.install(patches, self.card, self.memory)
-        programs.install(patches, self._note)
+        programs.install(patches, self.card, self._note)
         chooses = programs.devices(patches, self.namespace) or mentions(self._code, self.namespace, CHOOSING)
         if without:  # else a tensor is where it was put
             self._descent = Descent(self._host) if chooses else None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ipyvram.cards import Card
 from ipyvram.patches import Patches
-from ipyvram.simulated import attention, normalization, recurrent
+from ipyvram.simulated import attention, encoders, normalization, recurrent
 
 aten = torch.ops.aten
 
@@ -47,6 +47,7 @@ class CudaKernels:
             "linear": _linear,
             "mish_backward": _mish_backward,
             "one_hot": _one_hot,
+            "_transformer_encoder_layer_fwd": encoders.layer,
             **recurrent.kernels(),
         }
         if hasattr(aten, "_fused_rms_norm"):

@@ -15,8 +15,9 @@ from torch.utils import checkpoint as checkpoints
 from torch.utils.data import DataLoader
 from torch.utils.data import dataloader as dataloaders
 
+from ipyvram.cards import Card
 from ipyvram.patches import Patches
-from ipyvram.simulated import recurrent
+from ipyvram.simulated import encoders, recurrent
 from ipyvram.simulated.front import META, place, seen
 
 _FILLS = ("uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_",
@@ -26,11 +27,12 @@ _TORCHS = ("torch.", "torchvision", "functorch", "ipyvram", "__main__")
 _LARGE = 1 << 16  # elements from which filling a host weight costs time worth saving
 
 
-def install(patches: Patches, note: Callable[[str], None]) -> None:
+def install(patches: Patches, card: Card, note: Callable[[str], None]) -> None:
     """Put the replacements in place.
 
     Parameters
     ----------
+    card : Card
     note : callable
         Takes one line for the report.
     """
@@ -47,9 +49,7 @@ def install(patches: Patches, note: Callable[[str], None]) -> None:
     scaler = torch.amp.GradScaler
     patches.set(scaler, "_maybe_opt_step", lambda self, optimizer, state, *a, **k: optimizer.step(*a, **k))
     patches.set(torch, "Generator", _generator(torch.Generator))
-    fast = torch.backends.mha.get_fastpath_enabled()
-    patches.later(lambda: torch.backends.mha.set_fastpath_enabled(fast))
-    torch.backends.mha.set_fastpath_enabled(False)
+    encoders.install(patches, card)
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     patches.later(lambda: torch.__future__.set_swap_module_params_on_conversion(swapped))
     torch.__future__.set_swap_module_params_on_conversion(True)  # a parameter stays itself when it moves, as on a GPU
