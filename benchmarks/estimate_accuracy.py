@@ -6,6 +6,7 @@
     python benchmarks/estimate_accuracy.py speed               # ResNet-50, three steps, batch 16 to 256
     python benchmarks/estimate_accuracy.py stub [NAME …]       # against torch's own CUDA operators and allocator
     python benchmarks/estimate_accuracy.py again [NAME …]      # the same of cells that have run before in their notebook
+    python benchmarks/estimate_accuracy.py random FROM TO      # the same of random cells: seeds FROM up to TO
 
 Each prints a table; ``--out FILE`` writes it as JSON. ``stub`` runs the battery, the programs of the GPU check and
 `more_programs` (or those whose names begin with a NAME) with torch's CUDA operators and caching allocator over a stub of the
@@ -406,9 +407,24 @@ def again(options: argparse.Namespace) -> Iterator[Row]:
                 yield compared_again(name, source, runner, card.name)
 
 
+def at_random(options: argparse.Namespace) -> Iterator[Row]:
+    """Cells of `random_programs`; those that do not run are passed over. cuDNN keeps nothing for a backward, as with the stub."""
+    from benchmarks.on_stub import Runner, compared
+    from benchmarks.random_programs import program
+    from ipyvram.simulated import recurrent
+
+    recurrent._KEPT.update(dict.fromkeys(recurrent._KEPT, 0))
+    card = cards.find(options.card or "RTX 3090")
+    with Runner(card) as runner:
+        for seed in range(*map(int, options.names)):
+            row = compared(str(seed), program(seed), runner, lambda text: estimated(text, card, steps=99))
+            if "failed" not in row:
+                yield row
+
+
 _WHAT: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "traces": traces, "battery": battery, "storages": storages, "speed": speed, "stub": stub,
-    "again": again,
+    "again": again, "random": at_random,
 }  # fmt: skip
 
 if __name__ == "__main__":

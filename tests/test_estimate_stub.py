@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import pytest
 import torch
 
+from benchmarks import random_programs
 from benchmarks.estimate_accuracy import estimated
 from benchmarks.on_stub import Runner
 from ipyvram import cards
@@ -236,6 +238,20 @@ def test_attention_on_hopper(hopper, name):
     assert torch.backends.cuda.cudnn_sdp_enabled()
     assert [row.size for row in estimation.memory.rows if row.alloc] == real["requests"]
     assert report.peak_bytes == real["allocated"]
+
+
+def test_random_cells(runner, monkeypatch):
+    """Those of 40 seeds that run at all; the peak within the smallest block that the allocator gives, four times."""
+    monkeypatch.setattr(recurrent, "_KEPT", dict.fromkeys(recurrent._KEPT, 0))
+    ran = 0
+    for seed in range(40):
+        text = random_programs.program(seed)
+        with contextlib.suppress(RuntimeError):
+            real = runner.run(text)
+            ran += 1
+            _, report, _ = estimated(text, CARD, steps=99)
+            assert report.peak_bytes == pytest.approx(real["allocated"], abs=4 * 512), seed
+    assert ran > 25
 
 
 @pytest.fixture(scope="module")
