@@ -148,6 +148,11 @@ def fused_rms_norm_backward(card: Any, func: Any, args: Any, kwargs: dict[str, A
     return of_source, torch.empty_like(weight) if wanted[1] and weight is not None else None
 
 
+def weight_norm_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`_weight_norm_interface_backward` (WeightNorm.cu), which torch 2.6 has no shapes for: gradients of direction and length."""
+    return torch.empty_like(args[1]), torch.empty_like(args[2])
+
+
 def ctc_loss(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`_ctc_loss` (LossCTC.cu): a loss for each text and the logarithms of its paths' chances."""
     logs, targets, lengths = args[0], args[1], args[3]
@@ -186,6 +191,7 @@ TABLE = {
     "binary_cross_entropy.default": reduced_loss,
     "multi_margin_loss_backward.default": like_second,
     "multilabel_margin_loss_backward.default": like_second,
+    "_weight_norm_interface_backward.default": weight_norm_backward,
     "im2col.default": resized,
     "col2im.default": resized,
     "native_layer_norm.default": layer_norm,
