@@ -101,6 +101,8 @@ class Arming:
         self.tracing.start(cuda_possible())
         self.armed = True
         self._guard("the namespace could not be read", lambda: self.owners.namespace(before=before, left=True))
+        if before:
+            self._guard("what was there before is not in the budget", lambda: self.tracing.count(self.owners.claims))
         self._guard("phases are unavailable", self.phases.start)
 
     def _on_forward(self, module: nn.Module | None, args: tuple[Any, ...]) -> None:

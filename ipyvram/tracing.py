@@ -5,17 +5,18 @@ On CUDA the allocator's own history; the storage trace for host memory, for othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 
+from ipyvram.probes.claiming import LASTING
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.history import HistoryTrace
 from ipyvram.probes.stacks import Interner, StackReader
 from ipyvram.probes.storages import StorageTrace
 from ipyvram.probes.tensors import plain_tensors, storage_of
-from ipyvram.recording import OomEvent, Origin, Stack, Trace
+from ipyvram.recording import Claim, OomEvent, Origin, Stack, Trace
 
 Guard = Callable[[str, Callable[[], None]], None]
 
@@ -118,6 +119,11 @@ class Tracing:
     def use(self, storage: torch.UntypedStorage) -> bool:
         """See `LiveStorages.use`."""
         return self._storages is not None and self._storages.live.use(storage)
+
+    def count(self, claims: Sequence[Claim]) -> None:
+        """With a budget, what models and optimizers hold takes room in it from the begin, used or not: as on a card."""
+        if self._budget and self._storages is not None:
+            self._storages.live.count({c.address for c in claims if c.category in LASTING and c.device in self._budget})
 
     def looked(self) -> None:
         """What was identified since the last call was there all the while: the program stood still, and goes on now."""

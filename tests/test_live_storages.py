@@ -102,6 +102,15 @@ def test_what_compiled_code_uses_counts_from_when_it_was_met(live):
     assert live.rows() == [("+", 4), ("+", 80)]
 
 
+def test_what_is_counted_is_there_from_the_begin_used_or_not(live):
+    first, second = torch.zeros(10), torch.zeros(20)
+    live.count({live.met(first)})
+    live.met(second)
+    assert [block.size for block in live.trace().baseline] == [40]
+    live.find(first)
+    assert [block.size for block in live.trace().baseline] == [40]
+
+
 def test_what_an_earlier_trace_has_seen_counts_from_the_start(live):
     x, gone = torch.zeros(10), torch.zeros(20)
     live.make(x)

@@ -76,6 +76,18 @@ def test_the_account_at_that_instant_closes_and_names_who_asked(notebook):  # no
     assert [t.bytes for t in oom.holders] == sorted((t.bytes for t in oom.holders), reverse=True)
 
 
+def test_a_budget_has_to_hold_the_model_and_what_its_optimizer_keeps(notebook):  # noqa: F811
+    """Layers that have not run yet and the optimizer's state lie on a card, too: not only what the cell has used so far."""
+    start(notebook)
+    notebook.run("train(steps=1)\noptimizer.zero_grad()")
+    report = notebook.measure("train(batch=4096)", budget_bytes=20 * MIB)
+    parameters = sum(p.nbytes for p in notebook.names["model"].parameters())
+    assert report.oom.phase == "forward"
+    assert report.oom.account["parameters"] == report.start["parameters"] == parameters
+    assert 2 * parameters <= report.oom.account["optimizer_state"] < 2.1 * parameters
+    assert report.oom.allocated_bytes <= report.oom.limit_bytes
+
+
 def test_what_the_traceback_pins_is_what_cutting_it_frees(notebook):  # noqa: F811
     start(notebook)
     report = notebook.measure("train()", budget_bytes=20 * MIB)

@@ -6,7 +6,7 @@ A weak reference on each storage tells its end.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -118,6 +118,12 @@ class LiveStorages:
             return False
         self.found(storage, log, before=held.first, used=True)
         return not held.first
+
+    def count(self, serials: Collection[int]) -> None:
+        """These of the host memory that was met count from now on, used or not."""
+        for held in [held for held in self._held.values() if held.serial in serials]:
+            if (storage := held.storage()) is not None:
+                self.use(storage)
 
     def _is_followed(self, storage: torch.UntypedStorage) -> bool:
         """Whether an earlier trace of the cell has seen it: then it is the cell's, used or not."""
