@@ -409,6 +409,26 @@ def test_rough_speeds_are_said_but_not_of_the_size_that_was_confirmed():
     assert "100" not in note
 
 
+def _shown(found: Comparison) -> str:
+    return " ".join(bundle(found)["text/plain"].split())
+
+
+def test_sizes_at_which_no_step_was_timed_are_named():
+    class Short(Program):
+        """Data for two steps at 32."""
+
+        def __call__(self, size: int, steps: int) -> Trial:
+            trial = super().__call__(size, steps)
+            return replace(trial, steps=2, timed_steps=0, samples_per_s=None, step_s=None) if size == 32 else trial
+
+    found, _ = ask(Short(), sizes=(8, 16, 32))
+    assert [note.partition(":")[0] for note in found.notes] == ["no speed at 32"]
+    assert "Knee: 16 · the smallest size that is about as fast as any that was timed (" in _shown(found)
+    found, _ = ask(Program(), sizes=(8, 16, 32))
+    assert not found.notes
+    assert "Knee: 32 · the smallest size that is about as fast as any (" in _shown(found)
+
+
 def test_estimates_give_predictions_and_run_nothing_to_confirm():
     program = Program()
     found, _ = ask(program, sizes=(8, 16, 32), limit_bytes=200 * MIB, estimated=True)

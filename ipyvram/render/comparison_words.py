@@ -116,7 +116,8 @@ def _headline(c: Comparison) -> list[tuple[str, str]]:
     knee = next((r for r in c.rows if r.batch == c.knee), None)
     if knee is not None:
         share = f"{c.share_of_best(knee) or 0:.0%}".replace("%", " %")
-        words = f"the smallest size that is about as fast as any ({share})"
+        any_size = "any that was timed" if any(r.peak_bytes and r.samples_per_s is None for r in c.rows) else "any"
+        words = f"the smallest size that is about as fast as {any_size} ({share})"
         parts.append((f"Knee: {knee.batch}", words + (f", {format_bytes(knee.peak_bytes)}" if knee.peak_bytes else "")))
     if c.accumulation is not None:
         parts.append((f"Effective {c.accumulation.effective}", accumulation_words(c.accumulation)))

@@ -85,6 +85,17 @@ def _about_speeds(ran: Sequence[Trial], rows: Sequence[Row]) -> Iterator[str]:
         yield "there is no optimizer step: each trial was the whole cell, and its speed includes the tracing"
     elif few:
         yield f"fewer than 3 steps were timed at {', '.join(few)}: those speeds are rough"
+    if untimed := _untimed(ran, rows):
+        yield (
+            f"no speed at {', '.join(map(str, untimed))}: the cell made no more steps there than those that warm up; more"
+            " data or a longer loop gives one"
+        )
+
+
+def _untimed(ran: Sequence[Trial], rows: Sequence[Row]) -> list[int]:
+    """Sizes whose cell made steps, and ended before the first one to be timed."""
+    stepped = {t.size for t in ran if t.steps and not t.timed_steps}
+    return [r.batch for r in rows if r.batch in stepped and r.status != "verified" and r.peak_bytes is not None]
 
 
 def _about_batches(name: str, ran: Sequence[Trial], axis: int | None, skipped: Sequence[int]) -> Iterator[str]:
