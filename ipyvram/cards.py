@@ -122,6 +122,20 @@ def _key(text: str) -> str:
     return re.sub(r"[^a-z0-9]", "", text)
 
 
+def _likeness(key: str, card: Card) -> tuple[float, float]:
+    """How like ``key`` the card's name is, or its begin (memory and form factor are left out); then, in any order."""
+    name = _key(card.name)
+    number = name.removeprefix("rtx").removeprefix("gtx")
+    parts = (name, name[: len(key)], number[: len(key)])
+    matchers = [difflib.SequenceMatcher(None, key, part) for part in parts]
+    return max((matcher.ratio(), matcher.quick_ratio()) for matcher in matchers)
+
+
+def _is_with_ti(card: Card, key: str) -> bool:
+    """Whether the card is the "Ti" of the one meant: another card, with other memory."""
+    return "Ti" in card.name.split() and "ti" not in key
+
+
 def _matches(key: str) -> list[Card]:
     """Cards whose name is ``key``, or begins with it, or has it anywhere; with fewer letters around it first."""
     for test in (str.__eq__, str.startswith, str.__contains__):
@@ -144,10 +158,11 @@ def named(text: str) -> Card:
     found = _matches(key) if key else []
     if not found and words:  # "A100 80GB": every word somewhere in the name
         found = [c for c in CARDS if all(w in _key(c.name) for w in words)]
+    found = [c for c in found if not _is_with_ti(c, key)]
     if found:
         return found[0]
-    close = difflib.get_close_matches(key, [_key(c.name) for c in CARDS], 3, 0.4)
-    nearest = [c.name for k in close for c in CARDS if _key(c.name) == k] or ["Tesla T4", "NVIDIA GeForce RTX 4090"]
+    close = sorted(CARDS, key=lambda c: _likeness(key, c), reverse=True)[:3]
+    nearest = [c.name for c in close if _likeness(key, c)[0] >= 0.4] or ["Tesla T4", "NVIDIA GeForce RTX 4090"]
     raise ValueError(
         f"no card is known as {text!r}: write its memory, such as 24GiB, or a name like {', '.join(nearest)}"
     )

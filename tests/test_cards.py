@@ -51,7 +51,19 @@ def test_a_size_is_called_as_a_person_would_write_it():
     assert names == ["a card of 24 GiB", "a card of 7.45 GiB", "a card of 256 MiB", "a card of 1.50 GiB"]
 
 
-@pytest.mark.parametrize(("text", "offered"), [("RTX 4099", "RTX 4090"), ("A1000", "A100"), ("H1000", "H100")])
+@pytest.mark.parametrize(
+    ("text", "offered"),
+    [
+        ("RTX 4099", "RTX 4090"),
+        ("A1000", "A100"),
+        ("H1000", "H100"),
+        ("H10O", "H100"),
+        ("RTX4900", "like NVIDIA GeForce RTX 4090"),
+        ("RTX 2080", "RTX 2080 Ti"),
+        ("1080", "GTX 1080 Ti"),
+        ("RTX 4070 SUPER", "RTX 4070 Ti SUPER"),
+    ],
+)
 def test_an_unknown_card_is_an_error_that_offers_the_nearest(text, offered):
     with pytest.raises(ValueError, match=offered):
         find(text)
