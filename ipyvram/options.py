@@ -266,9 +266,6 @@ def parse(line: str) -> Options:
             words = ["True"]
         if not words:
             raise ValueError(f"{option.flag} needs a value: {option.flag} {option.metavar}, {option.help}")
-        if len(words) > 1 and not option.words:
-            extra = " ".join(words[1:])
-            raise ValueError(f"{extra!r} after {option.flag} {words[0]}: the label goes before the first option")
         values[option.field] = _parse_words(option, words)
         position = end
     _check_together(values)
@@ -276,14 +273,14 @@ def parse(line: str) -> Options:
 
 
 def _parse_words(option: Option, words: Sequence[str]) -> Any:
-    """The value; of one that goes wrong by a label behind it, that is said (a card has a figure in its name, or is a size)."""
+    """The value, as ``80 %`` too; of one that goes wrong by a label behind it, that is said (a card's name has a figure)."""
     try:
         return _parse_value(option, " ".join(words))
     except ValueError:
         for count in range(len(words) - 1, 0, -1):
             begin, rest = " ".join(words[:count]), " ".join(words[count:])
             with contextlib.suppress(ValueError):
-                if any(c.isdigit() for c in begin) and _parse_value(option, begin) is not None:
+                if (not option.words or any(c.isdigit() for c in begin)) and _parse_value(option, begin) is not None:
                     break
         else:
             raise

@@ -18,7 +18,7 @@ from ipyvram.options import (
     takes_cell,
     wants_help,
 )
-from ipyvram.units import GIB
+from ipyvram.units import GIB, MIB
 
 
 def test_nothing_written_means_the_defaults():
@@ -42,6 +42,10 @@ def test_nothing_written_means_the_defaults():
         ("--card RTX 4090 --limit 90%", {"card": named("RTX 4090"), "limit": (0.9, None)}),
         ("label --estimate --card T4", {"label": "label", "estimate": True, "card": named("T4")}),
         ("--interval 20", {"interval_s": 0.02}),
+        ("--interval 20 ms", {"interval_s": 0.02}),
+        ("label --limit 80 % --quiet", {"label": "label", "limit": (0.8, None), "quiet": True}),
+        ("--budget 64 MiB", {"budget_bytes": 64 * MIB}),
+        ("--batch bs=8, 16", {"batch": ("bs", (8, 16))}),
         ("--interval 20ms", {"interval_s": 0.02}),
         ("--trace-steps 5", {"trace_steps": 5}),
         ("--device cuda:1", {"device": "cuda:1"}),
@@ -73,6 +77,7 @@ def test_what_a_line_means(line, expected):
         ("--card GTX 1060 6GB", "no card is known as 'GTX 1060 6GB'"),
         ("--limt 80%", "did you mean --limit?"),
         ("--zzz", "there are --note"),
+        ("--device cpu late", "'late' after --device cpu: the label goes before the first option"),
         ('"open', "a quote that is not closed"),
         ("--estimate --budget 1GiB", "--budget is for a cell that runs once"),
         ("--max-batch n --budget 1GiB", "here --limit and --card say how much there is"),
