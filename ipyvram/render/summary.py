@@ -222,10 +222,16 @@ def _tiny(report: Report) -> bool:
     return bool(report.card_bytes) and taken < _BAR_OF_PEAK * (report.card_bytes or 0)
 
 
+def _nothing(report: Report) -> str:
+    if report.device != "cpu":
+        return "no tensors were made"
+    return "no tensors were made or used; those that were there before are not counted: %vram shows them"
+
+
 def _sums(report: Report) -> Iterator[tuple[str, str]]:
     peak = format_bytes(report.peak_bytes)
     if not report.card:
-        yield "", f"all categories together are the peak, {peak}" if report.peak_bytes else "no tensors were made"
+        yield "", f"all categories together are the peak, {peak}" if report.peak_bytes else _nothing(report)
         return
     tiny, cache = _tiny(report), report.card.get("cache", 0)
     yield "", f"tensors {peak}"
