@@ -117,7 +117,8 @@ def test_a_click_lists_what_was_live_largest_first(file_page):
     timeline(shown).focus()
     shown.keyboard.press("p")
     shown.keyboard.press("Enter")
-    live = shown.locator(".live")
+    live, tip = shown.locator(".live"), shown.locator(".tip")
+    assert tip.is_hidden()  # it would lie over the list
     rows = [row.split("\n") for row in re.findall(r"(.+\n[\d.]+ [KMGT]iB)", live.inner_text())]
     assert rows[0][0] == "conv1 output · line 4"
     listed = [row for row in rows if not row[0].startswith("other ")]
@@ -126,6 +127,8 @@ def test_a_click_lists_what_was_live_largest_first(file_page):
     sizes = [parse_bytes(size) for _, size in rows]
     assert sizes == sorted(sizes, reverse=True)
     assert sum(sizes) == pytest.approx(report.peak_bytes, rel=0.01)
+    shown.keyboard.press("ArrowLeft")
+    assert tip.is_visible()
     shown.keyboard.press("Escape")
     assert live.is_hidden()
 

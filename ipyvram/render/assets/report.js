@@ -94,11 +94,11 @@ const start = account => {
 	const go = i => { move(i); if (tip.hidden) zoom(1); };
 	const list = () => {
 		const [head, out] = read(at), t = stops[at], rest = rows.map(r => r.v[at]);
-		const here = D.live.filter(l => l[0] <= t && t < l[1]).slice(0, 12);
-		const found = here.map(([, , n, k, name]) => { rest[k] -= n; return [rows[k].colour, name, n]; });
+		const found = D.live.filter(l => l[0] <= t && t < l[1]).slice(0, 12).map(([, , n, k, name]) => { rest[k] -= n; return [rows[k].colour, name, n]; });
 		rest.forEach((n, k) => n > 1e-4 * total[at] && found.push([rows[k].colour, 'other ' + rows[k].label, n]));
 		found.sort((a, b) => b[2] - a[2]);
 		fill(live, 'Live at ' + head, total[at] ? found : out);
+		tip.hidden = true;
 	};
 	const where = e => {
 		const b = svg.getBoundingClientRect();
