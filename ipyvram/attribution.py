@@ -2,7 +2,7 @@
 
 Rules, in order (the first that applies wins; `docs/architecture.md` gives the reasons):
 
-1. claimed as parameter, buffer, optimizer state, gradient: that, for life; but a leaf that is only a module's argument
+1. claimed as parameter, buffer, optimizer state, gradient, or as what a library keeps (*workspace*): that, for life; but a leaf that is only a module's argument
    (adversarial examples, gradient penalties) is an input;
 2. claimed as input: that, unless the forward made it (a discriminator fed by a generator); a plain attribute of a module
    before its forwards: *buffer*;

@@ -18,7 +18,7 @@ RESULT_BEFORE = "result"
 #: Operators that give a copy of what they are given.
 COPYING = ("aten.clone", "aten._to_copy")
 
-_FOR_LIFE = ("parameters", "buffers", "optimizer_state", "gradients")
+_FOR_LIFE = ("parameters", "buffers", "optimizer_state", "gradients", "workspaces")
 _SAVED = ("activations", DATA, KEPT)
 
 #: Row of a ledger → its claims, in order of time.

@@ -96,7 +96,7 @@ class Names:
                 return holder.name, holder
             return f"{made_by} output" if made_by else kept_for(saved) if saved else "", None
         if category == "workspaces":  # which operator asked for it first says nothing: every other uses it, too
-            return "cuBLAS workspace", None
+            return (claim.name if claim is not None and claim.category == category else "cuBLAS workspace"), None
         if claim is None:
             return made_by, None
         if claim.category == DATA and not (claim.graph_of or claim.in_error):

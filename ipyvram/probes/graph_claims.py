@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ipyvram.probes import library_states
 from ipyvram.probes.claiming import Claiming, Where
 from ipyvram.probes.graph import kept_by_context, leaf_of, node_of, nodes_below, saved_by
 from ipyvram.probes.namespace import SHALLOW, holdings
@@ -141,6 +142,10 @@ class GraphClaims:
         """Claim what a node keeps for backward: where that lies, and the claims."""
         found, begin = list[Where](), len(self._claiming.made)
         for _, field, tensor, data in saved_by(node):
+            if field == library_states.FIELD:
+                library_states.remember(tensor)
+                self._claiming.claim(tensor, "workspaces", library_states.NAME)
+                continue
             where = self._claiming.claim(tensor, DATA if data else "activations", f"{node.name()}.{field}")
             if where is not None:
                 found.append(where)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ipyvram.probes import results
+from ipyvram.probes import library_states, results
 from ipyvram.probes.claiming import LASTING, Claiming
 from ipyvram.probes.collection import without_collection
 from ipyvram.probes.copies import COPY, STATE, Container, copies_in
@@ -70,6 +70,8 @@ class VariableClaims:
             self._of_earlier_traces(deep)
         if before or left:
             self._left_behind(found)
+            for state in library_states.remembered():
+                self._claiming.claim(state, "workspaces", library_states.NAME, before=True)
 
     def containers_in_functions(self) -> None:
         """Containers with a tensor for each parameter, among the variables of the functions that are running."""
