@@ -16,9 +16,13 @@ from ipyvram.probes.beginning import in_use
 from ipyvram.probes.graph import SHOWN
 from ipyvram.recording import Device, Samples, Trace
 
-_KEPT = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 15)  #: see `keeps_workspaces`
 #: How devices were counted when there were none: a machine gets none later, and torch would look for its driver each time.
 _none_found: tuple[object, str | None] | None = None
+
+
+def since(*version: int) -> bool:
+    """Whether this torch is of a version, such as ``2, 7``, or of a later one."""
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= version
 
 
 def cuda_possible() -> bool:
@@ -150,7 +154,7 @@ def keeps_workspaces() -> bool:
     Since torch 2.15 each product has one for its own length unless the program says otherwise
     (`isCUDABlasWorkspaceCachingEnabled`, CublasHandlePool.cpp; pytorch pull request 194311). Nothing of torch in Python tells.
     """
-    return _KEPT or os.environ.get("TORCH_CUBLAS_WORKSPACE_CACHE") == "1"
+    return not since(2, 15) or os.environ.get("TORCH_CUBLAS_WORKSPACE_CACHE") == "1"
 
 
 def cublas_handles() -> int:

@@ -198,7 +198,7 @@ def test_the_workspace_that_cublaslt_has_of_its_own(monkeypatch, told, chosen, u
 )
 def test_workspaces_stay_on_request_since_torch_2_15(monkeypatch, before, asked, expected):
     name = "TORCH_CUBLAS_WORKSPACE_CACHE"
-    monkeypatch.setattr(devices, "_KEPT", before)
+    monkeypatch.setattr(devices, "since", lambda *version: not before)
     monkeypatch.setenv(name, asked) if asked else monkeypatch.delenv(name, raising=False)
     assert devices.keeps_workspaces() is expected
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from ipyvram.cards import Card
+from ipyvram.devices import since
+from ipyvram.simulated.arguments import HALVES, argument
 from ipyvram.simulated.ways import Ways
-from ipyvram.simulated.within import Made, copied, rule, size
+from ipyvram.simulated.within import Made, copied, rule
 
-_HALVES = (torch.float16, torch.bfloat16)
 #: Since 2.14 the memory-efficient kernel takes groups of heads, and fused kernels take tensors without a batch (pytorch pull
 #: requests 191085 and 192271).
-WIDER = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
+WIDER = since(2, 14)
 
 
 def choose(card: Card, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, causal: bool,
@@ -65,7 +66,7 @@ def _cudnn_takes(
     card: Card, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, wants: bool
 ) -> bool:
     """`can_use_cudnn_attention`."""
-    if not torch.backends.cuda.cudnn_sdp_enabled() or card.capability < (8, 0) or query.dtype not in _HALVES:
+    if not torch.backends.cuda.cudnn_sdp_enabled() or card.capability < (8, 0) or query.dtype not in HALVES:
         return False
     if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
         return False
@@ -94,7 +95,7 @@ def _flash_takes(
     card: Card, query: Tensor, key: Tensor, value: Tensor, dropout: float, causal: bool, wants: bool
 ) -> bool:
     width = query.shape[-1]
-    if card.capability < (8, 0) or query.dtype not in _HALVES or width > 256 or value.shape[-1] != width:
+    if card.capability < (8, 0) or query.dtype not in HALVES or width > 256 or value.shape[-1] != width:
         return False
     small = (8, 6) <= card.capability <= (8, 9) or card.capability[0] == 12
     if wants and small and (192 < width <= 224 or (width > 224 and dropout > 0)):
@@ -104,7 +105,7 @@ def _flash_takes(
 
 def _efficient_takes(card: Card, query: Tensor, value: Tensor) -> bool:
     """`check_head_dim_size_mem_efficient` with `minimum_gemm_alignment`, and the dtypes of the card."""
-    half, major = query.dtype in _HALVES, card.capability[0]
+    half, major = query.dtype in HALVES, card.capability[0]
     if query.dtype is torch.bfloat16 and major < 8:
         return False
     if not half and query.dtype is not torch.float32:
@@ -144,11 +145,9 @@ def _rounded(width: int) -> int:
 def _flash_forward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """`mha_fwd`: partial outputs where the keys are shared out over several blocks, which needs no dropout."""
     query, key = args[:2]
-    dropout = args[3] if len(args) > 3 else kwargs.get("dropout_p", 0.0)
     batch, heads, length, width = query.shape
-    for tensor in result[:2]:
-        made(tensor)
-    if dropout:
+    made(*result[:2])
+    if argument(args, kwargs, 3, "dropout_p", 0.0):
         return
     block = 256 if width <= 64 else 128 if width <= 128 else 64
     splits = _splits(batch * heads * -(-length // 64), 2 * ways.card.multiprocessors, -(-key.shape[2] // block))
@@ -156,8 +155,7 @@ def _flash_forward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) 
     if splits > 1:
         rows = splits * batch * heads * length * 4
         held = ways.take(rows, rows * _rounded(width), op="flash attention parts")
-    for tensor in result[6:8]:
-        made(tensor)
+    made(*result[6:8])
     ways.give(held)
 
 
@@ -167,8 +165,7 @@ def _flash_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made)
     query, key = args[1:3]
     batch, heads, length, width = query.shape
     held = ways.take(*(copied(t.transpose(1, 2)) for t in (args[0], args[4])), op="flash attention copy")
-    for tensor in result:
-        made(tensor)
+    made(*result)
     rows = batch * heads * -(-length // 128) * 128 * 4
     grouped = batch * heads * key.shape[2] * width * query.element_size() if key.shape[1] != heads else 0
     ways.use(rows, rows * _rounded(width), grouped, grouped, op="flash attention backward")
@@ -190,8 +187,7 @@ def cudnn(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def _cudnn_forward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """attention.cu: the generator's seed and offset first."""
     ways.attention_by_cudnn = True
-    for tensor in result[6:8]:
-        made(tensor)
+    made(*result[6:8])
 
 
 @rule("_scaled_dot_product_cudnn_attention_backward")
@@ -199,9 +195,8 @@ def _cudnn_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made)
     """MHA.cpp `run_cudnn_SDP_bprop`: the gradient in order, and what cudnn-frontend's node works in: sums of each row, and the
     query's gradient in float32. What the engine itself works in only cuDNN knows."""
     gradient, query = args[:2]
-    for tensor in result:
-        made(tensor)
-    held = ways.take(size(gradient) if gradient.stride(-1) != 1 else 0, op="attention copy")
+    made(*result)
+    held = ways.take(gradient.nbytes if gradient.stride(-1) != 1 else 0, op="attention copy")
     rows = query.numel() // query.shape[-1] * 4
     ways.use(rows + rows * query.shape[-1], op="cuDNN attention backward")
     ways.give(held)
@@ -214,7 +209,7 @@ def _cudnn_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made)
 def _efficient_forward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """`_efficient_attention_forward`: the generator's state first (with dropout it stays on the host), then output and sums;
     wide values of half precision are added up in float32 beside."""
-    dropout = args[5] if len(args) > 5 else kwargs.get("dropout_p", 0.0)
+    dropout = argument(args, kwargs, 5, "dropout_p", 0.0)
     for tensor in result[2:]:
         if dropout or not WIDER:
             ways.memory.ignore(tensor.untyped_storage())
@@ -224,8 +219,8 @@ def _efficient_forward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Ma
     if result[1].numel():
         made(result[1])
     value = args[2]
-    if value.dtype in _HALVES and value.shape[-1] > 128:
-        ways.use(2 * size(result[0]), op="efficient attention sums")
+    if value.dtype in HALVES and value.shape[-1] > 128:
+        ways.use(2 * result[0].nbytes, op="efficient attention sums")
 
 
 @rule("_scaled_dot_product_efficient_attention_backward")
@@ -233,17 +228,15 @@ def _efficient_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: M
     """`_efficient_attention_backward`: row sums of gradient times output, and the kernel's `workspace_size`."""
     gradient, query, key, value = args[:4]
     held = ways.take(copied(gradient.transpose(1, 2)), op="attention copy")
-    for tensor in result:
-        if isinstance(tensor, Tensor):
-            made(tensor)
+    made(*result)
     batch, heads, length, _ = query.shape
     rows = batch * heads * length * 4
     if key.shape[1] != heads:
         held += ways.take(
-            size(key) // key.shape[1] * heads, size(value) // key.shape[1] * heads, op="attention gradients of heads"
+            key.nbytes // key.shape[1] * heads, value.nbytes // key.shape[1] * heads, op="attention gradients of heads"
         )
     if query.dtype is torch.float32:  # `kKernelComputesDelta` is for half precision
-        product = ways.take(size(gradient), op="attention delta")
+        product = ways.take(gradient.nbytes, op="attention delta")
         delta = ways.take(rows, op="attention delta")
         ways.give(product)
         if heads > 1 and length > 1:  # sums of each position and head, turned round
@@ -261,7 +254,7 @@ def _workspace_bytes(card: Card, query: Tensor, key: Tensor, value: Tensor) -> i
     """For each head (kernel_backward.h `workspace_strideBH`): the query's gradient in blocks of ``rows × columns`` with four
     counters each; those of key and value too where they are half precision and too wide for registers. The blocks are
     those of the kernels that torch is built with (`cutlassB.h`)."""
-    half, width = query.dtype in _HALVES, max(query.shape[-1], value.shape[-1])
+    half, width = query.dtype in HALVES, max(query.shape[-1], value.shape[-1])
     rows, columns = 64, 64
     if width > 64 and (half or card.capability[0] >= 8):
         rows = 128

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ipyvram.patches import Patches
+from ipyvram.simulated.arguments import HALVES, argument
 from ipyvram.simulated.recurrent import numbers, views
 
 _KEY = "AutocastCUDA"
@@ -151,7 +152,7 @@ class Autocast:
         if not _eligible(tensor) or tensor.dtype is dtype:
             return tensor
         keep = (
-            dtype in (torch.float16, torch.bfloat16)
+            dtype in HALVES
             and tensor.dtype is torch.float32
             and tensor.requires_grad
             and tensor.is_leaf
@@ -197,7 +198,7 @@ def _append_dtype(operator: Any) -> Callable[[Any, Any], tuple[Any, Any, Any]]:
         if typed is None or not _eligible(args[0]):
             return args, kwargs, operator
         if operator._overloadname != "Scalar":
-            kwargs = {"keepdim": args[3] if len(args) > 3 else kwargs.get("keepdim", False), **kwargs}
+            kwargs = {"keepdim": argument(args, kwargs, 3, "keepdim", False), **kwargs}
         return args[:3], {**kwargs, "dtype": torch.float32}, typed
 
     return policy

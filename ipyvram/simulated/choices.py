@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ipyvram.simulated.arguments import argument, is_mask
+
 #: Results, arguments and keyword arguments of an operator → indices among the results, and the values that they are taken to have.
 Choosing = Callable[[list[Tensor], Any, dict[str, Any]], tuple[Tensor, Tensor] | None]
 #: How many elements of a tensor are not zero at most, None where that may be all.
@@ -34,18 +36,18 @@ def _balanced(indices: Tensor, entries: int, dim: int) -> tuple[Tensor, Tensor] 
 
 
 def _topk(made: list[Tensor], args: Any, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
-    dim = args[2] if len(args) > 2 else -1
+    dim = argument(args, kwargs, 2, "dim", -1)
     return _balanced(made[1], args[0].shape[dim], dim)
 
 
 def _sort(made: list[Tensor], args: Any, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
+    dim = argument(args, kwargs, 1, "dim", -1)
     return _balanced(made[1], args[0].shape[dim], dim)
 
 
 def _argmax(made: list[Tensor], args: Any, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
     """Also ``max`` along a dimension, which gives the indices after the values."""
-    dim, indices = args[1] if len(args) > 1 else None, made[-1]
+    dim, indices = argument(args, kwargs, 1, "dim"), made[-1]
     if not isinstance(dim, int) or not args[0].dim():
         return None
     return _balanced(indices if indices.dim() == args[0].dim() else indices.unsqueeze(dim), args[0].shape[dim], dim)
@@ -73,7 +75,7 @@ def _put(args: Any, most: Most) -> int | None:
     target = args[0]
     places = args[2] if isinstance(args[1], int) else args[1][0] if len(args[1]) == 1 else None
     before = most(target)
-    if before is None or places is None or target.dim() != 1 or places.dtype in (torch.bool, torch.uint8):
+    if before is None or places is None or target.dim() != 1 or is_mask(places):
         return None
     return min(before + int(places.numel()), int(target.numel()))
 

@@ -41,13 +41,12 @@ def _convolution_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made:
     held = ways.take(copied(source, order), copied(gradient, order), op="convolution copy")
     if is_native_depthwise(args, order):
         of_source, of_weight = of_weight, of_source  # `conv_depthwise2d_backward`
-    if isinstance(of_source, Tensor):
-        made(of_source)
-        ways.use(copied(weight, order) if order is not torch.contiguous_format else 0, op="convolution copy")
-    if isinstance(of_weight, Tensor):
-        made(of_weight)
+    made(of_source)
+    if of_source is not None and order is not torch.contiguous_format:
+        ways.use(copied(weight, order), op="convolution copy")
+    made(of_weight)
     ways.give(held)
-    if isinstance(of_bias, Tensor):
+    if of_bias is not None:
         made(of_bias)
         dims = tuple(d for d in range(gradient.dim()) if d != 1)
         ways.use(*reduction_scratch("sum", gradient, of_bias, dims, ways.card), op="convolution bias scratch")
@@ -82,16 +81,13 @@ def _by_products_backward(ways: Ways, args: Any, result: Any, made: Made) -> Non
     gradient, source, weight = args[:3]
     of_source, of_weight, of_bias = result
     held = ways.take(copied(gradient), op="convolution copy")
-    if isinstance(of_source, Tensor):
-        made(of_source)
-    if not args[7] and (source.dim() > 4 or any(n != 1 for n in args[6])) and isinstance(of_weight, Tensor):
+    made(of_source)
+    if not args[7] and (source.dim() > 4 or any(n != 1 for n in args[6])):
         made(of_weight)
     held += ways.take(_columns(weight, source if args[7] else gradient), op="convolution columns")
     ways.cublas()
-    for other in (of_bias, of_weight):
-        if isinstance(other, Tensor):
-            made(other)
-    if isinstance(of_weight, Tensor):
+    made(of_bias, of_weight)
+    if of_weight is not None:
         ways.cublas()
     ways.give(held)
 

@@ -6,16 +6,16 @@ are set aside (`HostTensors`), so that they can be put back.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nested._internal.nested_tensor import NestedTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ipyvram.simulated import (  # noqa: F401 - two add rules to `within`
+from ipyvram.probes.tensors import plain_tensors, storage_of
+from ipyvram.simulated import (  # noqa: F401 - some only add rules to `within`
     convolutions,
     folding,
     layouts,
@@ -26,6 +26,7 @@ from ipyvram.simulated import (  # noqa: F401 - two add rules to `within`
     values,
     within,
 )
+from ipyvram.simulated.arguments import argument, tensors_in, written
 from ipyvram.simulated.descent import Descent
 from ipyvram.simulated.host import HostTensors
 from ipyvram.simulated.memory import DeviceMemory
@@ -45,13 +46,6 @@ _SUMMING = ("aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "at
 _COUNTING = ("aten::_pack_padded_sequence", "aten::_pad_packed_sequence")
 #: Of errors of operators that need the numbers to tell what they return.
 _WITHOUT_VALUES = ("cannot be called on meta tensors", "data-dependent shape")
-
-
-class _Plan(NamedTuple):
-    """What an operator's schema tells: positions and names of the arguments it writes into."""
-
-    written: tuple[tuple[int, str], ...]
-    inplace: bool
 
 
 class OnCard(TorchDispatchMode):
@@ -91,10 +85,9 @@ class OnCard(TorchDispatchMode):
         descent: Descent | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._memory, self._ways, self._host, self._note, self._check = memory, ways, host, note, check
-        self._kernels, self._descent = kernels, descent
+        self.ways, self.host, self.note = ways, host, note
+        self._memory, self._check, self._kernels, self._descent = memory, check, kernels, descent
         self._matrices: dict[int, tuple[Tensor, Tensor]] = {}  # sparse ones of the host, and theirs on the card
-        self._plans: dict[Operator, _Plan] = {}
         self._number: torch.UntypedStorage | None = None  # of the newest `_SCALAR` that nothing has used
         self._folding = folding.Folding(memory.is_newest)
 
@@ -103,63 +96,48 @@ class OnCard(TorchDispatchMode):
         with torch._C.DisableTorchFunction():
             if self.over:
                 return func(*args, **kwargs)
-            if (
-                NestedTensor in types
-            ):  # they ask for memory on the device that they were told, from where no mode hears them
+            if NestedTensor in types:  # it asks the device that it was told for memory, from where no mode hears it
                 raise CannotEstimate("jagged tensors cannot be on the simulated card, so this cell has no estimate")
-            return self._run(func, args, kwargs)
+            on_card, hosts = _sides(args, kwargs)
+            device = kwargs.get("device")
+            if not on_card and (device is None or torch.device(device).type != "meta"):
+                return self._on_host(func, args, kwargs, hosts)
+            self._check()
+            return self._on_card(func, args, kwargs, hosts if on_card else [])
 
-    def _run(self, func: Operator, args: Any, kwargs: dict[str, Any]) -> Any:
-        plan = self._plans.get(func)
-        if plan is None:
-            plan = self._plans[func] = _plan(func)
-        on_card, hosts = False, []
-        for tensor in tensors_of(args, kwargs):
-            if tensor.device.type == "meta":
-                on_card = True
-            else:
-                hosts.append(tensor)
-        device = kwargs.get("device")
-        if not on_card and (device is None or torch.device(device).type != "meta"):
-            if plan.written:
-                self._host.before_write(_written(plan, args, kwargs))
-            if kwargs.get("pin_memory"):
-                kwargs = {**kwargs, "pin_memory": False}  # the host has no driver to pin it with
-            result = func(*args, **kwargs)
-            if self._descent is not None and hosts:
-                # The host may say which of the card's values are wanted.
-                self._descent.made(hosts[:1] if func in _INDEXED else hosts, results_of(result))
-            return result
-        self._check()
+    def _on_host(self, func: Operator, args: Any, kwargs: dict[str, Any], hosts: list[Tensor]) -> Any:
+        self.host.before_write(written(func, args, kwargs))
+        if kwargs.get("pin_memory"):
+            kwargs = {**kwargs, "pin_memory": False}  # the host has no driver to pin it with
+        result = func(*args, **kwargs)
+        if self._descent is not None and hosts:
+            # The host may say which of the card's values are wanted.
+            self._descent.made(hosts[:1] if func in _INDEXED else hosts, tensors_in((result,)))
+        return result
+
+    def _on_card(self, func: Operator, args: Any, kwargs: dict[str, Any], hosts: list[Tensor]) -> Any:
+        """Run it; ``hosts`` are those of its tensors that are not on the card, though others are."""
         if torch.is_inference_mode_enabled() and func not in placeholders.TABLE:
             kernel = self._kernels.get(func) or taken_apart(func)
             if kernel is not None:
                 with self:
                     return kernel(*args, **kwargs)
         if func is _SCALAR:
-            number = func(*args, **kwargs)
-            self._number = number.untyped_storage()
-            values.follow(func, (), args, kwargs, number)
-            return number  # counted where an operator other than a copy uses it
-        engine = torch._C._current_graph_task_id() != -1
-        inside = self._folding.in_place(func, args) if engine else None
-        special = placeholders.TABLE.get(inside or func)
-        if special is not None:
-            result = special(self, inside or func, args, kwargs)
-            if result is not NotImplemented:
-                return self._account(inside or func, args, kwargs, result)
-        if on_card and hosts and func._schema.name not in _COUNTING:
+            return self._number_for(func, args, kwargs)
+        func = self._folding.in_place(func, args) or func
+        special = placeholders.TABLE.get(func)
+        result = NotImplemented if special is None else special(self, func, args, kwargs)
+        if result is not NotImplemented:
+            return self._account(func, args, kwargs, result)
+        if hosts and func._schema.name not in _COUNTING:
             args, kwargs = self._gather(func, args, kwargs)
-        if inside is not None:
-            inside(*args, **kwargs)
-            return self._account(inside, args, kwargs, args[0])
         composed = composition(func)
         try:
             if composed is not None:
                 with self:
-                    return composed(*args, **kwargs)
+                    return composed(*args, **kwargs)  # its pieces come here one by one
             result = func(*args, **kwargs)
-        except (NotImplementedError, RuntimeError) as error:
+        except RuntimeError as error:
             largest = placeholders.OF_OTHERS.get(func._schema.name)
             if largest is not None:
                 return self._account(func, args, kwargs, largest(self, func, args, kwargs))
@@ -168,30 +146,36 @@ class OnCard(TorchDispatchMode):
             raise
         return self._account(func, args, kwargs, result)
 
+    def _number_for(self, func: Operator, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        """A number as a tensor: counted where an operator other than a copy uses it."""
+        number: Tensor = func(*args, **kwargs)
+        self._number = number.untyped_storage()
+        values.follow(func, (), args, kwargs, number)
+        return number
+
     # -- what an operator used and made ------------------------------------------------------------------------------
 
     def _account(self, func: Operator, args: Any, kwargs: dict[str, Any], result: Any) -> Any:
-        for tensor in tensors_of(args, kwargs):
-            if tensor.device.type == "meta":
-                self.see(func, tensor)
+        def count(*counted: Any) -> None:
+            for tensor in tensors_in(counted):
+                if tensor.device.type == "meta":
+                    self.see(func, tensor)
+
+        count(*args, *kwargs.values())
         order = within.RULES.get(func)
         if order is not None:
-            order(self._ways, args, kwargs, result, functools.partial(self.see, func))
-        for tensor in results_of(result):
-            if tensor.device.type == "meta":
-                self.see(func, tensor)
-        self._ways.after(func, args, kwargs, result)
-        plan = self._plans.get(func) or _plan(func)
-        values.follow(func, tuple(_written(plan, args, kwargs)), args, kwargs, result)
+            order(self.ways, args, kwargs, result, count)
+        count(result)
+        self.ways.after(func, args, kwargs, result)
+        values.follow(func, tuple(written(func, args, kwargs)), args, kwargs, result)
         return result
 
     def see(self, func: Operator, tensor: Tensor) -> None:
         """Count the storage of a tensor, or those that a sparse one is made of."""
-        for part in _parts(tensor):
-            try:
-                storage = part.untyped_storage()
-            except (NotImplementedError, RuntimeError):
-                self._note(f"{func._schema.name}: a tensor without a plain storage was not counted")
+        for part in (tensor,) if tensor.layout is torch.strided else plain_tensors(tensor):
+            storage = storage_of(part)
+            if storage is None:
+                self.note(f"{func._schema.name}: a tensor without a plain storage was not counted")
                 continue
             if self._number is not None and storage._cdata == self._number._cdata:
                 if func is _COPY or func.is_view:
@@ -199,46 +183,46 @@ class OnCard(TorchDispatchMode):
                 self._number = None
             self._memory.see(storage, func._schema.name.replace("::", "."), part)
 
-    def note(self, text: str) -> None:
-        self._note(text)
-
     def known(self, tensor: Tensor) -> Tensor | None:
         """What the cell, or the size of a result, is told of a tensor's values, where they are known: not to be written into."""
         value = values.of(tensor)
         if value is None:
             return None
         if value.guessed:
-            self._note(values.BALANCED)
+            self.note(values.BALANCED)
         return value.tensor
 
     def _gather(self, func: Operator, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Host tensors that meet tensors on the card in one operator, as tensors on the card."""
-        sums = func._schema.name in _SUMMING and (args[3] if len(args) > 3 else kwargs.get("accumulate", False))
+        sums = func._schema.name in _SUMMING and argument(args, kwargs, 3, "accumulate", False)
 
         def moved(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.device.type != "meta":
-                if value.layout is torch.sparse_coo:
-                    return self.sparse(func, value)
-                copy = torch.empty_like(value, device="meta")
-                values.sent(copy, value)
-                if value.dim() == 0:
-                    return copy  # a kernel argument, not memory
-                if sums:
-                    self._memory.ignore(copy.untyped_storage())  # what is made of it on the host is moved
-                else:
-                    self.see(func, copy)
-                if "index" not in func._schema.name:  # only indexing may mix devices
-                    shape = "×".join(map(str, value.shape))
-                    self._note(
-                        f"a host tensor ({shape}) met tensors on the card in {func._schema.name.split('::')[-1]} and was "
-                        "moved there; on a real card it has to be moved by the cell"
-                    )
-                return copy
+            if isinstance(value, Tensor):
+                return value if value.device.type == "meta" else self._moved(func, value, sums)
             if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
                 return type(value)(moved(v) for v in value) if not hasattr(value, "_fields") else value
             return value
 
         return tuple(moved(a) for a in args), {k: moved(v) for k, v in kwargs.items()}
+
+    def _moved(self, func: Operator, tensor: Tensor, sums: bool) -> Tensor:
+        if tensor.layout is torch.sparse_coo:
+            return self.sparse(func, tensor)
+        copy = torch.empty_like(tensor, device="meta")
+        values.sent(copy, tensor)
+        if tensor.dim() == 0:
+            return copy  # a kernel argument, not memory
+        if sums:
+            self._memory.ignore(copy.untyped_storage())  # what is made of it on the host is moved
+        else:
+            self.see(func, copy)
+        if "index" not in func._schema.name:  # only indexing may mix devices
+            shape = "×".join(map(str, tensor.shape))
+            self.note(
+                f"a host tensor ({shape}) met tensors on the card in {func._schema.name.split('::')[-1]} and was "
+                "moved there; on a real card it has to be moved by the cell"
+            )
+        return copy
 
     def sparse(self, func: Operator, matrix: Tensor) -> Tensor:
         """A sparse matrix on the card: of one of the host's the same each time, as an earlier cell could make it nowhere else."""
@@ -251,53 +235,15 @@ class OnCard(TorchDispatchMode):
         return known[1]
 
 
-def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    if tensor.layout is torch.strided:
-        return (tensor,)
-    if tensor.layout is torch.sparse_coo:
-        return tensor._indices(), tensor._values()
-    if tensor.layout is torch.sparse_csr:
-        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
-    return (tensor,)
-
-
-def tensors_of(args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """Tensors among an operator's arguments, in order; its lists are flat."""
-    for value in args:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                if isinstance(item, Tensor):
-                    yield item
-    for value in kwargs.values():
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                if isinstance(item, Tensor):
-                    yield item
-
-
-def results_of(result: Any) -> Iterator[Tensor]:
-    """Tensors among an operator's results."""
-    if isinstance(result, Tensor):
-        yield result
-    elif isinstance(result, (list, tuple)):
-        for item in result:
-            yield from results_of(item)
-
-
-def _plan(func: Operator) -> _Plan:
-    arguments = func._schema.arguments
-    written = tuple((i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
-    return _Plan(written, bool(written))
-
-
-def _written(plan: _Plan, args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    for position, name in plan.written:
-        value = args[position] if position < len(args) else kwargs.get(name)
-        yield from results_of(value)
+def _sides(args: Any, kwargs: dict[str, Any]) -> tuple[bool, list[Tensor]]:
+    """Whether anything is on the card, and what is on the host."""
+    on_card, hosts = False, []
+    for tensor in tensors_in((*args, *kwargs.values())):
+        if tensor.device.type == "meta":
+            on_card = True
+        else:
+            hosts.append(tensor)
+    return on_card, hosts
 
 
 def _refusal(func: Operator) -> str:

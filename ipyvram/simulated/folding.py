@@ -16,33 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-aten = torch.ops.aten
+from ipyvram.simulated.arguments import aten
 
-#: out of place → in place; the first operand takes the result.
-_IN_PLACE: dict[Any, Any] = {
-    aten.add.Tensor: aten.add_.Tensor,
-    aten.scatter.src: aten.scatter_.src,
-    aten.scatter.value: aten.scatter_.value,
-    aten.scatter_add.default: aten.scatter_add_.default,
-    aten.index_put.default: aten.index_put_.default,
-    aten.index_add.default: aten.index_add_.default,
-}
 #: Formulas that write into what they have just made, unless a mode is on (FunctionsManual.cpp, derivatives.yaml).
 _IN_PLACE_NODES = ("BinaryCrossEntropyWithLogitsBackward0",)
 _MASKING_NODES = ("Maximum", "Minimum", "Fmax", "Fmin", "Clamp", "ClampMin", "ClampMax")
-_MASK = aten.masked_fill.Scalar
 #: Formulas that add what they have made to something else.
 _ADDING_NODES = ("VarMeanBackward0", "StdMeanBackward0")
-_FORMULAS = {aten.sub.Tensor: aten.sub_.Tensor, aten.mul.Tensor: aten.mul_.Tensor, aten.div.Tensor: aten.div_.Tensor}
-_IN_PLACE |= _FORMULAS | {_MASK: aten.masked_fill_.Scalar}
-#: These fill what `value_selecting_reduction_backward` and its like (FunctionsManual.cpp) have just made.
-_FILLS = (
-    aten.scatter.src,
-    aten.scatter.value,
-    aten.scatter_add.default,
-    aten.index_put.default,
-    aten.index_add.default,
-)
 
 
 class Folding:
@@ -58,43 +38,59 @@ class Folding:
         self._is_newest = is_newest
         self._unshared: tuple[int, int, int] | None = None
 
-    def in_place(self, func: Any, args: Any) -> Callable[..., Any] | None:
-        """The in-place operator that a real run would use, None where it would not."""
-        inside: Callable[..., Any] | None = _IN_PLACE.get(func)
-        if inside is None or torch.is_grad_enabled():
-            return None
-        if func in _FILLS:
-            return inside if self._is_newest(args[0].untyped_storage()) else None
-        if not isinstance(args[1], Tensor):
+    def in_place(self, func: Any, args: Any) -> Any:
+        """The in-place operator that a real run would use, whose first operand takes the result; None where it would not."""
+        inside, rule = _FOLDED.get(func, (None, None))
+        if rule is None or torch.is_grad_enabled() or torch._C._current_graph_task_id() == -1:
             return None
         node = torch._C._current_autograd_node()
-        if func is _MASK:
-            masks = node is not None and node.name().rstrip("0123456789").removesuffix("Backward") in _MASKING_NODES
-            return inside if masks else None
-        if func in _FORMULAS:
-            ours = node is not None and node.name() in _IN_PLACE_NODES and args[0].dtype is args[1].dtype
-            return inside if ours and _fits(args[1], args[0]) and self._unheld(args) else None
-        if not _same(args[0], args[1]):
-            return None
-        if node is not None and "AccumulateGrad" in node.name():
-            return inside  # `.grad` takes the sum in place, whoever holds it
-        if node is not None and node.name() in _ADDING_NODES:
-            return None
-        return inside if self._unheld(args) else None
+        return inside if rule(self, args, "" if node is None else node.name()) else None
 
-    def _unheld(self, args: tuple[Any, ...]) -> bool:
-        """`can_accumulate_inplace` (input_buffer.cpp): tensor and storage have one owner, the engine's buffer."""
+    def _fills(self, args: Any, node: str) -> bool:
+        """`value_selecting_reduction_backward` and its like (FunctionsManual.cpp) fill what they have just made."""
+        return self._is_newest(args[0].untyped_storage())
+
+    def _masks(self, args: Any, node: str) -> bool:
+        return node.rstrip("0123456789").removesuffix("Backward") in _MASKING_NODES
+
+    def _goes_on(self, args: Any, node: str) -> bool:
+        """A formula's next step, written into what it has made before."""
+        if node not in _IN_PLACE_NODES or not isinstance(args[1], Tensor) or args[0].dtype is not args[1].dtype:
+            return False
+        fits = torch.broadcast_shapes(args[0].shape, args[1].shape) == args[0].shape
+        return fits and self._is_unheld(args)
+
+    def _sums(self, args: Any, node: str) -> bool:
+        """The engine adds one gradient to another."""
+        if not isinstance(args[1], Tensor) or args[0].shape != args[1].shape or args[0].dtype != args[1].dtype:
+            return False
+        if "AccumulateGrad" in node:
+            return True  # `.grad` takes the sum in place, whoever holds it
+        return node not in _ADDING_NODES and self._is_unheld(args)
+
+    def _is_unheld(self, args: Any) -> bool:
+        """`can_accumulate_inplace` (input_buffer.cpp): tensor and storage have one owner, the engine's buffer.
+
+        That is the first of ``args``, of which no variable on the way from the mode to here may be another owner.
+        """
         if self._unshared is None:
             self._unshared = _measure()
         return all(count <= alone for count, alone in zip(_counts(args[0]), self._unshared, strict=True))
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype
-
-
-def _fits(operand: Tensor, target: Tensor) -> bool:
-    return bool(torch.broadcast_shapes(operand.shape, target.shape) == target.shape)
+#: Out of place → in place, and when.
+_FOLDED: dict[Any, tuple[Any, Callable[[Folding, Any, str], bool]]] = {
+    aten.add.Tensor: (aten.add_.Tensor, Folding._sums),
+    aten.sub.Tensor: (aten.sub_.Tensor, Folding._goes_on),
+    aten.mul.Tensor: (aten.mul_.Tensor, Folding._goes_on),
+    aten.div.Tensor: (aten.div_.Tensor, Folding._goes_on),
+    aten.masked_fill.Scalar: (aten.masked_fill_.Scalar, Folding._masks),
+    aten.scatter.src: (aten.scatter_.src, Folding._fills),
+    aten.scatter.value: (aten.scatter_.value, Folding._fills),
+    aten.scatter_add.default: (aten.scatter_add_.default, Folding._fills),
+    aten.index_put.default: (aten.index_put_.default, Folding._fills),
+    aten.index_add.default: (aten.index_add_.default, Folding._fills),
+}
 
 
 def _counts(tensor: Tensor) -> tuple[int, int, int]:

@@ -17,8 +17,7 @@ from torch import Tensor
 from ipyvram.cards import Card
 from ipyvram.patches import Patches
 from ipyvram.simulated import attention, encoders, normalization, recurrent
-
-aten = torch.ops.aten
+from ipyvram.simulated.arguments import HALVES, aten
 
 
 class CudaKernels:
@@ -158,7 +157,7 @@ def _by_products(
     """`_scaled_dot_product_attention_math` (attention.cpp): half precision in float32; the mask is added in place, which under a
     dispatch mode it would not be."""
     dtype, factor = query.dtype, math.sqrt(query.shape[-1] ** -0.5 if scale is None else abs(scale))
-    if dtype in (torch.float16, torch.bfloat16) and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed():
+    if dtype in HALVES and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed():
         query, key, value = query.float(), key.float(), value.float()
     scaled = query * (-factor if scale is not None and scale < 0 else factor)
     if is_causal:

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ipyvram.simulated.shapes import suggested
 from ipyvram.simulated.ways import Ways
-from ipyvram.simulated.within import Made, copied, rule, size
+from ipyvram.simulated.within import Made, copied, rule
 
 Order = Callable[[Any], torch.memory_format]
 
@@ -37,20 +36,14 @@ def _register(order: Order, *names: str, operands: tuple[int, ...] = (0,), first
 
     @rule(*names)
     def _copies(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
-        wanted, results = order(args), result if isinstance(result, (tuple, list)) else (result,)
+        wanted = order(args)
         if not first:
-            _make(results, made)
+            made(result)
         sizes = () if wanted is torch.preserve_format else [copied(args[i], wanted) for i in operands]
         held = ways.take(*sizes, op="copy in order")
         if first:
-            _make(results, made)
+            made(result)
         ways.give(held)
-
-
-def _make(results: Any, made: Made) -> None:
-    for tensor in results:
-        if isinstance(tensor, Tensor):
-            made(tensor)
 
 
 _register(_of(0), "avg_pool2d", "max_pool2d_with_indices")  # AveragePool2d.cu, DilatedMaxPool2d.cu
@@ -70,7 +63,7 @@ _register(_plain, "_fused_rms_norm", first=True)  # layer_norm_kernel.cu `layer_
 def _rms_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """layer_norm_kernel.cu `rms_norm_backward_cuda`: the gradient last."""
     held = ways.take(copied(args[1]), op="copy in order")
-    _make(result, made)
+    made(result)
     held += ways.take(copied(args[0]), op="copy in order")
     ways.give(held)
 
@@ -78,7 +71,7 @@ def _rms_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Ma
 @rule("adaptive_max_pool2d")
 def _adaptive_max_pool(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """AdaptiveMaxPooling2d.cu: input, output and indices in plain order."""
-    _make(result, made)
+    made(result)
     ways.use(*map(copied, (*result, args[0])), op="copy in order")
 
 
@@ -91,8 +84,8 @@ def _adaptive_max_pool_backward(ways: Ways, args: Any, kwargs: Any, result: Any,
 @rule("im2col", "col2im")
 def _unfold(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """Im2Col.cu, Col2Im.cu: a result as large as the input, which is made larger where it does not do; see `shapes.resized`."""
-    grows = size(result) > size(args[0])
-    held = ways.take(size(args[0]) if grows else 0, op="result before it grows")
+    grows = result.nbytes > args[0].nbytes
+    held = ways.take(args[0].nbytes if grows else 0, op="result before it grows")
     held += ways.take(copied(args[0]), op="copy in order")
     made(result)
     ways.give(held)

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ipyvram.simulated.shapes import suggested
+from ipyvram.simulated.arguments import HALVES, aten
+from ipyvram.simulated.shapes import statistics, suggested
 from ipyvram.simulated.ways import Ways
-from ipyvram.simulated.within import Made, copied, rule, size
+from ipyvram.simulated.within import Made, copied, rule
 
-aten = torch.ops.aten
-_HALVES = (torch.float16, torch.bfloat16)
 _STRIDED = (torch.channels_last, torch.channels_last_3d)
 
 
@@ -37,17 +36,11 @@ def _by_cudnn(source: Tensor, weight: Tensor | None, bias: Tensor | None, traini
     return torch.backends.cudnn.enabled and source.shape[0] <= (880_801 if training else 65_535)
 
 
-def _statistics(source: Tensor, shape: Any) -> Tensor:
-    """Means and deviations are kept in float32 for half precision (`acc_type`)."""
-    dtype = torch.float32 if source.dtype in _HALVES else source.dtype
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
 def forward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`native_batch_norm`: output, saved mean, saved inverse deviation; cuDNN saves nothing when not training."""
     source, weight, bias, training = args[0], args[1], args[2], args[5]
     channels = source.shape[1] if training or not _by_cudnn(source, weight, bias, training) else 0
-    return torch.empty_like(source), _statistics(source, channels), _statistics(source, channels)
+    return torch.empty_like(source), statistics(source, channels), statistics(source, channels)
 
 
 def backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -56,7 +49,7 @@ def backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if training and _by_cudnn(source, weight, weight, training):
         wanted = (True, True, True)
     order = torch.contiguous_format if _in_one_kernel(source, weight, training, wanted) else torch.preserve_format
-    like = weight if weight is not None else _statistics(source, source.shape[1])
+    like = weight if weight is not None else statistics(source, source.shape[1])
     of_weight, of_bias = (torch.empty_like(like) if want else None for want in wanted[1:])
     return torch.empty_like(source, memory_format=order) if wanted[0] else None, of_weight, of_bias
 
@@ -106,14 +99,13 @@ def _power(n: int) -> int:
 def _forward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """Normalization.cu `batch_norm_cuda_out`: channels last in blocks that meet; any other order as a mean and a variance."""
     source, weight, bias, training = args[0], args[1], args[2], args[5]
-    for tensor in result:
-        made(tensor)
+    made(*result)
     if not training or _by_cudnn(source, weight, bias, training):
         return
     if _channels_last(source):
         ways.use(*_staging(source, 4), op="batch_norm staging")
     elif not source.is_contiguous() and source.dtype is torch.bfloat16:  # `make_reduction` knows only half precision
-        ways.use(2 * size(source), op="batch_norm input in float32")
+        ways.use(2 * source.nbytes, op="batch_norm input in float32")
 
 
 @rule("native_batch_norm_backward")
@@ -122,25 +114,19 @@ def _backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> No
     gradient, source, weight, training = args[0], args[1], args[2], args[7]
     if training and _by_cudnn(source, weight, weight, training):
         held = ways.take(copied(gradient, suggested(source) or torch.contiguous_format), op="batch_norm copy")
-        for tensor in result:
-            made(tensor)
+        made(*result)
         ways.give(held)
     elif not _channels_last(source):
-        held = ways.take(*(size(t) for t in (source, gradient) if not _one_row(t)), op="batch_norm copy")
-        for tensor in result:
-            if isinstance(tensor, Tensor):
-                made(tensor)
+        held = ways.take(*(t.nbytes for t in (source, gradient) if not _one_row(t)), op="batch_norm copy")
+        made(*result)
         ways.give(held)
     else:
-        sums = _statistics(source, source.shape[1])
-        held = ways.take(size(sums), size(sums), op="batch_norm sums")
-        for tensor in result[1:]:
-            if isinstance(tensor, Tensor):
-                made(tensor)
+        sums = statistics(source, source.shape[1])
+        held = ways.take(sums.nbytes, sums.nbytes, op="batch_norm sums")
+        made(*result[1:])
         if _channels_last(gradient):
             ways.use(*_staging(source, 2), op="batch_norm staging")
-        if isinstance(result[0], Tensor):
-            made(result[0])
+        made(result[0])
         ways.give(held)
 
 
@@ -153,11 +139,10 @@ def in_plain_order(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> A
 @rule("native_group_norm")
 def _group_norm(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """group_norm_kernel.cu `GroupNormKernelImplInternal`: statistics in float32, a scale and a shift for each image and channel."""
-    for tensor in result:
-        made(tensor)
+    made(*result)
     source, (n, channels, pixels) = args[0], args[3:6]
     held = ways.take(copied(source), op="group_norm copy")
-    half = source.dtype in _HALVES
+    half = source.dtype in HALVES
     item = 4 if half else source.element_size()
     rows = result[1].numel() * item if half else 0
     held += ways.take(rows, rows, op="group_norm statistics")
@@ -171,9 +156,8 @@ def _group_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: 
     """`GroupNormBackwardKernelImplInternal`: sums for each image and channel, then three coefficients."""
     gradient, source, _, _, weight, n, channels, pixels, groups = args[:9]
     held = ways.take(copied(source), copied(gradient), op="group_norm copy")
-    for tensor in (t for t in result if isinstance(t, Tensor)):
-        made(tensor)
-    item = 4 if source.dtype in _HALVES else source.element_size()
+    made(*result)
+    item = 4 if source.dtype in HALVES else source.element_size()
     a, b = n * channels * item, n * groups * item
     if pixels > 1:
         ways.use(a, a, b, b, a if weight is not None else 0, op="group_norm sums")

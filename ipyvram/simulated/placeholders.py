@@ -12,30 +12,16 @@ import torch
 from torch import Tensor
 
 from ipyvram.simulated import attention, normalization, recurrent, shapes, sparse, values
+from ipyvram.simulated.arguments import argument, aten, entries_of, is_mask
 from ipyvram.simulated.refusal import CannotEstimate
 
-aten = torch.ops.aten
 Handler = Callable[[Any, Any, Any, dict[str, Any]], Any]
 TABLE: dict[Any, Handler] = {}
 
 LARGEST = "a result whose size depends on values was taken to be as large as it can be"
 
 
-def _for(*names: str) -> Callable[[Handler], Handler]:
-    """Register for every overload of these operators that this torch has."""
-
-    def register(handler: Handler) -> Handler:
-        for name in names:
-            packet_name, _, overload = name.partition(".")
-            packet = getattr(aten, packet_name, None)
-            if packet is None:
-                continue
-            for known in packet.overloads():
-                if not overload or known == overload:
-                    TABLE[getattr(packet, known)] = handler
-        return handler
-
-    return register
+_for = entries_of(TABLE)
 
 
 def value(dtype: torch.dtype) -> Any:
@@ -98,7 +84,7 @@ def _copy(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if source.device.type == "meta":
             card.see(func, source)
         return target
-    card._host.before_write([target])
+    card.host.before_write([target])
     card.known(source)
     target.copy_(host_copy(source).expand(source.shape))
     return target
@@ -162,7 +148,7 @@ def _unique_dim(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 @_for("bincount")
 def _bincount(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
-    count = args[2] if len(args) > 2 else kwargs.get("minlength", 0)
+    count = argument(args, kwargs, 2, "minlength", 0)
     known = card.known(args[0])
     if known is not None:
         count = max(count, int(known.max()) + 1 if known.numel() else 0)
@@ -179,7 +165,7 @@ def _boolean_index(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> A
     indices: list[Any] = []
     found = False
     for index in args[1]:
-        if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
+        if is_mask(index):
             found = True
             count = _selected(card, index, "a boolean index")
             indices += [torch.empty(count, dtype=torch.int64, device="meta") for _ in range(index.dim())]

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ipyvram.simulated.arguments import aten
 from ipyvram.simulated.ways import Ways
-from ipyvram.simulated.within import Made, copied, rule, size
+from ipyvram.simulated.within import Made, copied, rule
 from ipyvram.units import MIB
-
-aten = torch.ops.aten
 
 RELU, TANH, LSTM, GRU = 0, 1, 2, 3
 #: Values kept for backward for each hidden value: gates, and for an LSTM the cell. cuDNN does not publish its layout; with
@@ -131,7 +130,7 @@ def forward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     hy = torch.empty_like(hx)
     cy = torch.empty_like(cx) if cx is not None else source.new_empty(0)
     reserve_bytes = layers * sides * math.prod(places) * hidden * _KEPT[mode] * source.element_size() if train else 0
-    card._ways.recurrent_bound = max(card._ways.recurrent_bound, reserve_bytes)
+    card.ways.recurrent_bound = max(card.ways.recurrent_bound, reserve_bytes)
     reserve = torch.empty(reserve_bytes, dtype=torch.uint8, device="meta")
     whole = source.new_empty(0 if flat is not None else numbers(weights))
     if flat is not None:
@@ -144,8 +143,7 @@ def _forward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> Non
     """The input in order, and the weights before the reserve."""
     out, hy, cy, reserve, whole = result
     held = ways.take(_in_order(args[0], args[10]), op="rnn input")
-    for tensor in (out, hy, cy, whole, reserve):
-        made(tensor)
+    made(out, hy, cy, whole, reserve)
     ways.give(held)
 
 
@@ -179,20 +177,18 @@ def _backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> No
     source, hx, cx = args[0], args[4], args[5]
     of_out, of_hy, of_cy = args[7:10]
     batch_first = args[14]
-    states = [size(hx) if of_hy is None else 0, size(cx) if cx is not None and of_cy is None else 0]
-    missing = ways.take(size(args[6]) if of_out is None else 0, *states, op="rnn gradient")
+    states = [hx.nbytes if of_hy is None else 0, cx.nbytes if cx is not None and of_cy is None else 0]
+    missing = ways.take(args[6].nbytes if of_out is None else 0, *states, op="rnn gradient")
     steps_first = [_in_order(t, batch_first) for t in (source, args[6].contiguous() if of_out is None else of_out)]
     held = ways.take(*steps_first, op="rnn input")
     of_source, of_hx, of_cx, parts = result
-    for tensor in (of_source, of_hx, of_cx):
-        made(tensor)
+    made(of_source, of_hx, of_cx)
     ways.give(held)
     if parts:
         held = ways.take(steps_first[0], op="rnn input")
         item = parts[0].element_size()
         held += ways.take(numbers(args[1]) * item if _unbiased(args[1]) else 0, op="rnn gradient with biases")
-        for part in parts:
-            made(part)
+        made(parts)
         ways.give(held)
     ways.give(missing)
 

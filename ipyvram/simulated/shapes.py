@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-aten = torch.ops.aten
+from ipyvram.simulated.arguments import HALVES, argument
 
 
 def like_first(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -49,9 +49,9 @@ def in_place(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return None if all(t.device.type == "meta" for a in lists for t in a) else NotImplemented
 
 
-def _statistics(source: Tensor, shape: Any) -> Tensor:
+def statistics(source: Tensor, shape: Any) -> Tensor:
     """Means and deviations are kept in float32 for half precision (`acc_type`)."""
-    half = source.dtype in (torch.float16, torch.bfloat16)
+    half = source.dtype in HALVES
     return torch.empty(shape, dtype=torch.float32 if half else source.dtype, device="meta")
 
 
@@ -103,7 +103,7 @@ def layer_norm(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     source, inner = args[0], len(args[1])
     rows = (*source.shape[: source.dim() - inner], *([1] * inner))
     out = torch.empty(source.shape, dtype=source.dtype, device="meta")
-    return out, _statistics(source, rows), _statistics(source, rows)
+    return out, statistics(source, rows), statistics(source, rows)
 
 
 def layer_norm_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -138,7 +138,7 @@ def fused_rms_norm(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> A
     """`_fused_rms_norm`: output and inverse deviation of each row."""
     source, inner = args[0], len(args[1])
     rows = (*source.shape[: source.dim() - inner], *([1] * inner))
-    return torch.empty(source.shape, dtype=source.dtype, device="meta"), _statistics(source, rows)
+    return torch.empty(source.shape, dtype=source.dtype, device="meta"), statistics(source, rows)
 
 
 def fused_rms_norm_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -171,10 +171,10 @@ def grouped_mm(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Tenso
     """`_grouped_mm` (GroupedBlas.cpp `create_grouped_gemm_output_tensor`): rows that begin at multiples of 16 bytes. CUDA multiplies
     float32 as well, which torch's own shapes refuse."""
     a, b = args[:2]
-    offsets: Any = args[2] if len(args) > 2 else kwargs.get("offs")
+    offsets: Any = argument(args, kwargs, 2, "offs")
     rows, columns = a.shape[-2], b.shape[-1]
     groups = () if a.dim() != b.dim() else (offsets.shape[0],) if a.dim() == 2 else (a.shape[0],)
-    dtype = (args[4] if len(args) > 4 else kwargs.get("out_dtype")) or a.dtype
+    dtype = argument(args, kwargs, 4, "out_dtype") or a.dtype
     step = 16 // dtype.itemsize
     wide = -(-columns // step) * step
     return torch.empty_strided(

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ipyvram.cards import Card
 from ipyvram.simulated import values
+from ipyvram.simulated.arguments import argument, is_mask
 from ipyvram.simulated.ways import Ways
-from ipyvram.simulated.within import Made, copied, rule, size
+from ipyvram.simulated.within import Made, copied, rule
 
 _LONG = 8  # bytes of an index and of cub's offsets
 _DIGITS, _BITS = 256, 8  # of one pass over the keys
@@ -111,15 +112,14 @@ def _embedding_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: M
 def _index_put(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """`index_put_with_sort_kernel` (Indexing.cu): to add up, one index over all dimensions is sorted."""
     target, indices, value = args[:3]
-    accumulate = args[3] if len(args) > 3 else kwargs.get("accumulate", False)
     places = list(_places(indices))
     indexed = [d for d, _, _ in places]
-    if not accumulate or not indexed or not target.numel():
+    if not argument(args, kwargs, 3, "accumulate", False) or not indexed or not target.numel():
         return
     n = math.prod(torch.broadcast_shapes(*(shape for _, shape, _ in places)))
     made(result)
     linear: list[tuple[int, int]] = []
-    listed = ways.take(*(n * mask.dim() * _LONG for mask in _masks(indices)), op="index_put mask")
+    listed = ways.take(*(n * mask.dim() * _LONG for mask in filter(is_mask, indices)), op="index_put mask")
     for _, _, index in places:
         here = not ways.memory.ignores(index.untyped_storage())
         wrapped = ways.take(n * _LONG if here else 0, op="index_put index")
@@ -134,15 +134,11 @@ def _index_put(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> N
     if value.numel() < written or not value.is_contiguous():
         held += ways.take(written * value.element_size(), op="index_put values")
     if indexed != list(range(indexed[0], indexed[-1] + 1)):
-        held += ways.take(size(target), op="index_put transposed")
+        held += ways.take(target.nbytes, op="index_put transposed")
     held += ways.take(n * _LONG, n * _LONG, n * _LONG, op=op)
     inner = math.prod(target.shape[indexed[-1] + 1 :])
     ways.use(radix_sort_bytes(ways.card, n, _LONG, _LONG, _bits_of((target.numel() - 1) // inner)), op=op)
     ways.give(held)
-
-
-def _masks(indices: Any) -> list[Tensor]:
-    return [i for i in indices if isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8)]
 
 
 def _places(indices: Any) -> Iterator[tuple[int, tuple[int, ...], Tensor]]:
@@ -150,7 +146,7 @@ def _places(indices: Any) -> Iterator[tuple[int, tuple[int, ...], Tensor]]:
     lists of what it selects (`expandTensors`)."""
     d = 0
     for index in indices:
-        if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
+        if is_mask(index):
             count = values.selected(index)
             yield from ((d + i, (index.numel() if count is None else count,), index) for i in range(index.dim()))
             d += index.dim()
@@ -164,7 +160,7 @@ def _places(indices: Any) -> Iterator[tuple[int, tuple[int, ...], Tensor]]:
 def _sort(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """Sort.cpp: up to 4096 along the dimension in place; more are sorted by key, and several rows once more by row."""
     source = args[0]
-    dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
+    dim = argument(args, kwargs, 1, "dim", -1)
     made(result[0])
     if not source.dim() or not source.numel():
         return

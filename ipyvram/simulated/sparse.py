@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-aten = torch.ops.aten
+from ipyvram.simulated.arguments import aten
 
 
 def _is_sparse(value: Any) -> bool:
@@ -70,7 +70,7 @@ def product(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     card.note("what cuSPARSE works in is not known, and not in the estimate")
     matrix = card.sparse(func, matrix)
     entries, rows = matrix._values().shape[0], matrix.shape[0]
-    ways, itemsize = card._ways, dense.element_size()
+    ways, itemsize = card.ways, dense.element_size()
     result = torch.empty(rows, dense.shape[1], dtype=dense.dtype, device="meta")
     held = ways.take(result.nbytes, op="sparse product") if added is None else []  # `_sparse_mm` adds to zeros
     card.see(func, result)

@@ -12,15 +12,14 @@ equally often. What follows from such a guess is marked as guessed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ipyvram.simulated import choices
-
-aten = torch.ops.aten
+from ipyvram.simulated.arguments import tensors_in
 
 BALANCED = (
     "what `topk`, `argmax`, a sort or a draw chooses depends on values: every entry was taken to be chosen equally often "
@@ -81,7 +80,7 @@ def selected(mask: Tensor) -> int | None:
 
 def keep(tensor: Tensor, value: Tensor, guessed: bool = False) -> None:
     """``tensor``, made on the card just now, holds ``value``."""
-    if tensor.layout is not torch.strided or tensor.shape != value.shape or not _followed(tensor):
+    if tensor.layout is not torch.strided or tensor.shape != value.shape or not _is_followed(tensor):
         return
     storage = tensor.untyped_storage()
     copy = torch.UntypedStorage(storage.nbytes(), device="cpu")
@@ -141,12 +140,12 @@ def follow(func: Any, written: tuple[Tensor, ...], args: Any, kwargs: dict[str, 
     first = args[0] if args else None
     if kind.plain and not written and isinstance(first, Tensor) and of(first) is None:
         return  # as of nearly all
-    made = [t for t in (result if isinstance(result, (list, tuple)) else (result,)) if isinstance(t, Tensor)]
+    made = list(tensors_in((result,)))
     if not (written or made):
         return
     try:
-        _follow(func, kind, written, args, kwargs, result, made)
-    except _Unknown:
+        _work_out(func, kind, written, args, kwargs, result)
+    except Exception:  # not all is known, or an operator on the host dislikes what it is given
         few = kind.counting(args, most) if kind.counting is not None else None
         for tensor in written:
             forget(tensor)
@@ -155,9 +154,6 @@ def follow(func: Any, written: tuple[Tensor, ...], args: Any, kwargs: dict[str, 
         chosen = kind.choosing(made, args, kwargs) if kind.choosing is not None and not written else None
         if chosen is not None:
             keep(*chosen, guessed=True)
-    except Exception:  # whatever an operator on the host dislikes of what it is given
-        for tensor in written:
-            forget(tensor)
 
 
 class _Kind(NamedTuple):
@@ -190,23 +186,17 @@ def _kind(func: Any) -> _Kind:
     )
 
 
-def _follow(
-    func: Any,
-    kind: _Kind,
-    written: tuple[Tensor, ...],
-    args: Any,
-    kwargs: dict[str, Any],
-    result: Any,
-    made: list[Tensor],
+def _work_out(
+    func: Any, kind: _Kind, written: tuple[Tensor, ...], args: Any, kwargs: dict[str, Any], result: Any
 ) -> None:
-    """Run it on the host.
+    """Run it on the host, into what is known of its arguments.
 
     Raises
     ------
     _Unknown
         What it takes is not known.
     """
-    if kind.valueless or not all(map(_followed, made)):
+    if kind.valueless or not all(map(_is_followed, tensors_in((result,)))):
         raise _Unknown
     inputs = _Inputs(args[0] if kind.free else None, kind.filling)
     on_host, named = inputs.of(args), {k: _placed(k, inputs.of(v)) for k, v in kwargs.items()}
@@ -215,12 +205,18 @@ def _follow(
         for tensor in written:
             storage = tensor.untyped_storage()
             setattr(storage, _ATTRIBUTE, getattr(storage, _ATTRIBUTE)._replace(guessed=True))
-    there = {t.untyped_storage()._cdata for t in (*written, *_tensors(args))}
-    values = value if isinstance(value, (list, tuple)) else (value,)
-    results = result if isinstance(result, (list, tuple)) else (result,)
-    for tensor, known in zip(results, values, strict=True):
-        if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in there:
-            _take(tensor, known, inputs.guessed, {t.untyped_storage()._cdata for t in _tensors(on_host)})
+    given, taken = _storages((*written, *args)), _storages(on_host)
+    for tensor, known in zip(_several(result), _several(value), strict=True):
+        if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:
+            _take(tensor, known, inputs.guessed, taken)
+
+
+def _several(result: Any) -> Any:
+    return result if isinstance(result, (list, tuple)) else (result,)
+
+
+def _storages(values: Iterable[Any]) -> set[int]:
+    return {tensor.untyped_storage()._cdata for tensor in tensors_in(values)}
 
 
 def _take(tensor: Tensor, value: Tensor, guessed: bool, others: set[int]) -> None:
@@ -260,11 +256,11 @@ class _Inputs:
 
     def _tensor(self, tensor: Tensor) -> Tensor:
         known = of(tensor)
-        if known is None and tensor is self._free and _followed(tensor):
+        if known is None and tensor is self._free and _is_followed(tensor):
             if not self._target:
                 return torch.empty(tensor.shape, dtype=tensor.dtype)
             storage = tensor.untyped_storage()
-            if tensor.numel() * tensor.element_size() == storage.nbytes():
+            if tensor.nbytes == storage.nbytes():
                 keep(tensor, torch.zeros((), dtype=tensor.dtype).expand(tensor.shape))
                 known = of(tensor)
         if known is None:
@@ -284,19 +280,10 @@ def _seen(storage: torch.UntypedStorage, tensor: Tensor) -> Tensor:
     return view
 
 
-def _followed(tensor: Tensor) -> bool:
-    whole = not (tensor.is_floating_point() or tensor.is_complex())
-    return tensor.numel() <= (MAX_ELEMENTS if whole else MAX_FRACTIONS)
+def _is_followed(tensor: Tensor, most_fractions: int = MAX_FRACTIONS) -> bool:
+    fractions = tensor.is_floating_point() or tensor.is_complex()
+    return tensor.numel() <= (most_fractions if fractions else MAX_ELEMENTS)
 
 
 def _from_the_host(tensor: Tensor) -> bool:
-    whole = not (tensor.is_floating_point() or tensor.is_complex())
-    return tensor.layout is torch.strided and tensor.numel() <= (MAX_ELEMENTS if whole else MAX_NUMBERS)
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+    return tensor.layout is torch.strided and _is_followed(tensor, MAX_NUMBERS)

@@ -16,24 +16,15 @@ from torch import Tensor
 
 from ipyvram.cards import Card
 from ipyvram.devices import keeps_workspaces
+from ipyvram.simulated.arguments import HALVES, argument, dims_of, entries_of, overloads
 from ipyvram.simulated.memory import DeviceMemory
 from ipyvram.simulated.reduction import reduction_scratch
 from ipyvram.units import MIB
 
-aten = torch.ops.aten
 Rule = Callable[["Ways", Any, Any, Any], None]
 
 WORKSPACE = "cuBLAS workspace"
 CUBLASLT_WORKSPACE = MIB  #: `parseCUDABlasLtWorkspaceSize` (CublasHandlePool.cpp)
-
-
-def overloads(*names: str) -> set[Any]:
-    found: set[Any] = set()
-    for name in names:
-        packet = getattr(aten, name, None)
-        if packet is not None:
-            found |= {getattr(packet, overload) for overload in packet.overloads()}
-    return found
 
 
 _GEMMS = overloads(
@@ -45,7 +36,6 @@ _REDUCTIONS = overloads(
     "var", "std", "var_mean", "std_mean", "nansum",
 )  # fmt: skip
 _SUMS = ("sum", "mean", "prod", "nansum")
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 class Ways:
@@ -94,11 +84,10 @@ class Ways:
         factors = [a for a in args if isinstance(a, Tensor)][-2:]
         if any(factor.layout is not torch.strided for factor in factors):
             return  # cuSPARSE's: see `sparse.product`
-        copies = [(self.memory.scratch(n, "gemm copy"), n) for n in (_copied_bytes(t) for t in factors) if n]
+        copies = self.take(*map(_copied_bytes, factors), op="gemm copy")
         if result.numel() and (factors[0].numel() or factors[0].dim() == 1):  # else nothing is multiplied
             self.cublas(by_cublaslt=_by_cublaslt(func, args, kwargs, result))
-        for serial, size in reversed(copies):
-            self.memory.free(serial, size)
+        self.give(copies)
 
     def keeps(self, handles: int) -> None:
         """So many threads have made products before the cell: its own, and the engine's."""
@@ -130,10 +119,10 @@ class Ways:
         out = result[0] if isinstance(result, (tuple, list)) else result
         if isinstance(out, Tensor) and out.numel():
             op, held = f"{name} scratch", list[tuple[int, int]]()
-            if name in _SUMS and out.dtype is not source.dtype and source.dtype not in _HALVES:
+            if name in _SUMS and out.dtype is not source.dtype and source.dtype not in HALVES:
                 # `make_reduction` (ReduceOpsUtils.h): only half precision is summed in another type without a cast
                 source = torch.empty_like(source, dtype=out.dtype, device="meta")
-                held = self.take(source.numel() * source.element_size(), op=op)
+                held = self.take(source.nbytes, op=op)
             operator = func.name().removeprefix("aten::")
             self.use(*reduction_scratch(operator, source, out, _dims(func, args, kwargs), self.card), op=op)
             self.give(held)
@@ -150,7 +139,7 @@ def _by_cublaslt(func: Any, args: Any, kwargs: dict[str, Any], result: Tensor) -
     added, right, beta = args[0], args[2], kwargs.get("beta", 1)
     if not result.is_contiguous() or result.dtype.is_complex or 1 in right.shape:
         return False
-    if added.shape == result.shape and not activated and added.dtype in _HALVES and beta:
+    if added.shape == result.shape and not activated and added.dtype in HALVES and beta:
         apart = added.untyped_storage()._cdata != result.untyped_storage()._cdata
         return bool(apart and added.stride(1) == 1 and added.stride(0) >= added.shape[1])
     row = added.is_contiguous() and added.squeeze().dim() == 1 and added.shape[-1] == right.shape[1]
@@ -165,20 +154,15 @@ def _copied_bytes(matrix: Tensor) -> int:
     row, column = matrix.stride()[-2:]
     if (column == 1 and row >= max(1, columns)) or (row == 1 and column >= max(1, rows)) or rows == columns == 1:
         return 0
-    return matrix.numel() * matrix.element_size()
+    return matrix.nbytes
 
 
 def _dims(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[int, ...]:
     """The dimensions that an operator reduces."""
-    source = args[0]
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.name in ("dim", "dims"):
-            given = args[position] if position < len(args) else kwargs.get(argument.name)
-            if given is None or given == []:
-                break
-            given = (given,) if isinstance(given, int) else tuple(given)
-            return tuple(d % max(1, source.dim()) for d in given)
-    return tuple(range(source.dim()))
+    for position, known in enumerate(func._schema.arguments):
+        if known.name in ("dim", "dims"):
+            return dims_of(args[0], argument(args, kwargs, position, known.name))
+    return dims_of(args[0], None)
 
 
 # -- rules ---------------------------------------------------------------------------------------------------------------
@@ -186,20 +170,14 @@ def _dims(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[int, ...]:
 _RULES: dict[Any, Rule] = {}
 
 
-def _rule(*names: str) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        _RULES.update(dict.fromkeys(overloads(*names), rule))
-        return rule
-
-    return register
+_rule = entries_of(_RULES)
 
 
 @_rule("multinomial")
 def _multinomial(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
     """`multinomial_out` (Distributions.cpp): without replacement, or for one sample, weights are divided by random numbers."""
-    replacement = args[2] if len(args) > 2 else kwargs.get("replacement", False)
-    if not replacement or args[1] == 1:
-        ways.use(args[0].numel() * args[0].element_size(), op="multinomial")
+    if not argument(args, kwargs, 2, "replacement", False) or args[1] == 1:
+        ways.use(args[0].nbytes, op="multinomial")
 
 
 @_rule("linalg_solve_triangular")

@@ -1,7 +1,7 @@
 """In which order a CUDA kernel asks for its results and for what it works in: an operator and its results come in, requests go out.
 
-A rule is called before the results are counted; ``made(tensor)`` counts one. What a rule does not count comes after it, in the
-order of the results. Each names the code of PyTorch it follows.
+A rule is called before the results are counted; ``made(*results)`` counts those that are tensors. What a rule does not count comes
+after it, in the order of the results. Each names the code of PyTorch it follows.
 """
 
 from __future__ import annotations
@@ -13,35 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ipyvram.devices import since
+from ipyvram.simulated.arguments import argument, dims_of, entries_of
 from ipyvram.simulated.reduction import reduction_scratch
-from ipyvram.simulated.ways import Ways, overloads
+from ipyvram.simulated.ways import Ways
 
-Made = Callable[[Tensor], None]
+Made = Callable[..., None]
 Rule = Callable[[Ways, Any, Any, Any, Made], None]
 RULES: dict[Any, Rule] = {}
-_PARTIAL_SUMS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 7)
+_PARTIAL_SUMS = since(2, 7)
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for every overload of some operators."""
-
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(overloads(*names), function))
-        return function
-
-    return register
-
-
-def size(tensor: Tensor) -> int:
-    """Bytes of its elements."""
-    return tensor.numel() * tensor.element_size()
+rule = entries_of(RULES)
 
 
 def copied(tensor: Tensor | None, order: torch.memory_format = torch.contiguous_format) -> int:
     """Bytes of ``tensor.contiguous()``: none where it is so already."""
     if tensor is None or tensor.device.type != "meta" or tensor.is_contiguous(memory_format=order):
         return 0
-    return size(tensor)
+    return tensor.nbytes
 
 
 # -- elementwise and normalisation -------------------------------------------------------------------------------------------
@@ -56,15 +46,16 @@ def _dropout(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> Non
 @rule("native_layer_norm")
 def _layer_norm(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """layer_norm_kernel.cu `layer_norm_cuda`: the input in order."""
-    _around(ways, [copied(args[0])], result, made, "layer_norm copy")
+    held = ways.take(copied(args[0]), op="layer_norm copy")
+    made(*result)
+    ways.give(held)
 
 
 @rule("native_layer_norm_backward")
 def _layer_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """layer_norm_kernel.cu `LaunchGammaBetaBackwardCUDAKernel`: for many rows partial sums, of at most 2²⁰ values (since 2.7)."""
     held = ways.take(copied(args[1]), op="layer_norm copy")
-    for tensor in (t for t in result if isinstance(t, Tensor)):
-        made(tensor)
+    made(*result)
     held += ways.take(copied(args[0]), op="layer_norm copy")
     width = math.prod(args[2])
     rows = args[1].numel() // max(1, width)
@@ -77,9 +68,9 @@ def _layer_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: 
         weight = result[1]
         blocks = torch.empty(min(-(-rows // 32), (1 << 20) // width), width, dtype=weight.dtype, device="meta")
         op = "layer_norm partial sums"
-        partial = ways.take(size(blocks), size(blocks), op=op)
+        partial = ways.take(blocks.nbytes, blocks.nbytes, op=op)
         for _ in range(2):
-            ways.use(size(weight), *reduction_scratch("sum", blocks, weight.view(-1), (0,), ways.card), op=op)
+            ways.use(weight.nbytes, *reduction_scratch("sum", blocks, weight.view(-1), (0,), ways.card), op=op)
         ways.give(partial)
     ways.give(held)
 
@@ -87,10 +78,10 @@ def _layer_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: 
 @rule("roll")
 def _roll(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """TensorTransformations.cu `roll_cuda`: the input in order, then one dimension after the other, all kept until the last."""
-    source, dims = args[0], args[2] if len(args) > 2 else kwargs.get("dims", ())
+    source, dims = args[0], argument(args, kwargs, 2, "dims", ())
     copy, held = ways.take(copied(source), op="roll copy"), list[tuple[int, int]]()
     for _ in dims[1:]:
-        held += ways.take(size(source), op="roll")
+        held += ways.take(source.nbytes, op="roll")
         ways.give(copy)
         copy = []
     made(result)
@@ -101,7 +92,7 @@ def _roll(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
 def _softmax_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """SoftMax.cu `softmax_backward_cuda_out`: the product of gradient and output, and what of them is in no plain order."""
     made(result)
-    held = ways.take(size(args[0]), op="softmax product")
+    held = ways.take(args[0].nbytes, op="softmax product")
     held += ways.take(copied(args[0]), copied(args[1]), op="copy in order")
     ways.give(held)
 
@@ -119,9 +110,11 @@ def _count_nonzero(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) 
     held = ways.take(args[0].numel(), op="count_nonzero")
     made(result)
     counted = torch.empty_like(args[0], dtype=torch.int64)
-    ones = ways.take(size(counted), op="count_nonzero")
-    dims = args[1] if len(args) > 1 else kwargs.get("dim")
-    ways.use(*reduction_scratch("sum", counted, result, _all(counted, dims), ways.card), op="count_nonzero")
+    ones = ways.take(counted.nbytes, op="count_nonzero")
+    ways.use(
+        *reduction_scratch("sum", counted, result, dims_of(counted, argument(args, kwargs, 1, "dim")), ways.card),
+        op="count_nonzero",
+    )
     ways.give(ones)
     ways.give(held)
 
@@ -129,7 +122,7 @@ def _count_nonzero(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) 
 @rule("logsumexp")
 def _logsumexp(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """ReduceOps.cpp `logsumexp_out_impl`: the largest, where they are infinite, and the exponentials of what is below them."""
-    source, dims, op = args[0], _all(args[0], args[1]), "logsumexp"
+    source, dims, op = args[0], dims_of(args[0], args[1]), "logsumexp"
     item = result.element_size()
     held = ways.take(result.numel() * item, op=op)
     ways.use(*reduction_scratch("amax", source, result, dims, ways.card), op=op)
@@ -138,12 +131,6 @@ def _logsumexp(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> N
     made(result)
     ways.use(*reduction_scratch("sum", source, result, dims, ways.card), op=op)
     ways.give(held)
-
-
-def _all(source: Tensor, dims: Any) -> tuple[int, ...]:
-    """Reduced dimensions as an operator was given them, counted from the front."""
-    given = (dims,) if isinstance(dims, int) else tuple(dims or range(source.dim()))
-    return tuple(d % max(1, source.dim()) for d in given)
 
 
 # -- losses --------------------------------------------------------------------------------------------------------------
@@ -172,7 +159,7 @@ def _huber_loss(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> 
     """BinaryOps.cpp `huber_loss`: the loss of each element, then a number."""
     if not result.dim():
         item = _each(args, result)
-        held = ways.take(size(item), op="loss of each element")
+        held = ways.take(item.nbytes, op="loss of each element")
         made(result)
         ways.use(*reduction_scratch("sum", item, result, tuple(range(item.dim())), ways.card), op="loss scratch")
         ways.give(held)
@@ -203,7 +190,7 @@ def _each(args: Any, result: Tensor) -> Tensor:
 
 def _reduced(ways: Ways, args: Any, result: Tensor, beside: Tensor | None) -> None:
     item = _each(args, result)
-    held = ways.take(size(item) if beside is not None else 0, op="loss of each element")
+    held = ways.take(item.nbytes if beside is not None else 0, op="loss of each element")
     ways.use(*reduction_scratch("sum", item, result, tuple(range(item.dim())), ways.card), op="loss scratch")
     ways.give(held)
 
@@ -211,7 +198,7 @@ def _reduced(ways: Ways, args: Any, result: Tensor, beside: Tensor | None) -> No
 @rule("_ctc_loss_backward")
 def _ctc_loss_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """LossCTC.cu: as many chances from the end as `_ctc_loss` kept from the beginning."""
-    held = ways.take(size(args[6]), op="ctc_loss chances")
+    held = ways.take(args[6].nbytes, op="ctc_loss chances")
     made(result)
     ways.give(held)
 
@@ -220,11 +207,3 @@ def _ctc_loss_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Ma
 def _fused_cell(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """RNN.cu: what is kept for backward first."""
     made(result[-1])
-
-
-def _around(ways: Ways, copies: list[int], result: Any, made: Made, op: str) -> None:
-    held = ways.take(*copies, op=op)
-    for tensor in result:
-        if isinstance(tensor, Tensor):
-            made(tensor)
-    ways.give(held)
