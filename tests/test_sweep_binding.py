@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipyvram.sweep.binding import bind, top_level_names
+from ipyvram.code_names import top_level_names
+from ipyvram.sweep.binding import bind
 
 
 def run(source, size, namespace=None, name="bs"):

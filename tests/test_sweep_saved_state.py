@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from ipyvram.sweep.binding import top_level_names
+from ipyvram.code_names import top_level_names
 from ipyvram.sweep.reachable import CannotRestore
 from ipyvram.sweep.saved_state import SavedState
 from tests.sweep_programs import OUTER_CELL, OUTER_SETUP, fingerprint

@@ -40,7 +40,7 @@ from ipyvram.simulated.memory import DEVICE, DeviceMemory
 from ipyvram.simulated.recorded import predicted
 from ipyvram.simulated.refusal import CannotEstimate
 from ipyvram.simulated.replaced import Replaced, graphs_of
-from ipyvram.simulated.state import State, mentions, names_used, refuse_begun_generators
+from ipyvram.simulated.state import State, mentions, refuse_begun_generators
 from ipyvram.simulated.swap import Found, Swap
 from ipyvram.simulated.threads import Threads
 from ipyvram.simulated.ways import Ways
@@ -154,7 +154,7 @@ class Estimation:
         state = State(self.namespace, self._note)
         undo.append(state.restore)
         state.save(extra)
-        refuse_begun_generators(self.namespace, names_used(self._code))
+        refuse_begun_generators(self.namespace, self._code)
         patches = Patches()
         undo.append(patches.undo)
         graphs, handles = (graphs_of(found.tensors), cublas_handles()) if torch.cuda.is_initialized() else ([], 0)

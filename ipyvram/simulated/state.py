@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ipyvram.code_names import globals_of
 from ipyvram.global_state import GlobalState
 from ipyvram.simulated.refusal import CannotEstimate
 
@@ -190,19 +191,11 @@ def _set_generator(generator: torch.Generator, state: torch.Tensor) -> None:
     generator.set_state(state)
 
 
-def names_used(code: types.CodeType | None) -> frozenset[str]:
-    """Global names in code and in the functions it defines."""
-    if code is None:
-        return frozenset()
-    inside = (names_used(c) for c in code.co_consts if isinstance(c, types.CodeType))
-    return frozenset(code.co_names).union(*inside)
-
-
 def mentions(code: types.CodeType | None, namespace: dict[str, Any], wanted: frozenset[str]) -> bool:
     """Whether code, or a function, a class or an object of one of the notebook that it leads to by name, names one of ``wanted``."""
-    open_codes, seen = [code], set[int]()
+    open_codes, seen = [code] if code is not None else [], set[int]()
     while open_codes:
-        names = names_used(open_codes.pop())
+        names = globals_of(open_codes.pop())
         if names & wanted:
             return True
         for value in [namespace[name] for name in names & namespace.keys()]:
@@ -214,7 +207,7 @@ def mentions(code: types.CodeType | None, namespace: dict[str, Any], wanted: fro
     return False
 
 
-def refuse_begun_generators(namespace: dict[str, Any], names: frozenset[str]) -> None:
+def refuse_begun_generators(namespace: dict[str, Any], code: types.CodeType | None) -> None:
     """Refuse code that uses a generator of an earlier cell.
 
     Raises
@@ -222,6 +215,7 @@ def refuse_begun_generators(namespace: dict[str, Any], names: frozenset[str]) ->
     CannotEstimate
         Names the variable.
     """
+    names = globals_of(code) if code is not None else set[str]()
     for name in sorted(names & namespace.keys()):
         if isinstance(namespace[name], types.GeneratorType):
             raise CannotEstimate(

@@ -11,8 +11,10 @@ import ast
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import CodeType, FunctionType, MethodType
+from types import CodeType
 from typing import Any, TypeGuard
+
+from ipyvram.code_names import functions_used, globals_of
 
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 
@@ -98,92 +100,6 @@ def bind(name: str, source: str, namespace: Mapping[str, Any]) -> Binding:
     raise ValueError(f"{name} is used nowhere in this cell{_hint(tree, name)}")
 
 
-def top_level_names(tree: ast.Module) -> tuple[set[str], set[str]]:
-    """Names the cell reads, at its top level or in its functions, and those its top level binds before any such read."""
-    read: set[str] = set()
-    bound: set[str] = set()
-    for kind, name in _in_order(tree):
-        if name not in read and name not in bound:
-            (read if kind == "read" else bound).add(name)
-    return read, bound
-
-
-def _in_order(node: ast.AST) -> Iterator[tuple[str, str]]:
-    """Reads and bindings of names in the order in which they run, near enough: values before targets."""
-    if isinstance(node, ast.Name):
-        yield ("bind" if isinstance(node.ctx, ast.Store) else "read"), node.id
-        return
-    if isinstance(node, (ast.Assign, ast.AnnAssign, ast.For, ast.AsyncFor, ast.NamedExpr)):
-        value = node.iter if isinstance(node, (ast.For, ast.AsyncFor)) else node.value
-        if value is not None:
-            yield from _in_order(value)
-        for child in ast.iter_child_nodes(node):
-            if child is not value:
-                yield from _in_order(child)
-        return
-    if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
-        yield "read", node.target.id
-        yield from _in_order(node.value)
-        return
-    if isinstance(node, (ast.If, ast.While, ast.Try, ast.Match)):  # what a branch binds may stay unbound
-        yield from (event for child in ast.iter_child_nodes(node) for event in _in_order(child) if event[0] == "read")
-        return
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        yield from (("read", n.id) for n in ast.walk(node) if isinstance(n, ast.Name))
-        yield "bind", node.name
-        return
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
-        yield from (("bind", (alias.asname or alias.name).partition(".")[0]) for alias in node.names)
-        return
-    for child in ast.iter_child_nodes(node):
-        yield from _in_order(child)
-
-
-def functions_used(tree: ast.Module, namespace: Mapping[str, Any]) -> list[FunctionType]:
-    """Functions and methods of the notebook that the cell's names lead to, directly or through one another."""
-    found: dict[int, FunctionType] = {}
-    names = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)]
-    seen: set[str] = set()
-    while names:
-        name = names.pop()
-        if name in seen or name not in namespace:
-            continue
-        seen.add(name)
-        for function in _functions_in(namespace[name]):
-            if function.__globals__ is namespace and id(function) not in found:
-                found[id(function)] = function
-                names.extend(globals_of(function.__code__))
-    return list(found.values())
-
-
-def _functions_in(value: Any) -> Iterator[FunctionType]:
-    value = getattr(value, "__wrapped__", value) if isinstance(value, FunctionType) else value
-    if isinstance(value, MethodType):
-        value = value.__func__
-    if isinstance(value, FunctionType):
-        yield value
-        return
-    kind = value if isinstance(value, type) else type(value)
-    for base in kind.__mro__:
-        if base.__module__ == "__main__":
-            yield from (f for member in vars(base).values() for f in _plain_functions(member))
-
-
-def _plain_functions(member: Any) -> Iterator[FunctionType]:
-    for function in (member, getattr(member, "__func__", None), getattr(member, "fget", None)):
-        if isinstance(function, FunctionType):
-            yield function
-
-
-def globals_of(code: CodeType) -> set[str]:
-    """Names that a function, or one inside it, may look up among its globals."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            names |= globals_of(constant)
-    return names
-
-
 def _top_level(node: ast.AST) -> Iterator[ast.AST]:
     """All nodes that run in the module's own scope."""
     for child in ast.iter_child_nodes(node):
@@ -201,10 +117,10 @@ def _targets(node: ast.AST) -> list[ast.expr]:
 
 
 def _assigns(node: ast.AST, name: str) -> bool:
-    return any(isinstance(n, ast.Name) and n.id == name for t in _targets(node) for n in ast.walk(t) if _stores(n))
+    return any(n.id == name for target in _targets(node) for n in ast.walk(target) if _stores(n))
 
 
-def _stores(node: ast.AST) -> bool:
+def _stores(node: ast.AST) -> TypeGuard[ast.Name]:
     return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
 
 
@@ -228,7 +144,7 @@ def _hint(tree: ast.Module, name: str) -> str:
     """What the user may have meant, where the name is there in another role."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            local = [n.id for n in ast.walk(node) if _stores(n) and isinstance(n, ast.Name)]
+            local = [n.id for n in ast.walk(node) if _stores(n)]
             if name in local or any(a.arg == name for a in ast.walk(node) if isinstance(a, ast.arg)):
                 return f" outside {node.name}(), where it is local: assign {name} at the cell's top level and use that"
     return (

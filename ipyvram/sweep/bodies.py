@@ -12,8 +12,9 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from ipyvram.code_names import functions_used, globals_of, top_level_names
 from ipyvram.recording import Cell
-from ipyvram.sweep.binding import Binding, bind, functions_used, globals_of, top_level_names
+from ipyvram.sweep.binding import Binding, bind
 from ipyvram.sweep.reachable import Found
 from ipyvram.sweep.saved_state import SavedState
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from ipyvram.sweep.binding import globals_of
+from ipyvram.code_names import globals_of
 
 #: Objects looked at; a program that holds more in plain Python is not copied in passing.
 MAX_OBJECTS = 3_000_000
