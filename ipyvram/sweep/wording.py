@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ipyvram.comparison import Row
 from ipyvram.sweep.answers import clipped, seen, starved
 from ipyvram.sweep.fit import Fit
-from ipyvram.units import format_bytes
+from ipyvram.units import format_bytes, format_share
 
 if TYPE_CHECKING:
     from ipyvram.sweep.trial import Trial
@@ -64,19 +64,49 @@ def notes(
 ) -> Iterator[str]:
     """What is to be said of the whole; ``axis`` as `batch_axis` gives it."""
     ran = [t for t in trials if not t.out_of_memory]
-    if ran and not any(t.peak_bytes for t in ran):
-        yield "nothing was on the device: the code computes elsewhere"
-    yield from _about_batches(name, ran, axis, skipped)
-    if left := [t for t in trials if t.leftover]:
-        sizes = ", ".join(dict.fromkeys(str(t.size) for t in left))
-        yield f"contaminated: memory was not back at its baseline before {sizes}, so figures there are too high: {left[0].leftover}"
+    yield from _about_the_device(ran)
+    yield from _about_the_data(ran, axis, skipped)
+    yield from _about_the_axis(name, ran, axis)
+    yield from _about_leftovers(trials)
     if not estimated:
         yield from _about_speeds(ran, rows)
-    if axis is not None and line is not None and line.linear and line.per_sample_bytes > 0:
+    if axis is not None and line is not None:
         yield from _about_the_fixed_part(rows, line)
-    if retried := [t for t in ran if t.retries]:
-        yield f"at {retried[-1].size} the allocator retried {retried[-1].retries}×: too tight, the speed suffers"
+    yield from _about_retries(ran)
     yield from dict.fromkeys(note for t in (trials[-1:] if estimated else trials) for note in t.notes)
+
+
+def _about_the_device(ran: Sequence[Trial]) -> Iterator[str]:
+    if ran and not any(t.peak_bytes for t in ran):
+        yield "nothing was on the device: the code computes elsewhere"
+
+
+def _about_the_data(ran: Sequence[Trial], axis: int | None, skipped: Sequence[int]) -> Iterator[str]:
+    short = next((t for t in ran if clipped(t, ran, axis)), None)
+    if short is not None:
+        yield f"at {short.size} the model was given {seen(short, axis)}: the data have no more"
+    empty = next((t for t in ran if starved(t, ran)), None)
+    if empty is not None:
+        yield f"at {empty.size} the data made no batch: they have no more, and the last smaller one is dropped"
+    if skipped:
+        why = "it would be the same" if short or empty else "smaller ones ran out of memory"
+        yield f"not run: {', '.join(map(str, skipped))} ({why})"
+
+
+def _about_the_axis(name: str, ran: Sequence[Trial], axis: int | None) -> Iterator[str]:
+    if axis == 1:
+        yield "the batch is dimension 1 of the model's input"
+    if axis is None:
+        yield f"the model was given {ran[0].shape[0]} samples at each size: {name} is another size of the program than the batch"
+    if ran and not any(t.shape for t in ran):
+        yield "no module was called, so nothing shows that the batch really changed"
+
+
+def _about_leftovers(trials: Sequence[Trial]) -> Iterator[str]:
+    left = [t for t in trials if t.leftover]
+    if left:
+        sizes = ", ".join(dict.fromkeys(str(t.size) for t in left))
+        yield f"contaminated: memory was not back at its baseline before {sizes}, so figures there are too high: {left[0].leftover}"
 
 
 def _about_speeds(ran: Sequence[Trial], rows: Sequence[Row]) -> Iterator[str]:
@@ -98,29 +128,17 @@ def _untimed(ran: Sequence[Trial], rows: Sequence[Row]) -> list[int]:
     return [r.batch for r in rows if r.batch in stepped and r.status != "verified" and r.peak_bytes is not None]
 
 
-def _about_batches(name: str, ran: Sequence[Trial], axis: int | None, skipped: Sequence[int]) -> Iterator[str]:
-    short = [t for t in ran if clipped(t, ran, axis)]
-    if short:
-        yield f"at {short[0].size} the model was given {seen(short[0], axis)}: the data have no more"
-    empty = [t for t in ran if starved(t, ran)]
-    if empty:
-        yield f"at {empty[0].size} the data made no batch: they have no more, and the last smaller one is dropped"
-    if skipped:
-        why = "it would be the same" if short or empty else "smaller ones ran out of memory"
-        yield f"not run: {', '.join(map(str, skipped))} ({why})"
-    if axis == 1:
-        yield "the batch is dimension 1 of the model's input"
-    if axis is None:
-        yield f"the model was given {ran[0].shape[0]} samples at each size: {name} is another size of the program than the batch"
-    if ran and not any(t.shape for t in ran):
-        yield "no module was called, so nothing shows that the batch really changed"
-
-
 def _about_the_fixed_part(rows: Sequence[Row], line: Fit) -> Iterator[str]:
     largest = max((r.seen or r.batch for r in rows if r.peak_bytes), default=0)
     growing, whole = line.per_sample_bytes * largest, line.fixed_bytes + line.per_sample_bytes * largest
-    if whole > 0 and growing < 0.1 * whole:
+    if line.linear and line.per_sample_bytes > 0 and growing < 0.1 * whole:
         yield (
-            f"the batch makes {growing / whole:.0%} of the peak at {largest}: parameters and optimizer state dominate, so"
-            " its size hardly helps"
-        ).replace("% of", " % of")
+            f"the batch makes {format_share(growing, whole)} of the peak at {largest}: parameters and optimizer state "
+            "dominate, so its size hardly helps"
+        )
+
+
+def _about_retries(ran: Sequence[Trial]) -> Iterator[str]:
+    retried = [t for t in ran if t.retries]
+    if retried:
+        yield f"at {retried[-1].size} the allocator retried {retried[-1].retries}×: too tight, the speed suffers"
