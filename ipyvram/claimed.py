@@ -36,6 +36,15 @@ class Course(NamedTuple):
 _ALWAYS = {name: Course(INDEX[name]) for name in CATEGORIES}
 
 
+class _Said(NamedTuple):
+    """The claims of one row; those as saved for backward, and whether it was given to a module or came out of one."""
+
+    claims: tuple[Claim, ...]
+    kinds: set[str]
+    saved: list[Claim]
+    result: str  #: ``inputs``, ``outputs``, or empty
+
+
 class Claimed:
     """Applies the rules to one row after the other.
 
@@ -74,28 +83,47 @@ class Claimed:
         self._borders = step_ends(phases)
 
     def course(self, row: int) -> Course | None:
-        """What a row is, None where its claims leave that open."""
+        """What a row is, None where its claims leave that open: the first rule that says something."""
+        said = self._said(row)
+        return next((course for rule in _RULES if (course := rule(self, row, said)) is not None), None)
+
+    def _said(self, row: int) -> _Said:
         claims = self.claims[row]
-        kinds = {c.category for c in claims}
-        if owned := _owned(kinds, claims):
-            return _ALWAYS[owned]
         saved = [c for c in claims if c.category in _SAVED]
-        result = next((c.category for c in claims if c.category in ("inputs", "outputs")), None)
+        result = next((c.category for c in claims if c.category in ("inputs", "outputs")), "")
         if result == "inputs" and saved and self._made_by_forward(row):
             result = "outputs"
-        if result == "inputs":
+        return _Said(claims, {c.category for c in claims}, saved, result)
+
+    # -- rules -------------------------------------------------------------------------------------------------------
+
+    def _of_its_owner(self, row: int, said: _Said) -> Course | None:
+        """What the object says that owns it, for life."""
+        return next((_ALWAYS[n] for n in _FOR_LIFE if n in said.kinds and not _is_input_instead(n, said)), None)
+
+    def _of_what_it_was_given_to(self, row: int, said: _Said) -> Course | None:
+        if said.result == "inputs":
             return _ALWAYS["inputs"]
-        if ATTRIBUTE in kinds:
-            return _ALWAYS["buffers"]
-        if COPY in kinds or STATE in kinds:
-            return _ALWAYS[self._copied(row, STATE in kinds)]
-        if saved:
-            if result is None and self._is_data(row, saved):
-                return _ALWAYS["inputs"]
-            return Course(INDEX["activations"], self._release(claims, saved), INDEX["outputs"])
-        if result is not None and not self._ended_with_forward(row):
-            return _ALWAYS["activations" if self._ended_with_backward(row) else result]
-        return _ALWAYS["outputs"] if RESULT_BEFORE in kinds else None
+        return _ALWAYS["buffers"] if ATTRIBUTE in said.kinds else None
+
+    def _of_its_container(self, row: int, said: _Said) -> Course | None:
+        if COPY in said.kinds or STATE in said.kinds:
+            return _ALWAYS[self._copied(row, STATE in said.kinds)]
+        return None
+
+    def _of_its_graph(self, row: int, said: _Said) -> Course | None:
+        if not said.saved:
+            return None
+        if not said.result and self._is_data(row, said.saved):
+            return _ALWAYS["inputs"]
+        return Course(INDEX["activations"], self._release(said), INDEX["outputs"])
+
+    def _of_a_call(self, row: int, said: _Said) -> Course | None:
+        if said.result and not self._ended_with_forward(row):
+            return _ALWAYS["activations" if self._ended_with_backward(row) else said.result]
+        return _ALWAYS["outputs"] if RESULT_BEFORE in said.kinds else None
+
+    # -- what they ask -----------------------------------------------------------------------------------------------
 
     def _copied(self, row: int, written: bool) -> str:
         """What a tensor is that stands in a container with one for each parameter.
@@ -150,10 +178,10 @@ class Claimed:
         forward = bisect_right(self._forwards, saved[0].time_ns) - 1
         return forward >= 0 and int(self.born_ns[row]) < self._forwards[forward]
 
-    def _release(self, claims: tuple[Claim, ...], saved: list[Claim]) -> int | None:
+    def _release(self, said: _Said) -> int | None:
         """The instant at which the last graph that saved this let go of it; None while one still holds it."""
-        last_saved = max(c.time_ns for c in saved)
-        released = next((c.time_ns for c in claims if c.category == RELEASED and c.time_ns > last_saved), None)
+        last_saved = max(c.time_ns for c in said.saved)
+        released = next((c.time_ns for c in said.claims if c.category == RELEASED and c.time_ns > last_saved), None)
         return None if released is None else int(np.searchsorted(self.ledger.time_ns, released, side="right"))
 
     def _born_in(self, row: int) -> PhaseSpan | None:
@@ -162,21 +190,26 @@ class Claimed:
         return phase_at(self.phases, self._begins, int(self.born_ns[row]))
 
 
-def _owned(kinds: set[str], claims: tuple[Claim, ...]) -> str:
-    """What the object says that owns it, for life; empty where none does."""
-    is_input = "inputs" in kinds
-    return next((n for n in _FOR_LIFE if n in kinds and not (is_input and _is_input_too(n, claims))), "")
+_RULES = (
+    Claimed._of_its_owner,
+    Claimed._of_what_it_was_given_to,
+    Claimed._of_its_container,
+    Claimed._of_its_graph,
+    Claimed._of_a_call,
+)
 
 
-def _is_input_too(category: str, claims: tuple[Claim, ...]) -> bool:
+def _is_input_instead(category: str, said: _Said) -> bool:
     """Whether a claim for life is weaker than the one as input.
 
     Nothing but its wish for a gradient makes it a parameter: no model and no optimizer holds it. Or it was an input first:
     the tokens whose memory is the indices of a sparse gradient.
     """
+    if "inputs" not in said.kinds:
+        return False
     if category == "parameters":
-        return not any(c.module for c in claims if c.category == "parameters")
-    first = next(c.category for c in claims if c.category in (category, "inputs"))
+        return not any(c.module for c in said.claims if c.category == "parameters")
+    first = next(c.category for c in said.claims if c.category in (category, "inputs"))
     return category == "gradients" and first == "inputs"
 
 

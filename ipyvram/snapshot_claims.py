@@ -8,8 +8,9 @@ change the sums.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -23,25 +24,22 @@ _STATES = (1, 2, 3)  # momentum; Adam's two moments; with AMSGrad's maximum
 def claims_of(trace: Trace, marks: tuple[Mark, ...], not_of: int = 0) -> tuple[Claim, ...]:
     """Claims of parameters and optimizer state, made when the first forward began; none of a block of ``not_of`` bytes."""
     phases = phase_spans(marks, trace.stop_ns)
-    forward = next((i for i, p in enumerate(phases) if p.name == "forward"), None)
-    if forward is None:
-        return ()
-    backward = next((p for p in phases[forward:] if p.name == "backward"), None)
+    first = list(itertools.dropwhile(lambda phase: phase.name != "forward", phases))
+    backward = next((phase for phase in first if phase.name == "backward"), None)
     if backward is None:
         return ()
-    ledger = build(trace)
-    gradients = _sizes(ledger, _kept(ledger, backward))
-    made = _sizes(ledger, np.concatenate([_kept(ledger, p) for p in phases if p.name == "optimizer"] or [_NONE]))
-    stepped = any(p.name == "optimizer" for p in phases)
-    before, after = max(0, _instant(ledger, phases[forward].begin_ns - 1)), _instant(ledger, backward.end_ns)
-    there = np.flatnonzero((ledger.born <= before) & (ledger.died > after))
+    ledger, steps = build(trace), [phase for phase in phases if phase.name == "optimizer"]
+    gradients, made = _left_by(ledger, [backward]), _left_by(ledger, steps)
+    del gradients[not_of]
+    before, after = max(0, _instant(ledger, first[0].begin_ns - 1)), _instant(ledger, backward.end_ns)
     found = []
-    for size, rows in _by_size(ledger, there):
-        count = gradients[size] if size != not_of else 0
+    for size, rows in _by_size(ledger, np.flatnonzero((ledger.born <= before) & (ledger.died > after))):
+        count = gradients[size]
         found += [(row, "parameters") for row in rows[:count]]
         rest = rows[count:]
-        replaced = not made[size] or bool((ledger.died[rest] < ledger.instants).all())
-        if stepped and replaced and len(rest) in [n * count for n in _STATES]:
+        # What a step has made in its place is another state.
+        stays = bool(made[size]) and not (ledger.died[rest] < ledger.instants).all()
+        if steps and not stays and len(rest) in [n * count for n in _STATES]:
             found += [(row, "optimizer_state") for row in rest]
     when = int(ledger.time_ns[before])
     return tuple(
@@ -50,21 +48,18 @@ def claims_of(trace: Trace, marks: tuple[Mark, ...], not_of: int = 0) -> tuple[C
     )
 
 
-_NONE: Ints = np.zeros(0, np.int64)
-
-
 def _instant(ledger: Ledger, time_ns: int) -> int:
     return int(np.searchsorted(ledger.time_ns, time_ns, side="right")) - 1
 
 
-def _kept(ledger: Ledger, phase: PhaseSpan) -> Ints:
-    """Rows of what a phase made and left."""
-    begin, end = max(0, _instant(ledger, phase.begin_ns - 1)), _instant(ledger, phase.end_ns)
-    return np.flatnonzero((ledger.born > begin) & (ledger.born <= end) & (ledger.died > end))
-
-
-def _sizes(ledger: Ledger, rows: Ints) -> Counter[int]:
-    return Counter(ledger.requested[rows].tolist())
+def _left_by(ledger: Ledger, phases: Iterable[PhaseSpan]) -> Counter[int]:
+    """Sizes of what phases made and left."""
+    sizes: Counter[int] = Counter()
+    for phase in phases:
+        begin, end = max(0, _instant(ledger, phase.begin_ns - 1)), _instant(ledger, phase.end_ns)
+        left = (ledger.born > begin) & (ledger.born <= end) & (ledger.died > end)
+        sizes.update(ledger.requested[left].tolist())
+    return sizes
 
 
 def _by_size(ledger: Ledger, rows: Ints) -> Iterator[tuple[int, list[int]]]:
