@@ -100,7 +100,7 @@ class Arming:
         self._bounds.begin(self.phases.steps, self._clock(), self._guard.seconds)
         self.tracing.start(cuda_possible())
         self.armed = True
-        self._guard("the namespace could not be read", lambda: self.owners.namespace(before=before, left=True))
+        self._guard("the namespace could not be read", lambda: self.owners.variables.claim(before=before, left=True))
         if before:
             self._guard("what was there before is not in the budget", lambda: self.tracing.count(self.owners.claims))
         self._guard("phases are unavailable", self.phases.start)
@@ -178,9 +178,9 @@ class Arming:
         if not self.armed:
             return
         self.traced_steps += self.phases.steps - self._bounds.first
-        self._guard("the namespace could not be read", self.owners.namespace)
+        self._guard("the namespace could not be read", self.owners.variables.claim)
         if self.error is not None:  # right after the variables: `x` says more than an argument of some frame
-            self._guard("what the error holds is unknown", partial(self.owners.held_by, self.error))
+            self._guard("what the error holds is unknown", partial(self.owners.variables.held_by, self.error))
         self._guard("kept graphs could not be read", lambda: self.owners.graphs.kept(self.phases.read))
         self._guard("the watch for growth is blind", self._learn_figures)
         self.armed = False

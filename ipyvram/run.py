@@ -236,7 +236,7 @@ class Run:
             self._samples = self._sampler.stop()
 
     def _all_notes(self) -> tuple[str, ...]:
-        parts = (self.guard, self._cards, self._sampler, self._tracing, self._owners)
+        parts = (self.guard, self._cards, self._sampler, self._tracing, self._owners.variables)
         return tuple(dict.fromkeys(note for part in parts for note in getattr(part, "notes", ())))
 
     def _describe(self, name: str) -> Device:

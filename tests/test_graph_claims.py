@@ -58,13 +58,13 @@ def test_no_version_is_touched_and_no_operator_runs(owners):
     y = model(x).sum()
     versions = [t._version for t in itertools.chain(model.parameters(), [x, y])]
     with Refuses():
-        owners.module(model, "net")
+        owners.members.module(model, "net")
         owners.inputs(model, (x,), {})
         owners.outputs(y, "y")
         owners.graphs.read([y], backward=True)
         owners.graphs.released()
-        owners.optimizer(optimizer)
-        owners.namespace()
+        owners.members.optimizer(optimizer)
+        owners.variables.claim()
     assert [t._version for t in itertools.chain(model.parameters(), [x, y])] == versions
 
 

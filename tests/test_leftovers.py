@@ -51,7 +51,7 @@ def test_a_model_that_only_its_loss_leads_to_has_parameters_and_gradients():
     addresses |= {p.grad.data_ptr(): "gradients" for p in (*layer.parameters(), mixed)} | {mixed.data_ptr(): ""}
     del layer
     owners = Owners(Clock(), lambda storage, before: ("cpu", storage.data_ptr()), {"out": out})
-    owners.namespace(before=True)
+    owners.variables.claim(before=True)
     claimed = {c.address: c.category for c in owners.claims if c.address in addresses}
     assert claimed == addresses
 
@@ -125,7 +125,7 @@ def test_they_are_claimed_as_there_before_and_never_as_a_batch():
         return "cpu", storage.data_ptr()
 
     owners = Owners(Clock(), identify, namespace)
-    owners.namespace(before=True)
+    owners.variables.claim(before=True)
     assert all(before)
     of_out = {c.category for c in owners.claims if c.address == namespace["out"].data_ptr()}
     assert of_out == {"", "outputs", KEPT}

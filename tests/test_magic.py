@@ -490,7 +490,7 @@ def test_a_fault_around_the_probes_is_one_line_and_not_the_cells_failure(kernel,
 @pytest.mark.parametrize(
     "target",
     ["ipyvram.probes.storages:StorageTrace.start", "ipyvram.probes.storages:StorageTrace.traces",
-     "ipyvram.probes.owners:Owners.namespace", "ipyvram.probes.graph_claims:GraphClaims.read", "ipyvram.probes.owners:Owners.optimizer",
+     "ipyvram.probes.variable_claims:VariableClaims.claim", "ipyvram.probes.graph_claims:GraphClaims.read", "ipyvram.probes.member_claims:MemberClaims.optimizer",
      "ipyvram.probes.phases:Phases.start", "ipyvram.sampler:Sampler.start", "ipyvram.probes.counters:read"],
 )  # fmt: skip
 def test_a_fault_in_each_probe_costs_one_line_of_the_report(kernel, target):

@@ -43,15 +43,15 @@ def test_nothing_is_kept_alive(owners):
     model = nn.Linear(2, 1)
     optimizer = torch.optim.Adam(model.parameters())
     x = torch.ones(1, 2)
-    owners.module(model, "net")
+    owners.members.module(model, "net")
     owners.inputs(model, (x,), {})
     y = model(x).sum()
     leaves = owners.graphs.read([y], backward=True)
     y.backward()
     owners.graphs.released()
-    owners.gradients(leaves)
+    owners.members.gradients(leaves)
     optimizer.step()
-    owners.optimizer(optimizer)
+    owners.members.optimizer(optimizer)
     references = [weakref.ref(o) for o in (model, model.weight, optimizer, x, y, model.weight.grad)]
     del model, optimizer, x, y, leaves
     gc.collect()

@@ -23,7 +23,18 @@ from ipyvram import arming, bounds, devices, measuring, tracing
 from ipyvram import run as run_module
 from ipyvram.cards import of_size
 from ipyvram.options import Options
-from ipyvram.probes import counters, graph_claims, history, live_storages, oom, owners, phases, storages
+from ipyvram.probes import (
+    counters,
+    graph_claims,
+    history,
+    live_storages,
+    member_claims,
+    oom,
+    owners,
+    phases,
+    storages,
+    variable_claims,
+)
 from ipyvram.probes.clock import Clock
 from ipyvram.run import Run
 from ipyvram.sampler import Sampler
@@ -159,7 +170,7 @@ def test_on_the_cpu_the_meter_does_not_hold_the_process_against_a_named_card(opt
 
 
 def test_the_variables_are_read_once_at_the_end_also_where_an_error_ends_the_cell(monkeypatch):
-    original, read = owners.Owners.namespace, []
+    original, read = variable_claims.VariableClaims.claim, []
 
     def namespace(self, *args, **kwargs):
         read.append(kwargs)
@@ -168,7 +179,7 @@ def test_the_variables_are_read_once_at_the_end_also_where_an_error_ends_the_cel
     class Failure(Exception):
         pass
 
-    monkeypatch.setattr(owners.Owners, "namespace", namespace)
+    monkeypatch.setattr(variable_claims.VariableClaims, "claim", namespace)
     error = Failure()
     gone = weakref.ref(error)
     run = Run(Options())
@@ -287,14 +298,14 @@ FAULTS = {
     "storage identity": (live_storages.LiveStorages, "identify"),
     "storage events": (storages.StorageTrace, "record"),
     "stacks": (run_module.StackReader, "__call__"),
-    "namespace": (owners.Owners, "namespace"),
-    "modules": (owners.Owners, "module"),
+    "namespace": (variable_claims.VariableClaims, "claim"),
+    "modules": (member_claims.MemberClaims, "module"),
     "inputs": (owners.Owners, "inputs"),
     "outputs": (owners.Owners, "outputs"),
     "graph": (graph_claims.GraphClaims, "read"),
-    "gradients": (owners.Owners, "gradients"),
+    "gradients": (member_claims.MemberClaims, "gradients"),
     "released": (graph_claims.GraphClaims, "released"),
-    "optimizer": (owners.Owners, "optimizer"),
+    "optimizer": (member_claims.MemberClaims, "optimizer"),
     "labels": (owners.Owners, "place_of"),
     "marks": (phases, "Mark"),
     "steps": (phases.Phases, "_count"),

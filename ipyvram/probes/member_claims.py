@@ -57,8 +57,7 @@ class MemberClaims:
         self._optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
 
     def forget(self) -> None:
-        """Another trace begins: it gives storages addresses of its own, so everything is claimed anew."""
-        self._claiming.forget()
+        """Another trace begins: all of them are to be claimed anew."""
         self._modules.clear()
         self._optimizers.clear()
 

@@ -25,8 +25,8 @@ from ipyvram.probes.variable_claims import VariableClaims
 from ipyvram.recording import Claim
 
 
-class Owners(MemberClaims):
-    """Writes `claims`. Methods are called by `phases` and `run` at the moments they are named after.
+class Owners:
+    """Writes `claims`. Methods, and those of its three parts, are called by `phases` and `arming` at the moments they are named after.
 
     Parameters
     ----------
@@ -36,6 +36,11 @@ class Owners(MemberClaims):
         The notebook's variables; read, never changed.
     use : callable
         See `MemberClaims`.
+
+    Attributes
+    ----------
+    members, variables, graphs
+        Claim what models and optimizers own, what variables hold and what graphs saved.
     """
 
     def __init__(
@@ -45,21 +50,18 @@ class Owners(MemberClaims):
         namespace: Mapping[str, Any],
         use: Callable[[torch.UntypedStorage], bool] = lambda storage: False,
     ) -> None:
-        super().__init__(Claiming(clock, identify), use)
+        self._claiming, self._namespace = Claiming(clock, identify), namespace
         self.claims: list[Claim] = self._claiming.made
+        self.members = MemberClaims(self._claiming, use)
+        self.variables = VariableClaims(self._claiming, self.members, namespace)
         self.graphs = GraphClaims(self._claiming, namespace, self.variable_of)
-        self._namespace, self._variables = namespace, VariableClaims(self._claiming, self, namespace)
         self._given: set[int] = set()  # keys of the storages that the last root module was called with
         self._signatures: dict[type, tuple[str, ...]] = {}
 
-    @property
-    def notes(self) -> list[str]:
-        """What was not looked at, one line each."""
-        return self._variables.notes
-
     def forget(self) -> None:
         """Another trace begins: it gives storages addresses of its own, so everything is claimed anew."""
-        super().forget()
+        self._claiming.forget()
+        self.members.forget()
         self.graphs.new_trace()
 
     # -- a step ------------------------------------------------------------------------------------------------------
@@ -94,42 +96,20 @@ class Owners(MemberClaims):
                 self._claiming.claim(tensor, "outputs", name)
         self._given.clear()
 
-    # -- the namespace -----------------------------------------------------------------------------------------------
-
-    def namespace(self, before: bool = False, deep: bool = True, left: bool = False) -> None:
-        """What the notebook's variables hold: models, optimizers, scalers, and names for tensors.
-
-        Parameters
-        ----------
-        before : bool
-            True at the start of the cell: what is found was there before it.
-        deep : bool
-            Look into objects too (a loader's data set), not only into variables and containers.
-        left : bool
-            Look for what earlier cells left beside the variables also though a trace begins in the middle of the cell.
-        """
-        self._variables.claim(before, deep, left)
-
-    def containers_in_functions(self) -> None:
-        """Containers with a tensor for each parameter, among the variables of the functions that are running."""
-        self._variables.containers_in_functions()
-
-    def held_by(self, error: BaseException) -> None:
-        """What the frames of the error that ended the cell hold."""
-        self._variables.held_by(error)
+    # -- models ------------------------------------------------------------------------------------------------------
 
     def root(self, module: nn.Module) -> Place:
         """Claim a root module's members; where it is."""
         place = self.place_of(module)
-        self.module(module, type(module).__name__ if place.path else place.model)
+        self.members.module(module, type(module).__name__ if place.path else place.model)
         return place
 
     def place_of(self, root: nn.Module) -> Place:
         """The model that a root module is, or is a part of."""
-        known = self.models.place(root)
+        known = self.members.models.place(root)
         if known is None and next(root.parameters(), None) is not None:
-            self._variables.meet_models()
-            known = self.models.place(root)
+            self.variables.meet_models()
+            known = self.members.models.place(root)
         return known or Place(self.variable_of(root) or type(root).__name__, "", 0)
 
     def variable_of(self, value: object) -> str:

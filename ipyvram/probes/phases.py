@@ -133,7 +133,7 @@ class Phases:
         updating = None if self._updating is None else self._updating()
         self._updating = None
         if updating is not None:  # an error cut its step short: what state it has made is there
-            self._guard("optimizer", lambda: self._owners.optimizer(updating))
+            self._guard("optimizer", lambda: self._owners.members.optimizer(updating))
         if self._by_hand.found:
             watch_engine(self._backwards, self._count_backward)
 
@@ -167,7 +167,7 @@ class Phases:
 
     @property
     def read(self) -> list[tuple[int, int]]:
-        """Where no backward came after the last forward: see `Owners.kept_graphs`; nothing where one did."""
+        """Where no backward came after the last forward: see `GraphClaims.kept`; nothing where one did."""
         return [] if self._settled else self._read
 
     @property
@@ -253,8 +253,8 @@ class Phases:
             return lambda: None
 
         def begin() -> None:
-            self._owners.namespace(deep=False)
-            self._owners.containers_in_functions()
+            self._owners.variables.claim(deep=False)
+            self._owners.variables.containers_in_functions()
             if self._in_backward == 1:  # not the graph that a reentrant checkpoint recomputed
                 for root in (r for r in roots if isinstance(r, Tensor)):
                     self._owners.outputs(root, "loss")
@@ -274,7 +274,7 @@ class Phases:
             self._on_phase(False)
             self._mark("backward", False)
             self._in_backward -= 1
-            self._guard("backward", lambda: self._owners.gradients(leaves))
+            self._guard("backward", lambda: self._owners.members.gradients(leaves))
             self._guard("backward", self._owners.graphs.released)
             if not self._in_backward:
                 self._by_hand.ended(leaves, len(self.marks), self._clock())
@@ -306,7 +306,7 @@ class Phases:
         self._untold = not over
         if optimizer is not None and self.tracing:
             self.orphans.stepped(optimizer)
-            self._owners.compiled(optimizer)
+            self._owners.members.compiled(optimizer)
 
     def over(self, failed: bool) -> None:
         """The program has ended: it may have made a step since its last backward."""
@@ -326,9 +326,9 @@ class Phases:
             self._updating = weakref.ref(optimizer)
             self.implementation = self.implementation or _implementation(optimizer)
             self.orphans.stepped(optimizer)
-            if not self._owners.follows(optimizer):
-                self._owners.optimizer(optimizer)
-            self._owners.gradients(p for group in optimizer.param_groups for p in group["params"])
+            if not self._owners.members.follows(optimizer):
+                self._owners.members.optimizer(optimizer)
+            self._owners.members.gradients(p for group in optimizer.param_groups for p in group["params"])
             self._on_phase(True)
 
         self._guard("optimizer", claims)
@@ -342,7 +342,7 @@ class Phases:
         if self.tracing:
             self._on_phase(False)
             self._mark("optimizer", False, type(optimizer).__name__)
-            self._guard("optimizer", lambda: self._owners.optimizer(optimizer))
+            self._guard("optimizer", lambda: self._owners.members.optimizer(optimizer))
         self._guard("optimizer", lambda: self._count(optimizer))
 
     def _count(self, optimizer: torch.optim.Optimizer) -> None:

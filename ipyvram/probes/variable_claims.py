@@ -46,8 +46,18 @@ class VariableClaims:
         self._claiming, self._members, self._namespace = claiming, members, namespace
         self.notes: list[str] = []
 
-    def claim(self, before: bool, deep: bool, left: bool) -> None:
-        """See `Owners.namespace`."""
+    def claim(self, before: bool = False, deep: bool = True, left: bool = False) -> None:
+        """What the notebook's variables hold: models, optimizers, scalers, and names for tensors.
+
+        Parameters
+        ----------
+        before : bool
+            True at the start of the cell: what is found was there before it.
+        deep : bool
+            Look into objects too (a loader's data set), not only into variables and containers.
+        left : bool
+            Look for what earlier cells left beside the variables also though a trace begins in the middle of the cell.
+        """
         with without_collection():
             self._claim_all(before, deep, left)
 

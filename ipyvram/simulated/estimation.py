@@ -132,7 +132,7 @@ class Estimation:
                 self._phases.over(failed=False)
             except _Enough:
                 pass
-            self._owners.namespace()
+            self._owners.variables.claim()
             stop_ns = self._clock()
             self.memory.stop()
             if self._meeting is not None and self._meeting.note:
@@ -183,7 +183,7 @@ class Estimation:
         threads = Threads(lambda: (Front(self._before), self._on_card(_nothing)), _Enough)
         undo.append(threads.finish)
         threads.install(patches)
-        self._owners.namespace(before=True)
+        self._owners.variables.claim(before=True)
         self.ways.keeps(handles)
         replaced = Replaced(self.namespace, self.memory, graphs)
         undo.append(replaced.forget)
