@@ -83,22 +83,32 @@ def _parts() -> tuple[tuple[type, str, str], ...]:
     from ipyvram.arming import Arming
     from ipyvram.probes.graph_claims import GraphClaims
     from ipyvram.probes.live_storages import LiveStorages
+    from ipyvram.probes.member_claims import MemberClaims
     from ipyvram.probes.owners import Owners
     from ipyvram.probes.phases import Phases
     from ipyvram.probes.stacks import StackReader
+    from ipyvram.probes.step_count import StepCount
     from ipyvram.probes.storages import StorageTrace
+    from ipyvram.probes.variable_claims import VariableClaims
     from ipyvram.run import Run
 
-    claims = ("optimizer", "gradients", "namespace", "containers_in_functions", "inputs", "outputs", "root", "module")
-    hooks = ("_before_forward", "_after_forward", "_begin_backward", "_before_step", "_after_step")
+    claims = {
+        Owners: ("inputs", "outputs", "root"),
+        MemberClaims: ("optimizer", "gradients", "module"),
+        VariableClaims: ("claim", "containers_in_functions"),
+    }
+    hooks = {
+        Phases: ("_before_forward", "_after_forward", "_begin_backward"),
+        StepCount: ("_before_step", "_after_step"),
+    }
     return (
         (StorageTrace, "record", "events: operators"),
         (LiveStorages, "freed", "events: ends of storages"),
         (StackReader, "__call__", "events: the user's stack"),
         (GraphClaims, "read", "claims: what the graph saved"),
         (GraphClaims, "released", "claims: all others"),
-        *((Owners, name, "claims: all others") for name in claims),
-        *((Phases, name, "marks") for name in hooks),
+        *((kind, name, "claims: all others") for kind, names in claims.items() for name in names),
+        *((kind, name, "marks") for kind, names in hooks.items() for name in names),
         (Run, "start", "arming"),
         (Run, "_start_sampler", "arming"),
         (Arming, "_on_step", "steps"),

@@ -97,7 +97,7 @@ class Arming:
 
     def _begin(self, before: bool) -> None:
         """Arm the probes of one traced stretch; ``before``: what the namespace holds was there before the cell."""
-        self._bounds.begin(self.phases.steps, self._clock(), self._guard.seconds)
+        self._bounds.begin(self.phases.count.steps, self._clock(), self._guard.seconds)
         self.tracing.start(cuda_possible())
         self.armed = True
         self._guard("the namespace could not be read", lambda: self.owners.variables.claim(before=before, left=True))
@@ -127,17 +127,19 @@ class Arming:
         """Why a trace without an optimizer step should end, an empty string while it should not."""
         if not self.armed:
             return ""
-        return self._bounds.expired(self.phases.steps, self._clock(), self._guard.seconds, self.tracing.event_count)
+        return self._bounds.expired(
+            self.phases.count.steps, self._clock(), self._guard.seconds, self.tracing.event_count
+        )
 
     def _on_step(self, steps: int) -> None:
         self._follow_step(steps)
-        if self._by_hand is not None and self.phases.by_hand:
+        if self._by_hand is not None and self.phases.count.by_hand:
             self._by_hand(steps)
 
     def _follow_step(self, steps: int) -> None:
         if not self.armed:
             self._guard("the watch for growth is blind", self._see_figures)
-            reason, news, self.phases.news = self.watch.reason(), self.phases.news, None
+            reason, news, self.phases.count.news = self.watch.reason(), self.phases.count.news, None
             if (rose := self.watch.rose) is not None:
                 self.rose = Observation("rose", rose[1], count=steps, device=rose[0])
                 self.watch.rose = None
@@ -147,7 +149,7 @@ class Arming:
                 self._retrace(Bounds(why=reason))
             return
         self.watch.learn_step()
-        if not self.watch.doubling() and (reason := self._bounds.reached(steps, self.phases.stepped)):
+        if not self.watch.doubling() and (reason := self._bounds.reached(steps, self.phases.count.stepped)):
             self.stop(reason)
 
     def _on_evaluation(self, module: nn.Module | None, args: tuple[Any, ...]) -> None:
@@ -177,7 +179,7 @@ class Arming:
         """End the stretch that is being traced, if one is; ``ended_by`` is why, in words."""
         if not self.armed:
             return
-        self.traced_steps += self.phases.steps - self._bounds.first
+        self.traced_steps += self.phases.count.steps - self._bounds.first
         self._guard("the namespace could not be read", self.owners.variables.claim)
         if self.error is not None:  # right after the variables: `x` says more than an argument of some frame
             self._guard("what the error holds is unknown", partial(self.owners.variables.held_by, self.error))

@@ -135,7 +135,7 @@ class Run:
         if self._held[0] != (len(claims), device):  # on the meter's thread: what is appended meanwhile counts next time
             self._held = (len(claims), device), held_by_claims(claims[:], device)
         label, held = self.options.label, self._held[1]
-        return Pulse(elapsed_s, self._phases.steps, device, figures, card_bytes, limit_bytes, label, held)
+        return Pulse(elapsed_s, self._phases.count.steps, device, figures, card_bytes, limit_bytes, label, held)
 
     def retrace(self, reason: str) -> bool:
         """See `Arming.retrace`."""
@@ -154,7 +154,7 @@ class Run:
         if self._recording is None:
             with self._started:  # also when what follows fails, all that was started is taken away
                 stop_ns = self._clock()
-                self.guard("steps could not be counted", partial(self._phases.over, failed=error is not None))
+                self.guard("steps could not be counted", partial(self._phases.count.over, failed=error is not None))
                 self.guard("the sampler did not stop cleanly", self._stop_sampler)
                 self._oom.stop()
                 self._arming.error = error
@@ -208,7 +208,7 @@ class Run:
             counters_end=counters_end,
             limit=self.options.limit,
             card_bytes=self.options.card_bytes,
-            steps=self._phases.steps,
+            steps=self._phases.count.steps,
             traced_steps=self._arming.traced_steps,
             error=None if error is None else ending.error_info(error),
             notes=self._all_notes(),

@@ -227,7 +227,7 @@ def test_an_optimizer_made_anew_each_step_counts_as_one(seen):
         _train(model, optimizer)
     assert seen.steps == [1, 2, 3, 4, 5]
     assert [m.step for m in seen.phases.marks if m.kind == "optimizer" and m.begin] == [1, 2, 3, 4, 5]
-    assert seen.phases.optimizer == "SGD"
+    assert seen.phases.count.optimizer == "SGD"
 
 
 def test_an_optimizer_made_anew_each_epoch_is_counted_after_the_trace(seen):
@@ -236,8 +236,8 @@ def test_an_optimizer_made_anew_each_epoch_is_counted_after_the_trace(seen):
     seen.phases.stop_tracing()
     for _ in range(3):
         _train(model, torch.optim.Adam(model.parameters(), lr=0.1), 2)
-    assert seen.phases.steps == 8
+    assert seen.phases.count.steps == 8
     seen.phases.stop()
     assert not optimizer_hooks._global_optimizer_pre_hooks
     _train(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    assert seen.phases.steps == 8
+    assert seen.phases.count.steps == 8

@@ -32,6 +32,7 @@ from ipyvram.probes import (
     oom,
     owners,
     phases,
+    step_count,
     storages,
     variable_claims,
 )
@@ -308,7 +309,7 @@ FAULTS = {
     "optimizer": (member_claims.MemberClaims, "optimizer"),
     "labels": (owners.Owners, "place_of"),
     "marks": (phases, "Mark"),
-    "steps": (phases.Phases, "_count"),
+    "steps": (step_count.StepCount, "_count"),
     "phases start": (phases.Phases, "start"),
     "phases stop": (phases.Phases, "stop_tracing"),
     "sampler start": (Sampler, "start"),

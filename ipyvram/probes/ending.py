@@ -52,7 +52,7 @@ def surroundings(guard: Guard, phases: Phases, cards: list[str], used_cuda: bool
     found: dict[str, str] = {}
     guard("the environment could not be read", lambda: found.update(environment()))
     told = {
-        "optimizer": phases.optimizer,
+        "optimizer": phases.count.optimizer,
         "optimizer_implementation": phases.implementation,
         "gradient_bucket_bytes": ",".join(map(str, sorted(phases.buckets))),
         "time_first_samples": ",".join(map(str, sorted(phases.time_first))),

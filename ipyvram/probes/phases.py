@@ -14,18 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
-from torch.optim import optimizer as optimizer_hooks
 
 from ipyvram.patches import Patches
 from ipyvram.probes.backward import watch_engine
 from ipyvram.probes.buckets import bucket_bytes
-from ipyvram.probes.by_hand import ByHand
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.graph import SHOWN, sequence_number
 from ipyvram.probes.orphans import Orphans
 from ipyvram.probes.owners import Owners
 from ipyvram.probes.sequences import samples_of
-from ipyvram.probes.stepping import News, Stepping, within_own_step
+from ipyvram.probes.step_count import StepCount
 from ipyvram.probes.tensors import tensors_in
 from ipyvram.probes.uncompiled import uncompiled
 from ipyvram.probes.unpacked import UNPACKED
@@ -46,7 +44,7 @@ def hide_hooks(patches: Patches) -> None:
 
 
 class Phases:
-    """Marks of the traced steps, and the count of all steps.
+    """Marks of the traced steps, and in `count` how many steps there are.
 
     Parameters
     ----------
@@ -69,7 +67,7 @@ class Phases:
         on_phase: Callable[[bool], None] = _nothing,
     ) -> None:
         self._clock, self._owners, self._guard = clock, owners, guard
-        self._on_step, self._on_forward, self._on_phase = on_step, on_forward, on_phase
+        self._on_forward, self._on_phase = on_forward, on_phase
         self.marks: list[Mark] = []
         self.orphans = Orphans()
         self.evaluating = ""  #: the root module of the last forward, when it was in eval mode and autograd recorded
@@ -78,23 +76,16 @@ class Phases:
         self.time_first: set[int] = set()  #: samples that layers were given, see `samples_of`
         self.implementation = ""  #: of the first optimizer: ``foreach``, ``fused`` or ``for-loop``
         self.threads: set[int] = set()  #: on which models ran
-        self.stepped: set[int] = set()  #: ids of the optimizers that have made a step in this stretch
-        self.news: News | None = None  #: of an optimizer that no trace has covered
-        self._stepping = Stepping()
-        self._by_hand = ByHand()
+        self.count = StepCount(clock, self.marks, guard, on_step, self._on_update, self._on_compiled)
         self._updating: weakref.ref[torch.optim.Optimizer] | None = None
         self._depth = threading.local()
-        self._in_backward = 0
-        self._untold = False  # a step was made that was not told yet
         self._since = 0  # sequence number of the autograd graph when the root module was called
         self._read: list[tuple[int, int]] = []  # between which numbers graphs were read, when a root module returned
         self._settled = False  # whether a backward came after the last forward
         self._paths: dict[int, str] = {}  # within their model, by id of the module
         self._roots: dict[int, str] = {}  # with their model, see `Owners.place_of`
         self._handles: list[Any] = []
-        self._counter: list[Any] = []  # hooks of all optimizers
         self._patches = Patches()
-        self._backwards = Patches()  # where steps are counted by the backwards, between traces
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -109,21 +100,13 @@ class Phases:
             global_hooks.register_module_forward_pre_hook(self._before_forward),
             global_hooks.register_module_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
         ]
-        self.stepped.clear()
-        self.news = None
-        if not self._counter:  # it stays to the end: hooks of all cannot be taken away while torch walks through them
-            self._counter = [
-                optimizer_hooks.register_optimizer_step_pre_hook(self._before_step),
-                optimizer_hooks.register_optimizer_step_post_hook(self._after_step),
-            ]
-        self._by_hand.traced(len(self.marks), self._clock())
-        self._backwards.undo()
+        self.count.trace()
         watch_engine(self._patches, self._begin_backward)
         if not SHOWN:
             UNPACKED.watch(self._patches)
 
     def stop_tracing(self) -> None:
-        """Take every hook away but the counter of steps: at optimizers, or at backwards where there is none."""
+        """Take every hook away but the counter of steps."""
         for handle in self._handles:
             handle.remove()
             # torch forgets this table of its own when a global hook is removed
@@ -134,51 +117,25 @@ class Phases:
         self._updating = None
         if updating is not None:  # an error cut its step short: what state it has made is there
             self._guard("optimizer", lambda: self._owners.members.optimizer(updating))
-        if self._by_hand.found:
-            watch_engine(self._backwards, self._count_backward)
+        self.count.stop_tracing()
 
     def stop(self) -> None:
         """Take the counter of steps away too."""
-        for hook in self._counter:
-            hook.remove()
-        self._counter = []
-        self.stop_tracing()
-        self._backwards.undo()
-
-    @property
-    def steps(self) -> int:
-        """Steps of the program so far, traced or not; see `Stepping`."""
-        return self._stepping.steps
-
-    @property
-    def by_hand(self) -> bool:
-        """Whether no optimizer tells of the steps."""
-        return self._by_hand.found
-
-    @property
-    def optimizer(self) -> str:
-        """The class of the optimizer that stepped first; empty while none has."""
-        return self._stepping.first
-
-    @property
-    def in_backward(self) -> bool:
-        """Whether the engine runs, in a traced stretch."""
-        return self._in_backward > 0
+        try:
+            self.stop_tracing()
+        finally:
+            self.count.stop()
 
     @property
     def read(self) -> list[tuple[int, int]]:
         """Where no backward came after the last forward: see `GraphClaims.kept`; nothing where one did."""
         return [] if self._settled else self._read
 
-    @property
-    def tracing(self) -> bool:
-        return bool(self._handles)
-
     def _mark(self, kind: str, begin: bool, name: str = "", raised: bool = False) -> None:
         if len(self.marks) < MAX_MARKS:
             try:
                 grad = torch.is_grad_enabled()
-                self.marks.append(Mark(self._clock(), kind, begin, self.steps + 1, name, grad, raised))
+                self.marks.append(Mark(self._clock(), kind, begin, self.count.steps + 1, name, grad, raised))
             except Exception as error:  # most marks are made in hooks, where it would be the program's
                 self._guard("phases are incomplete", _raiser(error))
 
@@ -199,7 +156,7 @@ class Phases:
         self._before_forward(module, args)
 
     def _begin_root(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not self._in_backward:  # what a checkpoint recomputes is no batch
+        if not self.count.in_backward:  # what a checkpoint recomputes is no batch
             self._settled = False
             self.threads.add(threading.get_ident())
             self._on_forward(module, args)
@@ -216,7 +173,7 @@ class Phases:
 
     def _root_name(self, module: nn.Module) -> str:
         """What recomputes in a backward is a part of a model, whichever."""
-        names = (self._paths, self._roots) if self._in_backward else (self._roots, self._paths)
+        names = (self._paths, self._roots) if self.count.in_backward else (self._roots, self._paths)
         return names[0].get(id(module)) or names[1].get(id(module)) or type(module).__name__
 
     @uncompiled
@@ -231,10 +188,10 @@ class Phases:
 
     def _end_root(self, module: nn.Module, kwargs: dict[str, Any], output: Any, raised: bool) -> None:
         label = self._root_name(module)
-        if not self._in_backward:  # before the mark: what follows it is the next forward's
+        if not self.count.in_backward:  # before the mark: what follows it is the next forward's
             self._guard("forward", lambda: self._owners.inputs(module, (), kwargs))
         self._mark("forward", False, label, raised)
-        if self._in_backward:
+        if self.count.in_backward:
             return
         self._on_phase(False)
         self._owners.root(module)  # a lazy one has its parameters now
@@ -249,119 +206,59 @@ class Phases:
     def _begin_backward(self, roots: Any) -> Callable[[], None]:
         leaves: list[Tensor] = []
         self._guard("backward", lambda: self._on_forward(None, ()))
-        if not self.tracing:
+        if not self.count.tracing:
             return lambda: None
 
         def begin() -> None:
             self._owners.variables.claim(deep=False)
             self._owners.variables.containers_in_functions()
-            if self._in_backward == 1:  # not the graph that a reentrant checkpoint recomputed
+            if self.count.in_backward == 1:  # not the graph that a reentrant checkpoint recomputed
                 for root in (r for r in roots if isinstance(r, Tensor)):
                     self._owners.outputs(root, "loss")
             leaves.extend(self._owners.graphs.read(roots, backward=True))
             self.orphans.backward(leaves)
             self._on_phase(True)
 
-        self._in_backward += 1
         self._settled = True
         self.threads.add(threading.get_ident())
-        if self._in_backward == 1:
-            self._guard("steps could not be counted", lambda: self._find_steps(self.marks))
+        self.count.begin_backward()
         self._guard("backward", begin)
         self._mark("backward", True)
 
         def end() -> None:
             self._on_phase(False)
             self._mark("backward", False)
-            self._in_backward -= 1
             self._guard("backward", lambda: self._owners.members.gradients(leaves))
             self._guard("backward", self._owners.graphs.released)
-            if not self._in_backward:
-                self._by_hand.ended(leaves, len(self.marks), self._clock())
-            self._tell_step()
+            self.count.end_backward(leaves)
 
         return end
-
-    def _count_backward(self, roots: Any) -> Callable[[], None]:
-        """A backward that is not traced begins, of a program whose steps no optimizer tells of."""
-        self._in_backward += 1
-        if self._in_backward == 1:
-            self._guard("steps could not be counted", lambda: self._find_steps([]))
-
-        def end() -> None:
-            self._in_backward -= 1
-            if not self._in_backward:
-                self._by_hand.ended()
-            self._tell_step()
-
-        return end
-
-    def _find_steps(self, marks: list[Mark], over: bool = False, failed: bool = False) -> None:
-        """Steps since the last backward that no optimizer told of; they are told at the end of this one."""
-        made = self._by_hand.steps(marks, self.steps + 1, over, failed)
-        if not made:
-            return
-        optimizer = self._by_hand.optimizer()
-        self._stepping.by_hand(made, optimizer)
-        self._untold = not over
-        if optimizer is not None and self.tracing:
-            self.orphans.stepped(optimizer)
-            self._owners.members.compiled(optimizer)
-
-    def over(self, failed: bool) -> None:
-        """The program has ended: it may have made a step since its last backward."""
-        self._find_steps(self.marks if self.tracing else [], over=True, failed=failed)
 
     # -- optimizer ---------------------------------------------------------------------------------------------------
 
-    @uncompiled
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if within_own_step(optimizer):
-            return
-        self._by_hand.told()
-        if not self.tracing:
-            return
-
-        def claims() -> None:
-            self._updating = weakref.ref(optimizer)
-            self.implementation = self.implementation or _implementation(optimizer)
-            self.orphans.stepped(optimizer)
-            if not self._owners.members.follows(optimizer):
-                self._owners.members.optimizer(optimizer)
-            self._owners.members.gradients(p for group in optimizer.param_groups for p in group["params"])
-            self._on_phase(True)
-
-        self._guard("optimizer", claims)
-        self._mark("optimizer", True, type(optimizer).__name__)
-
-    @uncompiled
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if within_own_step(optimizer):
-            return
-        self._updating = None
-        if self.tracing:
-            self._on_phase(False)
-            self._mark("optimizer", False, type(optimizer).__name__)
-            self._guard("optimizer", lambda: self._owners.members.optimizer(optimizer))
-        self._guard("optimizer", lambda: self._count(optimizer))
-
-    def _count(self, optimizer: torch.optim.Optimizer) -> None:
-        news = None
-        if self.tracing:
-            self.stepped.add(id(optimizer))
-            self._stepping.cover(optimizer)
+    def _on_update(self, optimizer: torch.optim.Optimizer, begin: bool) -> None:
+        name = type(optimizer).__name__
+        if begin:
+            self._guard("optimizer", lambda: self._begin_update(optimizer))
+            self._mark("optimizer", True, name)
         else:
-            news = self._stepping.news(optimizer)
-            self.news = news or self.news
-        if self._stepping.stepped(optimizer, begins=news is not None):
-            self._untold = True
-            self._tell_step()
+            self._updating = None
+            self._on_phase(False)
+            self._mark("optimizer", False, name)
+            self._guard("optimizer", lambda: self._owners.members.optimizer(optimizer))
 
-    def _tell_step(self) -> None:
-        """A step within a backward (an optimizer in the hook of each parameter) is told when that is over: a trace ends whole."""
-        if self._untold and not self._in_backward:
-            self._untold = False
-            self._guard("optimizer", lambda: self._on_step(self.steps))
+    def _begin_update(self, optimizer: torch.optim.Optimizer) -> None:
+        self._updating = weakref.ref(optimizer)
+        self.implementation = self.implementation or _implementation(optimizer)
+        self.orphans.stepped(optimizer)
+        if not self._owners.members.follows(optimizer):
+            self._owners.members.optimizer(optimizer)
+        self._owners.members.gradients(p for group in optimizer.param_groups for p in group["params"])
+        self._on_phase(True)
+
+    def _on_compiled(self, optimizer: torch.optim.Optimizer) -> None:
+        self.orphans.stepped(optimizer)
+        self._owners.members.compiled(optimizer)
 
 
 def _implementation(optimizer: torch.optim.Optimizer) -> str:

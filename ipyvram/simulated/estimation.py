@@ -129,7 +129,7 @@ class Estimation:
             try:
                 with Front(self._before), self._on_card(self._check):
                     body()
-                self._phases.over(failed=False)
+                self._phases.count.over(failed=False)
             except _Enough:
                 pass
             self._owners.variables.claim()
@@ -194,7 +194,7 @@ class Estimation:
     @property
     def steps(self) -> int:
         """Optimizer steps that were run."""
-        return self._phases.steps
+        return self._phases.count.steps
 
     def _identify(self, storage: torch.UntypedStorage, before: bool) -> tuple[str, int] | None:
         if storage.device.type != "meta" or not storage.nbytes():
@@ -223,7 +223,7 @@ class Estimation:
             return
         if not (module.training and torch.is_grad_enabled()) and any(p.requires_grad for p in module.parameters()):
             self.evaluated = True
-        if self._phases.steps or self._phases.in_backward or next(module.parameters(), None) is None:
+        if self._phases.count.steps or self._phases.count.in_backward or next(module.parameters(), None) is None:
             return  # transforms of single images are modules, too
         self._forwards += 1
         if torch.is_grad_enabled():
@@ -269,8 +269,8 @@ class Estimation:
             found["cublas_workspace_bytes"] = str(self.card.cublas_workspace_bytes)
         if self.memory.aside and self._phases.threads <= {threading.get_ident()}:
             found["stacks_of_threads"] = ",".join(map(str, sorted(self.memory.aside)))
-        if self._phases.optimizer:
-            found["optimizer"] = self._phases.optimizer
+        if self._phases.count.optimizer:
+            found["optimizer"] = self._phases.count.optimizer
         return found
 
 
