@@ -1,117 +1,21 @@
-"""Which kernel attention takes on a card, and what each works in: tensors and a card in, a choice and requests out.
+"""What the kernels of attention work in: an operator and its results come in, requests go out; adds its rules to `within`.
 
-From `sdp_utils.cpp`, `attention.cu`, `attention_backward.cu` and the flash-attention that torch carries.
+From `attention.cu`, `attention_backward.cu` and the flash-attention that torch carries.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ipyvram.cards import Card
-from ipyvram.devices import since
 from ipyvram.simulated.arguments import HALVES, argument
+from ipyvram.simulated.attention_choice import WIDER
 from ipyvram.simulated.ways import Ways
 from ipyvram.simulated.within import Made, copied, rule
-
-#: Since 2.14 the memory-efficient kernel takes groups of heads, and fused kernels take tensors without a batch (pytorch pull
-#: requests 191085 and 192271).
-WIDER = since(2, 14)
-
-
-def choose(card: Card, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, causal: bool,
-           grouped: bool) -> str:  # fmt: skip
-    """`select_sdp_backend`: ``"cudnn"``, ``"flash"``, ``"efficient"`` or ``"math"``, the first that takes the tensors."""
-    backends, tensors = torch.backends.cuda, (query, key, value)
-    ranks = (3, 4) if WIDER else (4,)
-    if query.dim() not in ranks or len({t.dim() for t in tensors}) > 1 or not all(t.numel() for t in tensors):
-        return "math"
-    if any(t.stride(-1) != 1 for t in tensors):
-        return "math"
-    wants = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    by_cudnn = _cudnn_takes(card, query, key, value, mask, dropout, wants)
-    if by_cudnn and _prefers_cudnn(card):
-        return "cudnn"
-    if backends.flash_sdp_enabled() and mask is None and _flash_takes(card, query, key, value, dropout, causal, wants):
-        return "flash"
-    if backends.mem_efficient_sdp_enabled() and (not grouped or WIDER) and _efficient_takes(card, query, value):
-        return "efficient"
-    return "cudnn" if by_cudnn and not backends.math_sdp_enabled() else "math"
-
-
-def _prefers_cudnn(card: Card) -> bool:
-    """`check_prefer_cudnn_attention`: on Hopper and Blackwell of data centres, where cuDNN is new enough."""
-    major, minor = card.capability
-    if major not in (9, 10) or os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") == "1":
-        return False
-    if int((torch.version.cuda or "13").partition(".")[0]) < 13 and minor not in (0, 3):
-        return False
-    return _cudnn_version() > 91_500
-
-
-def _cudnn_version() -> int:
-    """Of the cuDNN that comes with this torch; where none does, that of the newest."""
-    try:
-        return torch.backends.cudnn.version() or sys.maxsize
-    except RuntimeError:  # another is installed than torch was built with
-        return 0
-
-
-def _cudnn_takes(
-    card: Card, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, wants: bool
-) -> bool:
-    """`can_use_cudnn_attention`."""
-    if not torch.backends.cuda.cudnn_sdp_enabled() or card.capability < (8, 0) or query.dtype not in HALVES:
-        return False
-    if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
-        return False
-    queries, keys, version = query.shape[-2], key.shape[-2], _cudnn_version()
-    if keys == 1 or (dropout and (queries == 1 or dropout * 16 % 1 or 91_100 < version < 91_400)):
-        return False
-    if mask is not None and not _mask_fits(mask, query, key):
-        return False
-    widths = query.shape[-1], value.shape[-1]
-    roomy = (card.capability == (9, 0) or card.capability[0] == 10) and WIDER and version > 92_200
-    if any(width % 8 or width > (256 if roomy else 128) for width in widths):
-        return False
-    return not (wants and max(widths) > 128) or widths in ((192, 128), (256, 256))
-
-
-def _mask_fits(mask: Tensor, query: Tensor, key: Tensor) -> bool:
-    """`check_attn_mask_shape`."""
-    if mask.requires_grad or mask.shape[-1] not in (1, key.shape[-2]) or mask.shape[-2] not in (1, query.shape[-2]):
-        return False
-    leading = tuple(mask.shape[:-2])
-    whole = tuple(query.shape[:-2])
-    return not leading or (len(leading) == len(whole) and all(n in (1, m) for n, m in zip(leading, whole, strict=True)))
-
-
-def _flash_takes(
-    card: Card, query: Tensor, key: Tensor, value: Tensor, dropout: float, causal: bool, wants: bool
-) -> bool:
-    width = query.shape[-1]
-    if card.capability < (8, 0) or query.dtype not in HALVES or width > 256 or value.shape[-1] != width:
-        return False
-    small = (8, 6) <= card.capability <= (8, 9) or card.capability[0] == 12
-    if wants and small and (192 < width <= 224 or (width > 224 and dropout > 0)):
-        return False  # `check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120`
-    return not causal or query.shape[-2] == key.shape[-2]
-
-
-def _efficient_takes(card: Card, query: Tensor, value: Tensor) -> bool:
-    """`check_head_dim_size_mem_efficient` with `minimum_gemm_alignment`, and the dtypes of the card."""
-    half, major = query.dtype in HALVES, card.capability[0]
-    if query.dtype is torch.bfloat16 and major < 8:
-        return False
-    if not half and query.dtype is not torch.float32:
-        return False
-    alignment = 8 if half and card.capability >= (7, 0) else 4 if major >= 8 else 1
-    return query.shape[-1] % alignment == 0 and value.shape[-1] % alignment == 0
 
 
 def padded_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:

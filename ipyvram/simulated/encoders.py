@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ipyvram.cards import Card
 from ipyvram.patches import Patches
-from ipyvram.simulated import attention
+from ipyvram.simulated import attention_choice
 
 
 def install(patches: Patches, card: Card) -> None:
@@ -46,7 +46,7 @@ def _fuses(card: Card, layer: nn.TransformerEncoderLayer, src: Any) -> bool:
             return False
         width = src.shape[-1] // layer.self_attn.num_heads
         query = src.view(*src.shape[:2], -1, width).transpose(1, 2)
-        chosen = attention.choose(card, query, query, query, None, 0.0, False, False)
+        chosen = attention_choice.choose(card, query, query, query, None, 0.0, False, False)
         return width % 8 == 0 and chosen != "math"
 
 

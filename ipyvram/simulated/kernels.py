@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ipyvram.cards import Card
 from ipyvram.patches import Patches
-from ipyvram.simulated import attention, encoders, normalization, recurrent
+from ipyvram.simulated import attention, attention_choice, encoders, normalization, recurrent
 from ipyvram.simulated.arguments import HALVES, aten
 
 
@@ -81,7 +81,7 @@ class CudaKernels:
     ) -> Tensor:
         """`scaled_dot_product_attention` (attention.cpp): the first backend of `_fused_sdp_choice` that takes it."""
         with torch._C.DisableTorchFunction():
-            chosen = attention.choose(self._card, query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+            chosen = attention_choice.choose(self._card, query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
             attn_mask = _additive(attn_mask, query)
             if chosen == "math":
                 return _by_products(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
