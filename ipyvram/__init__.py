@@ -97,4 +97,4 @@ def unload_ipython_extension(ip: Any) -> None:
     """``%unload_ext ipyvram``: everything that was registered is gone again."""
     from ipyvram import magic
 
-    magic.unload(ip)
+    magic.unload()

@@ -118,7 +118,7 @@ class _Account:
             allocator=self.figures.allocator(),
             device_bytes=self.device.total_bytes,
             oom=self._out_of_memory(),
-            batch=self._batch(peak, tensors),
+            batch=self._batch(tensors),
         )
 
     def _step_accounts(self) -> tuple[StepAccount, ...]:
@@ -128,7 +128,7 @@ class _Account:
         )
         return tuple(row for part in parts for row in part)
 
-    def _batch(self, peak: Peak, tensors: tuple[TensorRow, ...]) -> int:
+    def _batch(self, tensors: tuple[TensorRow, ...]) -> int:
         """Samples in the step of the peak; in the whole cell where that has none before it."""
         at = self.peak_ns
         if self.phases and at < self.phases[0].begin_ns:

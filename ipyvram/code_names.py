@@ -6,6 +6,7 @@ Nothing is run here.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 from types import CodeType, FunctionType, MethodType
@@ -97,6 +98,13 @@ def globals_of(code: CodeType) -> set[str]:
         if isinstance(constant, CodeType):
             names |= globals_of(constant)
     return names
+
+
+def enclosed(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Variables of the functions around it that a function uses, as far as they are assigned."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+        with contextlib.suppress(ValueError):  # not assigned yet
+            yield name, cell.cell_contents
 
 
 def _functions_in(value: Any) -> Iterator[FunctionType]:

@@ -57,7 +57,7 @@ def load(ip: Shell) -> None:
     _session.register()
 
 
-def unload(ip: Shell) -> None:
+def unload() -> None:
     """Take away what `load` registered, and stop a measurement that is running."""
     global _session
     if _session is not None:

@@ -41,7 +41,7 @@ class Names:
         claim = _best_claim(claims, category)
         frame, source, file = self._place_of(int(ledger.stack[row]))
         size = int(ledger.bytes[row])
-        shape, dtype = _form(claim, origin, size)
+        shape, dtype = _form(claim, origin)
         made_by = "parameter, cast by autocast" if attribution.cast[row] else origin.op.removeprefix("aten.")
         name, namer = self._name(claim, claims, made_by, category)
         return TensorRow(
@@ -160,7 +160,7 @@ def _best_claim(claims: tuple[Claim, ...], category: str) -> Claim | None:
     return next((c for c in usable if c.category in ("", COPY, STATE)), usable[0] if usable else None)
 
 
-def _form(claim: Claim | None, origin: Origin, size: int) -> tuple[tuple[int, ...] | None, str]:
+def _form(claim: Claim | None, origin: Origin) -> tuple[tuple[int, ...] | None, str]:
     """Shape and dtype: as the holder sees them, when the holder sees all of it (a bias's gradient is made as 1×n)."""
     if claim is not None and claim.shape is not None and (origin.shape is None or _same_size(claim, origin)):
         return claim.shape, claim.dtype

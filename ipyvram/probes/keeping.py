@@ -99,7 +99,7 @@ def _exclusive(
             count = sum(s.nbytes for s in mine if s.device == device)
             found.append(Observation(kind, count, label, count=len(names), device=device))
     others = dict.fromkeys(by_error, "the last traceback") | by_out
-    return found + _old_models(namespace, earlier, holders, others, walk)
+    return found + _old_models(namespace, earlier, holders, others)
 
 
 def _out_label(namespace: Mapping[str, Any], names: Iterable[str]) -> str:
@@ -137,7 +137,7 @@ def _parameters_of(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _old_models(
-    namespace: Mapping[str, Any], earlier: dict[str, list[Tensor]], holders: Group, others: Group, walk: Walk
+    namespace: Mapping[str, Any], earlier: dict[str, list[Tensor]], holders: Group, others: Group
 ) -> list[Observation]:
     found = []
     for name, parameters in earlier.items():

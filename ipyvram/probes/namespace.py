@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ipyvram.code_names import enclosed
 from ipyvram.probes.tensors import objects_of, plain_data, wrapped
 from ipyvram.probes.variables import OWN_COPY, variables_of
 
@@ -185,11 +186,7 @@ def _set_items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _closure(name: str, value: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    for variable, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
-        try:
-            yield variable, cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
+    return enclosed(value)
 
 
 def _waiting(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ipyvram.code_names import enclosed
 from ipyvram.probes.namespace import member_path
 from ipyvram.probes.tensors import NO_STORAGE
 from ipyvram.probes.variables import locals_of
@@ -228,12 +229,8 @@ def _items(found: Iterable[Any], path: str) -> Iterator[tuple[Any, str]]:
 
 
 def _function_parts(function: types.FunctionType, path: str) -> Iterator[tuple[Any, str]]:
-    names = function.__code__.co_freevars
-    for name, cell in zip(names, function.__closure__ or (), strict=False):
-        try:
-            yield cell.cell_contents, f"{name} in {path}()"
-        except ValueError:  # not assigned yet
-            continue
+    for name, value in enclosed(function):
+        yield value, f"{name} in {path}()"
     yield function.__defaults__, path
     yield function.__kwdefaults__, path
 

@@ -36,7 +36,7 @@ def install(patches: Patches, card: Card, note: Callable[[str], None]) -> None:
     note : callable
         Takes one line for the report.
     """
-    _loading(patches, note)
+    _loading(patches)
     _files(patches, note)
     _compiling(patches, note)
     _checkpointing(patches)
@@ -64,7 +64,7 @@ def _lists(patches: Patches) -> None:
         patches.set(module, "_get_foreach_kernels_supported_devices", lambda: [*known(), "meta"])
 
 
-def _loading(patches: Patches, note: Callable[[str], None]) -> None:
+def _loading(patches: Patches) -> None:
     """Loaders load in this process: worker processes take longer to start than the steps that are estimated."""
 
     def iterate(loader: Any) -> Any:
@@ -103,7 +103,7 @@ def _compiling(patches: Patches, note: Callable[[str], None]) -> None:
     patches.set(torch, "compile", compile_nothing)
     patches.set(torch.nn.Module, "compile", lambda self, *a, **k: compile_nothing(self) and None)
     stance = getattr(torch.compiler, "set_stance", None)
-    if stance is not None and "torch._dynamo" in __import__("sys").modules:
+    if stance is not None and "torch._dynamo" in sys.modules:
         context = stance("force_eager")
         context.__enter__()
         patches.later(lambda: context.__exit__(None, None, None))

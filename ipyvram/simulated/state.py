@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ipyvram.code_names import globals_of
+from ipyvram.code_names import enclosed, globals_of
 from ipyvram.global_state import GlobalState
 from ipyvram.simulated.refusal import CannotEstimate
 
@@ -24,7 +24,7 @@ MAX_OBJECTS = 200_000
 MAX_ARRAY_BYTES = 256 << 20  # NumPy arrays set aside; larger ones are data and taken to be read only
 _LONG = 10_000  # items from which a list is data: it is put back, but not looked into
 
-Undo = Callable[[], None]
+Undo = Callable[[], object]
 
 
 class State:
@@ -88,7 +88,7 @@ class State:
             return ()
         if isinstance(item, torch.Generator):
             if item.device.type == "cpu":
-                self._undo.append(functools.partial(_set_generator, item, item.get_state()))
+                self._undo.append(functools.partial(item.set_state, item.get_state()))
             return ()
         if isinstance(item, types.FunctionType):
             return _captured(item)
@@ -177,18 +177,10 @@ def _dataloader_iterator(item: Any) -> bool:
 
 def _captured(function: types.FunctionType) -> Iterator[Any]:
     """Values in a function's closure and defaults; its globals are the namespace, or a module that stays as it is."""
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:
-            continue  # not filled yet
+    yield from (value for _, value in enclosed(function))
     yield from function.__defaults__ or ()
     if function.__globals__.get("__name__") == "__main__":
         yield function.__globals__
-
-
-def _set_generator(generator: torch.Generator, state: torch.Tensor) -> None:
-    generator.set_state(state)
 
 
 def mentions(code: types.CodeType | None, namespace: dict[str, Any], wanted: frozenset[str]) -> bool:

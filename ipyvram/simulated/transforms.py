@@ -16,6 +16,7 @@ import torch._functorch.apis as apis
 import torch._functorch.eager_transforms as eager
 from torch import Tensor, nn
 
+from ipyvram.code_names import enclosed
 from ipyvram.patches import Patches
 
 #: Every transform of `torch.func` goes through one of these, which takes a function first.
@@ -71,16 +72,8 @@ def _parts(item: Any) -> Iterable[Any]:
     if isinstance(item, types.MethodType):
         return (item.__self__, item.__func__)
     if isinstance(item, types.FunctionType):
-        return (*_enclosed(item), *_named(item))
+        return (*dict(enclosed(item)).values(), *_named(item))
     return ()
-
-
-def _enclosed(function: types.FunctionType) -> Iterator[Any]:
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
 
 
 def _named(function: types.FunctionType) -> Iterator[Any]:
