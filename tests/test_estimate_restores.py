@@ -210,6 +210,22 @@ def test_a_generator_of_an_earlier_cell_is_refused_before_it_is_advanced():
     assert list(notebook["stream"]) == list(range(10))
 
 
+def test_a_variable_around_a_function_is_as_before():
+    def counter():
+        calls = 0
+
+        def count():
+            nonlocal calls
+            calls += 1
+            return calls
+
+        return count
+
+    notebook = make_notebook() | {"count": counter()}
+    ipyvram.estimate("model.to('cuda'); count(); count()", namespace=notebook)
+    assert notebook["count"]() == 1
+
+
 def test_one_estimate_inside_another_is_refused():
     notebook = make_notebook() | {"ipyvram": ipyvram}
     with pytest.raises(ValueError, match="inside"):

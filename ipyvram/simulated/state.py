@@ -7,7 +7,6 @@ generator that was begun earlier) is refused before the cell runs.
 from __future__ import annotations
 
 import collections
-import functools
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -15,16 +14,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
+from ipyvram import saved_values
 from ipyvram.code_names import enclosed, globals_of
 from ipyvram.global_state import GlobalState
+from ipyvram.saved_values import Restore
 from ipyvram.simulated.refusal import CannotEstimate
 
 MAX_OBJECTS = 200_000
 MAX_ARRAY_BYTES = 256 << 20  # NumPy arrays set aside; larger ones are data and taken to be read only
 _LONG = 10_000  # items from which a list is data: it is put back, but not looked into
-
-Undo = Callable[[], object]
+_CONTAINERS = (dict, list, collections.deque, set, types.CellType)
+#: Of these only what they lead to can change.
+_WITHOUT_STATE = (
+    tuple, frozenset, types.FunctionType, types.MethodType, types.ModuleType, torch.Tensor, torch.Generator, type,
+)  # fmt: skip
 
 
 class State:
@@ -32,7 +37,7 @@ class State:
 
     def __init__(self, namespace: dict[str, Any], note: Callable[[str], None]) -> None:
         self._namespace, self._note = namespace, note
-        self._undo: list[Undo] = []
+        self._undo: list[Restore] = []
         self._seen: set[int] = set()
         self._kept: list[Any] = []  # keeps what was set aside alive, so that no address is used twice
         self._array_bytes = 0
@@ -40,7 +45,7 @@ class State:
     def save(self, extra: Iterable[Any] = ()) -> None:
         """Set aside everything that hangs on the namespace and on ``extra``."""
         self._undo.append(GlobalState().restore)
-        self._namespace_undo()
+        self._undo.append(saved_values.mapping(self._namespace))
         queue = collections.deque([*(v for k, v in self._namespace.items() if k != "__builtins__"), *extra])
         while queue and len(self._seen) < MAX_OBJECTS:
             item = queue.popleft()
@@ -60,71 +65,17 @@ class State:
             self._undo.pop()()
         self._kept.clear()
 
-    def _namespace_undo(self) -> None:
-        before = dict(self._namespace)
-
-        def undo() -> None:
-            for name in [n for n in self._namespace if n not in before]:
-                del self._namespace[name]
-            self._namespace.update(before)
-
-        self._undo.append(undo)
-
-    # -- one object --------------------------------------------------------------------------------------------------
-
     def _set_aside(self, item: Any) -> Iterable[Any]:
         """Remember the item's contents; gives what is inside it."""
-        if isinstance(item, (list, collections.deque)):
-            return self._sequence(item)
-        if isinstance(item, dict):
-            return self._mapping(item)
-        if isinstance(item, set):
-            self._undo.append(_set_undo(item, set(item)))
-            return ()
-        if isinstance(item, (tuple, frozenset)):
-            return item if len(item) < _LONG else ()
-        if isinstance(item, np.ndarray):
+        if isinstance(item, _CONTAINERS) and (contents := saved_values.container(item)) is not None:
+            self._undo.append(contents)
+        elif isinstance(item, np.ndarray):
             self._array(item)
-            return ()
-        if isinstance(item, torch.Generator):
-            if item.device.type == "cpu":
-                self._undo.append(functools.partial(item.set_state, item.get_state()))
-            return ()
-        if isinstance(item, types.FunctionType):
-            return _captured(item)
-        if isinstance(item, types.MethodType):
-            return (item.__self__, item.__func__)
-        if isinstance(item, (types.ModuleType, torch.Tensor, type)):
-            return ()
-        return self._instance(item)
-
-    def _sequence(self, item: Any) -> Iterable[Any]:
-        before = list(item)
-
-        def undo() -> None:
-            if len(item) != len(before) or any(a is not b for a, b in zip(item, before, strict=True)):
-                item.clear()
-                item.extend(before)
-
-        self._undo.append(undo)
-        return before if len(before) < _LONG else ()
-
-    def _mapping(self, item: dict[Any, Any]) -> Iterable[Any]:
-        before = dict(item)
-
-        def undo() -> None:
-            same = len(item) == len(before) and all(
-                a is b and v is w for (a, v), (b, w) in zip(dict.items(item), before.items(), strict=True)
-            )
-            if not same and isinstance(item, collections.OrderedDict):
-                item.clear()
-                item.update(before)
-            elif not same:
-                dict.clear(item)  # a subclass may do more than keep what it is given
-                dict.update(item, before)
-
-        self._undo.append(undo)
-        return before.values() if len(before) < _LONG else ()
+        elif isinstance(item, torch.Generator) and item.device.type == "cpu":
+            self._undo.append(saved_values.generator(item))
+        elif not isinstance(item, _WITHOUT_STATE):
+            return self._instance(item)
+        return _inside(item)
 
     def _array(self, item: np.ndarray[Any, Any]) -> None:
         if item.dtype.hasobject or not item.flags.writeable:
@@ -137,22 +88,25 @@ class State:
         self._undo.append(lambda: np.copyto(item, before))
 
     def _instance(self, item: Any) -> Iterable[Any]:
-        iterator = _dataloader_iterator(item)
         attributes = getattr(item, "__dict__", None)
         if not isinstance(attributes, dict) or not _is_ours_to_restore(type(item)):
             return ()
-        before, kind = dict(attributes), type(item)
-
-        def undo() -> None:
-            if type(item) is not kind:  # a lazy layer that knows its shape now, a layer that got a parametrization
-                item.__class__ = kind
-            attributes.clear()
-            attributes.update(before)
-
-        self._undo.append(undo)
-        if iterator:
+        before = list(attributes.values())
+        self._undo += saved_values.mapping(attributes), saved_values.own_class(item)
+        if isinstance(item, _SingleProcessDataLoaderIter):
             item._sampler_iter = iter(item._index_sampler)  # a fresh one: the old one goes on where it was
-        return before.values()
+        return before
+
+
+def _inside(item: Any) -> Iterable[Any]:
+    """What a container holds, unless it is data, and what a function or a method leads to."""
+    if isinstance(item, types.FunctionType):
+        return _captured(item)
+    if isinstance(item, types.MethodType):
+        return (item.__self__, item.__func__)
+    if not isinstance(item, (dict, list, tuple, collections.deque, frozenset)) or len(item) >= _LONG:
+        return ()
+    return list(item.values() if isinstance(item, dict) else item)
 
 
 def _is_ours_to_restore(kind: type) -> bool:
@@ -169,14 +123,9 @@ def _is_ours_to_restore(kind: type) -> bool:
     return is_user_file(file)
 
 
-def _dataloader_iterator(item: Any) -> bool:
-    from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
-
-    return isinstance(item, _SingleProcessDataLoaderIter)
-
-
 def _captured(function: types.FunctionType) -> Iterator[Any]:
-    """Values in a function's closure and defaults; its globals are the namespace, or a module that stays as it is."""
+    """Cells and values of a function's closure, and its defaults; its globals are the namespace, or a module that stays as it is."""
+    yield from function.__closure__ or ()
     yield from (value for _, value in enclosed(function))
     yield from function.__defaults__ or ()
     if function.__globals__.get("__name__") == "__main__":
@@ -214,12 +163,3 @@ def refuse_begun_generators(namespace: dict[str, Any], code: types.CodeType | No
                 f"{name} is a generator that was made in an earlier cell: running this cell would advance it, and it cannot "
                 "be put back; make it in this cell"
             )
-
-
-def _set_undo(item: set[Any], before: set[Any]) -> Undo:
-    def undo() -> None:
-        if item != before:
-            item.clear()
-            item.update(before)
-
-    return undo

@@ -28,6 +28,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from ipyvram.code_names import globals_of
+from ipyvram.saved_values import slots
 
 #: Objects looked at; a program that holds more in plain Python is not copied in passing.
 MAX_OBJECTS = 3_000_000
@@ -225,15 +226,6 @@ def _is_own_business(kind: type, name: str, item: Any, namespace: Mapping[str, A
         return name == "_iterator"
     inside = isinstance(item, types.GeneratorType) or _is_builtin_iterator(item)
     return inside and not _is_users(kind, namespace) and not issubclass(kind, _BaseDataLoaderIter)
-
-
-def slots(kind: type) -> Iterator[tuple[str, Any]]:
-    """Names and descriptors of the slots that a class, or a base of it, defines in Python."""
-    for base in kind.__mro__:
-        if "__slots__" in vars(base):
-            for name, member in vars(base).items():
-                if isinstance(member, types.MemberDescriptorType):
-                    yield name, member
 
 
 def _inner_tensors(tensor: Tensor) -> tuple[str, ...]:

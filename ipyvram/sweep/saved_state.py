@@ -16,9 +16,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from ipyvram.sweep import saved_values
-from ipyvram.sweep.reachable import CannotRestore, Found, slots, walk
-from ipyvram.sweep.saved_values import Restore
+from ipyvram import saved_values
+from ipyvram.saved_values import Restore, slots
+from ipyvram.sweep.reachable import CannotRestore, Found, walk
 from ipyvram.units import format_bytes
 
 #: The copy may take this share of the host memory that is free.

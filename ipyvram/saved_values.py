@@ -8,14 +8,11 @@ from __future__ import annotations
 import collections
 import io
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-
-from ipyvram.sweep.reachable import slots
 
 Restore = Callable[[], None]
 
@@ -111,15 +108,24 @@ def class_attributes(kind: type) -> Restore:
     return restore
 
 
-def own_class(module: nn.Module) -> Restore:
-    """A module's class: parametrizations change it."""
-    kind = type(module)
+def own_class(value: Any) -> Restore:
+    """The class of an object: parametrizations change that of a module, and a lazy one does when it knows its shape."""
+    kind = type(value)
 
     def restore() -> None:
-        if type(module) is not kind:
-            module.__class__ = kind
+        if type(value) is not kind:
+            value.__class__ = kind
 
     return restore
+
+
+def slots(kind: type) -> Iterator[tuple[str, Any]]:
+    """Names and descriptors of the slots that a class, or a base of it, defines in Python."""
+    for base in kind.__mro__:
+        if "__slots__" in vars(base):
+            for name, member in vars(base).items():
+                if isinstance(member, types.MemberDescriptorType):
+                    yield name, member
 
 
 def slot_values(value: Any) -> Restore:
