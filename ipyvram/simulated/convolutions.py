@@ -19,6 +19,7 @@ from ipyvram.simulated.within import Made, copied, rule
 def _convolution(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """ConvShared.cpp `cudnn_convolution_forward`: the operands in one memory order, the weight's copy after the output."""
     source, weight = args[:2]
+    ways.convolution_bound = max(ways.convolution_bound, _lowered_bytes(source, weight, result))
     if _is_by_products(ways.card, (None, *args)):
         _by_products(ways, args, result, made)
         return
@@ -34,6 +35,7 @@ def _convolution_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made:
     """Convolution.cpp `convolution_backward`: cuDNN's two gradients, and then the bias's, as a sum of the gradient as it came."""
     gradient, source, weight = args[:3]
     of_source, of_weight, of_bias = result
+    ways.convolution_bound = max(ways.convolution_bound, _lowered_bytes(source, weight, gradient))
     if _is_by_products(ways.card, args):
         _by_products_backward(ways, args, result, made)
         return
@@ -50,6 +52,14 @@ def _convolution_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made:
         made(of_bias)
         dims = tuple(d for d in range(gradient.dim()) if d != 1)
         ways.use(*reduction_scratch("sum", gradient, of_bias, dims, ways.card), op="convolution bias scratch")
+
+
+def _lowered_bytes(source: Tensor, weight: Tensor, out: Tensor) -> int:
+    """Bytes of the input unfolded for a matrix product: more than cuDNN's default choices are known to need."""
+    kernel = math.prod(weight.shape[2:])
+    if kernel == 1:
+        return 0
+    return out.shape[0] * math.prod(out.shape[2:]) * weight.shape[1] * kernel * source.element_size()
 
 
 def _is_by_products(card: Card, args: Any) -> bool:

@@ -1,14 +1,11 @@
-"""What CUDA kernels allocate besides their results: called after every operator on the card, writes to `DeviceMemory`.
+"""What products and reductions work in besides their results, and how any kernel asks for what it works in: of `DeviceMemory`.
 
-Each rule names the code of PyTorch it follows. What cannot be known without running (cuDNN's choice of algorithm) is a
-bound, stated in the report and not part of the account.
+What cannot be known without running (cuDNN's choice of algorithm) is a bound, stated in the report and not part of the account.
 """
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,12 +13,10 @@ from torch import Tensor
 
 from ipyvram.cards import Card
 from ipyvram.devices import keeps_workspaces
-from ipyvram.simulated.arguments import HALVES, argument, dims_of, entries_of, overloads
+from ipyvram.simulated.arguments import HALVES, argument, dims_of, overloads
 from ipyvram.simulated.memory import DeviceMemory
 from ipyvram.simulated.reduction import reduction_scratch
 from ipyvram.units import MIB
-
-Rule = Callable[["Ways", Any, Any, Any], None]
 
 WORKSPACE = "cuBLAS workspace"
 CUBLASLT_WORKSPACE = MIB  #: `parseCUDABlasLtWorkspaceSize` (CublasHandlePool.cpp)
@@ -39,7 +34,7 @@ _SUMS = ("sum", "mean", "prod", "nansum")
 
 
 class Ways:
-    """The rules, with what they remember of one run.
+    """What kernels ask for, with what is to be remembered of one run.
 
     Parameters
     ----------
@@ -61,10 +56,6 @@ class Ways:
             self._gemm(func, args, kwargs, result)
         elif func in _REDUCTIONS:
             self._reduce(func, args, kwargs, result)
-        else:
-            rule = _RULES.get(func)
-            if rule is not None:
-                rule(self, args, kwargs, result)
 
     def take(self, *sizes: int, op: str) -> list[tuple[int, int]]:
         """Memory that a kernel works in; `give` it back."""
@@ -163,69 +154,3 @@ def _dims(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[int, ...]:
         if known.name in ("dim", "dims"):
             return dims_of(args[0], argument(args, kwargs, position, known.name))
     return dims_of(args[0], None)
-
-
-# -- rules ---------------------------------------------------------------------------------------------------------------
-
-_RULES: dict[Any, Rule] = {}
-
-
-_rule = entries_of(_RULES)
-
-
-@_rule("multinomial")
-def _multinomial(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
-    """`multinomial_out` (Distributions.cpp): without replacement, or for one sample, weights are divided by random numbers."""
-    if not argument(args, kwargs, 2, "replacement", False) or args[1] == 1:
-        ways.use(args[0].nbytes, op="multinomial")
-
-
-@_rule("linalg_solve_triangular")
-def _solve_triangular(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
-    """`triangular_solve_kernel` (BatchLinearAlgebra.cpp): a few large systems one by one, else through addresses of all."""
-    triangle, op = args[0], "triangular systems"
-    batches, size = math.prod(result.shape[:-2]), math.prod(triangle.shape[-2:]) * triangle.element_size()
-    held = ways.take(batches * size if triangle.shape[:-2] != result.shape[:-2] else 0, op=op)
-    if batches > 8 or triangle.shape[-1] < 64:
-        held += ways.take(8 * batches, 8 * batches, op=op)
-    ways.cublas()
-    ways.give(held)
-
-
-@_rule("masked_scatter", "masked_scatter_")
-def _masked_scatter(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
-    """`launch_masked_scatter_kernel` (IndexKernel.cu): for each element, how many were set before it."""
-    ways.use(8 * args[0].numel(), op="masked_scatter prefix sums")
-
-
-@_rule("_grouped_mm")
-def _grouped_mm(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
-    """`_grouped_mm_cuda` (GroupedBlas.cpp): bfloat16 in one kernel on Hopper and Blackwell, else group by group."""
-    if args[0].dtype is not torch.bfloat16 or ways.card.capability not in ((9, 0), (10, 0)):
-        ways.cublas()
-
-
-@_rule("_foreach_norm")
-def _foreach_norm(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
-    """ForeachReduceOp.cu: one partial result for each chunk of 65536 elements of each tensor."""
-    tensors = args[0]
-    chunks = max((math.ceil(t.numel() / 65536) for t in tensors), default=0)
-    ways.use(len(tensors) * chunks * 4, op="_foreach_norm partial sums")
-
-
-@_rule("convolution")
-def _convolution(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
-    ways.convolution_bound = max(ways.convolution_bound, _lowered_bytes(args[0], args[1], result))
-
-
-@_rule("convolution_backward")
-def _convolution_backward(ways: Ways, args: Any, kwargs: Any, result: Any) -> None:
-    ways.convolution_bound = max(ways.convolution_bound, _lowered_bytes(args[1], args[2], args[0]))
-
-
-def _lowered_bytes(source: Tensor, weight: Tensor, out: Tensor) -> int:
-    """Bytes of the input unfolded for a matrix product: more than cuDNN's default choices are known to need."""
-    kernel = math.prod(weight.shape[2:])
-    if kernel == 1:
-        return 0
-    return out.shape[0] * math.prod(out.shape[2:]) * weight.shape[1] * kernel * source.element_size()

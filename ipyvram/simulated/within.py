@@ -207,3 +207,51 @@ def _ctc_loss_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Ma
 def _fused_cell(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """RNN.cu: what is kept for backward first."""
     made(result[-1])
+
+
+# -- what is only asked for when the results are there -----------------------------------------------------------------------
+
+
+@rule("multinomial")
+def _multinomial(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """`multinomial_out` (Distributions.cpp): without replacement, or for one sample, weights are divided by random numbers."""
+    made(result)
+    if not argument(args, kwargs, 2, "replacement", False) or args[1] == 1:
+        ways.use(args[0].nbytes, op="multinomial")
+
+
+@rule("linalg_solve_triangular")
+def _solve_triangular(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """`triangular_solve_kernel` (BatchLinearAlgebra.cpp): a few large systems one by one, else through addresses of all."""
+    made(result)
+    triangle, op = args[0], "triangular systems"
+    batches, size = math.prod(result.shape[:-2]), math.prod(triangle.shape[-2:]) * triangle.element_size()
+    held = ways.take(batches * size if triangle.shape[:-2] != result.shape[:-2] else 0, op=op)
+    if batches > 8 or triangle.shape[-1] < 64:
+        held += ways.take(8 * batches, 8 * batches, op=op)
+    ways.cublas()
+    ways.give(held)
+
+
+@rule("masked_scatter", "masked_scatter_")
+def _masked_scatter(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """`launch_masked_scatter_kernel` (IndexKernel.cu): for each element, how many were set before it."""
+    made(result)
+    ways.use(8 * args[0].numel(), op="masked_scatter prefix sums")
+
+
+@rule("_grouped_mm")
+def _grouped_mm(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """`_grouped_mm_cuda` (GroupedBlas.cpp): bfloat16 in one kernel on Hopper and Blackwell, else group by group."""
+    made(result)
+    if args[0].dtype is not torch.bfloat16 or ways.card.capability not in ((9, 0), (10, 0)):
+        ways.cublas()
+
+
+@rule("_foreach_norm")
+def _foreach_norm(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """ForeachReduceOp.cu: one partial result for each chunk of 65536 elements of each tensor."""
+    made(result)
+    tensors = args[0]
+    chunks = max((math.ceil(t.numel() / 65536) for t in tensors), default=0)
+    ways.use(len(tensors) * chunks * 4, op="_foreach_norm partial sums")
