@@ -88,13 +88,7 @@ class Names:
     ) -> tuple[str, Claim | None]:
         """The name, and the claim that it is of."""
         if category == "activations":
-            variable = next((c for c in claims if not c.category and c.name), None)
-            saved = next((c.name for c in claims if c.category in ("activations", DATA)), "")
-            kept = next((c for c in claims if c.category == KEPT), None)  # of an earlier cell: what keeps it says more
-            holder = variable or kept
-            if holder is not None:
-                return holder.name, holder
-            return f"{made_by} output" if made_by else kept_for(saved) if saved else "", None
+            return _of_an_activation(claims, made_by)
         if category == "workspaces":  # which operator asked for it first says nothing: every other uses it, too
             return (claim.name if claim is not None and claim.category == category else "cuBLAS workspace"), None
         if claim is None:
@@ -118,6 +112,16 @@ class Names:
     def _model_of(self, claim: Claim) -> str:
         lasting = claim.category in ("parameters", "gradients", "buffers", ATTRIBUTE, "optimizer_state")
         return claim.module + "." if lasting and claim.module in self._models else ""
+
+
+def _of_an_activation(claims: tuple[Claim, ...], made_by: str) -> tuple[str, Claim | None]:
+    """Its name and the claim that it is of: a variable's, or of an earlier cell what keeps it, which says more than who made it."""
+    variable = next((c for c in claims if not c.category and c.name), None)
+    holder = variable or next((c for c in claims if c.category == KEPT), None)
+    if holder is not None:
+        return holder.name, holder
+    saved = next((c.name for c in claims if c.category in ("activations", DATA)), "")
+    return f"{made_by} output" if made_by else kept_for(saved) if saved else "", None
 
 
 def _above(path: str) -> str:

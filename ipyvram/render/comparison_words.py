@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from ipyvram.comparison import Accumulation, Answer, Comparison, Row, describe_fit
 from ipyvram.report_rows import LABELS
@@ -101,27 +103,33 @@ def _context(c: Comparison) -> list[str]:
     return parts
 
 
-def _headline(c: Comparison) -> list[tuple[str, str]]:
-    parts = []
+def _headline(c: Comparison) -> Iterator[tuple[str, str]]:
     if c.limit_bytes is not None:
-        if c.largest is not None:
-            beyond = next((r for r in c.rows if r.batch == c.largest.beyond), None)
-            why = _why_beyond(beyond, c.limit_bytes) if beyond is not None else ""
-            words = answer_words(c.largest, c.limit_bytes, None if c.rule == "sizes" else c.multiple, why)
-            parts.append((f"Largest that fits: {c.largest.batch}", words))
-        elif c.rows:
-            least = next((r for r in c.rows if (r.needed_bytes or 0) > c.limit_bytes), None)
-            even = f": {least.batch} needs {format_bytes(least.needed_bytes or 0)}" if least is not None else ""
-            parts.append(("No size fits", f"into {format_bytes(c.limit_bytes)}{even}"))
+        yield from _what_fits(c, c.limit_bytes)
     knee = next((r for r in c.rows if r.batch == c.knee), None)
     if knee is not None:
-        share = f"{c.share_of_best(knee) or 0:.0%}".replace("%", " %")
-        any_size = "any that was timed" if any(r.peak_bytes and r.samples_per_s is None for r in c.rows) else "any"
-        words = f"the smallest size that is about as fast as {any_size} ({share})"
-        parts.append((f"Knee: {knee.batch}", words + (f", {format_bytes(knee.peak_bytes)}" if knee.peak_bytes else "")))
+        yield f"Knee: {knee.batch}", _about_the_knee(c, knee)
     if c.accumulation is not None:
-        parts.append((f"Effective {c.accumulation.effective}", accumulation_words(c.accumulation)))
-    return parts
+        yield f"Effective {c.accumulation.effective}", accumulation_words(c.accumulation)
+
+
+def _what_fits(c: Comparison, limit_bytes: int) -> Iterator[tuple[str, str]]:
+    if c.largest is not None:
+        beyond = next((r for r in c.rows if r.batch == c.largest.beyond), None)
+        why = _why_beyond(beyond, limit_bytes) if beyond is not None else ""
+        words = answer_words(c.largest, limit_bytes, None if c.rule == "sizes" else c.multiple, why)
+        yield f"Largest that fits: {c.largest.batch}", words
+    elif c.rows:
+        least = next((r for r in c.rows if (r.needed_bytes or 0) > limit_bytes), None)
+        even = f": {least.batch} needs {format_bytes(least.needed_bytes or 0)}" if least is not None else ""
+        yield "No size fits", f"into {format_bytes(limit_bytes)}{even}"
+
+
+def _about_the_knee(c: Comparison, knee: Row) -> str:
+    share = f"{c.share_of_best(knee) or 0:.0%}".replace("%", " %")
+    any_size = "any that was timed" if any(r.peak_bytes and r.samples_per_s is None for r in c.rows) else "any"
+    peak = f", {format_bytes(knee.peak_bytes)}" if knee.peak_bytes else ""
+    return f"the smallest size that is about as fast as {any_size} ({share}){peak}"
 
 
 def answer_words(answer: Answer, limit_bytes: int, multiple: int | None = None, why: str = "") -> str:
@@ -225,5 +233,5 @@ def sentence(c: Comparison) -> str:
     parts = [f"Peak memory and speed against {c.name}"]
     parts += [f"{r.batch}: {format_bytes(r.peak_bytes)}" for r in c.rows if r.peak_bytes is not None]
     parts += [f"{r.batch}: out of memory" for r in c.rows if r.status == "OOM"]
-    parts += [f"{strong}, {rest}" for strong, rest in _headline(c)[:2]]
+    parts += [f"{strong}, {rest}" for strong, rest in islice(_headline(c), 2)]
     return "; ".join(parts) + "."
