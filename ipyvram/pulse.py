@@ -23,8 +23,7 @@ class Pulse:
     figures : mapping of str to float
         The last sample's, named as `recording.SAMPLE_COLUMNS`; what is unavailable is left out.
     card_bytes, limit_bytes : int or None
-        The card's memory, and the part of it to stay within; None without a card, and where only the process's memory is known.
-        A limit in bytes holds for that too.
+        The card's memory, and the part of it to stay within; None without a card.
     held : mapping of str to int
         Category → bytes of what is known to be there: parameters, optimizer state, buffers.
     """

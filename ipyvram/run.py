@@ -127,8 +127,6 @@ class Run:
         device = leading_device(latest)
         figures = {name: float(value) for name, value in latest.get(device, {}).items() if value == value}
         card_bytes = self.options.card_bytes or (int(figures.get("device_total", 0)) or None)
-        if device == "cpu":  # its figure is the process's memory, which would not lie on a card
-            card_bytes = None
         elapsed_s = (self._clock() - self._start_ns) / 1e9
         limit_bytes = limit_of(self.options.limit, card_bytes)
         claims = self._owners.claims

@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 import ipyvram
 from ipyvram import arming, bounds, devices, measuring, tracing
 from ipyvram import run as run_module
-from ipyvram.cards import of_size
 from ipyvram.options import Options
 from ipyvram.probes import (
     counters,
@@ -159,15 +158,6 @@ def test_an_error_leaves_nothing_behind(ending):
     with pytest.raises(type(ending)):
         measured(body)
     assert global_state() == before
-
-
-@pytest.mark.parametrize(("options", "limit"), [({}, None), ({"limit": (None, 2**33)}, 2**33)])
-def test_on_the_cpu_the_meter_does_not_hold_the_process_against_a_named_card(options, limit):
-    run = Run(Options(card=of_size(2**28), **options))
-    run.start()
-    pulse = run.pulse()
-    run.stop()
-    assert (pulse.device, pulse.card_bytes, pulse.limit_bytes) == ("cpu", None, limit)
 
 
 def test_the_variables_are_read_once_at_the_end_also_where_an_error_ends_the_cell(monkeypatch):
