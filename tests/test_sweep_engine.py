@@ -86,6 +86,12 @@ def test_no_figure_beyond_twice_the_largest_size_and_that_is_said():
     assert "there is room beyond 64" in found.notes[0]
 
 
+def test_no_room_is_promised_beyond_what_the_data_have():
+    found, _ = ask(Program(room=10**12, data=32), sizes=(8, 16, 32), limit_bytes=10**10)
+    assert found.largest.batch == 32
+    assert not [note for note in found.notes if "room beyond" in note]
+
+
 def test_without_a_limit_there_is_only_the_knee():
     found, _ = ask(Program(), sizes=(8, 16, 32, 64, 128, 256, 512))
     assert found.largest is None

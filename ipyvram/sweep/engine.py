@@ -172,8 +172,12 @@ class Sweep:
         aim = None if self._clipped(self.trials[-1]) else self._beyond(rows, line, ran, limit)
         if aim is None or aim <= ran.batch:
             self._confirm(ran.batch)
-        elif self._confirm(aim) and line is not None and aim > line.reach - self.question.multiple:
+        elif self._confirm(aim) and not self._clipped(self.trials[-1]) and self._at_its_reach(line, aim):
             self._notes.append(wording.room_beyond(self.question.name, aim))
+
+    def _at_its_reach(self, line: Fit | None, size: int) -> bool:
+        """Whether a size is as large as the line may be used for."""
+        return line is not None and size > line.reach - self.question.multiple
 
     def _beyond(self, rows: Sequence[Row], line: Fit | None, ran: Answer, limit_bytes: int) -> int | None:
         """The largest size that would fit, up to twice the largest that ran: by what the trials asked for, else by the line."""
@@ -285,6 +289,6 @@ class Sweep:
         predicted = answers.predicted_largest(rows, line, limit, self.question.multiple)
         if predicted is None or (ran is not None and (predicted.batch <= ran.batch or self._clipped(self.trials[-1]))):
             return ran
-        if self.question.sizes and line is not None and predicted.batch > line.reach - self.question.multiple:
+        if self.question.sizes and self._at_its_reach(line, predicted.batch):
             self._notes.append(wording.room_beyond(self.question.name, predicted.batch))
         return predicted
