@@ -42,7 +42,8 @@ class Row:
     reserved_bytes : int or None
         The most the allocator held; None where there is no such thing (CPU).
     needed_bytes : int or None
-        What counts against the limit: reserved, the context and other processes.
+        What counts against the limit: reserved, the context and other processes; where the cell made one step only, also what
+        a second one would need beyond that.
     samples_per_s, step_s : float or None
         Median of ``steps`` timed steps.
     retries : int

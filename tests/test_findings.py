@@ -12,7 +12,7 @@ from ipyvram.findings.batch import batch_bounds, fewer_temporaries
 from ipyvram.findings.worth import code
 from ipyvram.grouping import batch_size
 from ipyvram.recording import Observation
-from ipyvram.report_rows import AFTER_TRACE, Phase, StepAccount, TensorRow
+from ipyvram.report_rows import AFTER_TRACE, Phase, StepAccount, TensorRow, Timeline
 from tests.made import MIB, account, report
 
 GIB = 2**30
@@ -50,6 +50,16 @@ def cuda(**fields):
 
 def row(bytes_: int, category: str, name: str = "", shape: tuple[int, ...] | None = None, **more) -> TensorRow:
     return TensorRow(bytes_, category, name, shape=shape, **more)
+
+
+def one_step(**before: int):
+    """A cell of one step, which made 20 MiB of optimizer state after a backward with what is said."""
+    peak = {"optimizer_state": 20 * MIB, "gradients": 80 * MIB}
+    columns = {c: (before.get(c, 0), peak.get(c, 0)) for c in before | peak}
+    timeline = Timeline((0.0, 0.5), columns, end_s=1.0)
+    phases = (Phase(0.0, 0.4, "forward", 1), Phase(0.5, 1.0, "optimizer", 1))
+    only = (step(1, 100 * MIB, phase="optimizer", **peak),)
+    return report(peak, steps=1, traced_steps=1, step_accounts=only, timeline_data=timeline, phases=phases)
 
 
 #: kind → (a report that triggers it, a near miss, what the sentence must contain)
@@ -99,6 +109,7 @@ CASES = {
         report(step_accounts=(step(1, 100 * MIB), step(2, 110 * MIB, activations=110 * MIB))),  # a larger batch
         ("10.0 MiB above step 1", "8.00 MiB more"),
     ),
+    "only_step": (one_step(activations=90 * MIB), one_step(activations=80 * MIB), ("about 110 MiB, 10.0 MiB more", "two steps")),
     "first_step": (
         report(step_accounts=steps((60 * MIB, 0), (40 * MIB, 0)), environment={"cudnn_benchmark": "True"}),
         report(step_accounts=steps((60 * MIB, 0), (40 * MIB, 0))),  # nobody asked cuDNN to search

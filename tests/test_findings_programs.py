@@ -447,3 +447,21 @@ def test_a_parametrized_module_is_not_parametrized_again(notebook):
     calls.clear()
     notebook.measure("train()")
     assert calls == []
+
+
+def test_one_step_tells_what_a_second_would_need(notebook):
+    """The optimizer's state is made at the end of the first: who chose a batch by one step would run out of memory."""
+    found = {f.kind: f for f in notebook.measure("train(steps=1, batch=1024)").findings}
+    notebook.run(MODEL)
+    two = notebook.measure("train(steps=2, batch=1024)")
+    assert two.peak_step == 2
+    assert "only_step" not in {f.kind for f in two.findings}
+    first = two.step_accounts[0].peak_bytes
+    assert found["only_step"].bytes == pytest.approx(two.peak_bytes - first, rel=0.02)
+
+
+def test_one_step_of_an_optimizer_that_has_its_state_says_nothing_of_a_second(notebook):
+    notebook.run("train(steps=1)")
+    assert "only_step" not in {f.kind for f in notebook.measure("train(steps=1, batch=1024)").findings}
+    notebook.run("optimizer = torch.optim.SGD(model.parameters(), lr=0.1)")
+    assert "only_step" not in {f.kind for f in notebook.measure("train(steps=1, batch=1024)").findings}

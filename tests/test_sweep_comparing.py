@@ -107,6 +107,26 @@ def attention_without_bound(batch_size: int) -> None:
         optimizer.step()
 
 
+def test_a_cell_of_one_step_is_given_a_size_that_stands_two():
+    """The first step makes the optimizer's state, which is beside the second one's activations."""
+
+    def one_step(batch_size: int, steps: int = 1) -> None:
+        model = nn.Sequential(*(nn.Sequential(nn.Linear(512, 512), nn.ReLU()) for _ in range(4)))
+        optimizer = torch.optim.Adam(model.parameters())
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.ones(batch_size, 512)).sum().backward()
+            optimizer.step()
+
+    found = ipyvram.compare_batches(one_step, limit="32MiB")
+    with ipyvram.measure() as m:
+        one_step(found.largest.batch, steps=2)
+    assert m.report.peak_step == 2
+    assert 0.95 * 32 * MIB < m.report.peak_bytes <= 1.01 * 32 * MIB
+    assert found.largest.needed_bytes == pytest.approx(m.report.peak_bytes, rel=0.02)
+    assert any("the cell made one step: needs counts a second one" in note for note in found.notes)
+
+
 def test_a_quadratic_program_is_declared_so_and_not_extrapolated():
     found = ipyvram.compare_batches(attention_without_bound, [128, 256, 512], limit="64MiB", steps=1)
     assert not found.fit.linear

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from ipyvram.findings.worth import Rule, observed, worth
+from ipyvram.findings.worth import MIN_BYTES, Rule, observed, worth
 from ipyvram.recording import CATEGORIES
 from ipyvram.report import Report
 from ipyvram.report_rows import Finding
@@ -50,6 +50,35 @@ def _second_step(report: Report) -> Iterator[Finding]:
         yield Finding("second_step", text, more)
 
 
+def second_step_bytes(report: Report) -> int:
+    """What a second step would need where the only one made the optimizer's state at its end; 0 where it would be no more.
+
+    It has the state beside what the first forward and backward took: about so much, as gradients may be there from its begin.
+    """
+    timeline = report.timeline_data
+    update = min((p.start_s for p in report.phases if p.name == "optimizer"), default=0.0)
+    if report.steps != 1 or len(report.step_accounts) != 1 or report.error or report.oom or not timeline.categories:
+        return 0
+    only = report.step_accounts[0]
+    before = [(n, i) for i, n in enumerate(timeline.allocated) if only.start_s <= timeline.time_s[i] < update]
+    if not before:
+        return 0
+    most, at = max(before)
+    states = timeline.categories.get("optimizer_state", ())
+    needs = most + only.end.get("optimizer_state", 0) - (states[at] if states else 0)
+    return needs if needs > report.peak_bytes else 0
+
+
+def _only_step(report: Report) -> Iterator[Finding]:
+    needs = second_step_bytes(report)
+    if (more := needs - report.peak_bytes) >= max(MIN_BYTES, SECOND_ABOVE_FIRST * report.peak_bytes):
+        text = (
+            f"This is one step: the optimizer's state exists only from its end, and with it a second step needs about "
+            f"{format_bytes(needs)}, {format_bytes(more)} more than this peak. Choose a batch by two steps or more."
+        )
+        yield Finding("only_step", text, more)
+
+
 def _first_step(report: Report) -> Iterator[Finding]:
     if len(report.step_accounts) < 2 or report.environment.get("cudnn_benchmark") != "True":
         return
@@ -81,4 +110,4 @@ def _growth(report: Report) -> Iterator[Finding]:
     yield Finding("growth", text, grows)
 
 
-RULES: tuple[Rule, ...] = (_unused_graph, _second_step, _first_step, _growth)
+RULES: tuple[Rule, ...] = (_unused_graph, _second_step, _only_step, _first_step, _growth)

@@ -65,12 +65,16 @@ def put_into_words(c: Comparison) -> Words:
         remarks=tuple(row.note for row in c.rows),
         sizes=tuple(str(row.batch) for row in _told(c)),
         categories=tuple(_categories(c)),
-        notes=(*c.notes, *([_NEEDS] if shown[COLUMNS.index("needs")] else [])),
+        notes=(*c.notes, *([_needs(c)] if shown[COLUMNS.index("needs")] else [])),
         trouble=_trouble(c),
     )
 
 
-_NEEDS = "needs is what counts against the limit: reserved, the CUDA context and other processes"
+def _needs(c: Comparison) -> str:
+    """What the column is about."""
+    on_card = any(row.reserved_bytes is not None for row in c.rows)
+    parts = ": reserved, the CUDA context and other processes" if on_card else ""
+    return f"needs is what counts against the limit{parts}"
 
 
 def columns_shown(c: Comparison) -> tuple[bool, ...]:

@@ -211,7 +211,7 @@ class Sweep:
             self._notes.append(wording.more_untried(len(self.trials)))
 
     def _foresee(self, low: int, high: int | None, guess: float | None) -> int | None:
-        limit, outside = self.question.limit_bytes or 0, max(t.outside_bytes for t in self.trials)
+        limit, outside = self.question.limit_bytes or 0, max(t.outside_bytes + t.more_bytes for t in self.trials)
         return self._rehearsal.largest(low, high, self.question.multiple, guess, limit - outside)
 
     def _run_out(self, search: Search, confirms: bool) -> None:

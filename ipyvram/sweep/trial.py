@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from ipyvram.findings.steps import second_step_bytes
 from ipyvram.global_state import GlobalState
 from ipyvram.measuring import Measurement
 from ipyvram.options import Options
@@ -52,6 +53,8 @@ class Trial:
         Median of ``timed_steps`` steps.
     retries : int
         How often the allocator had to give back its cache to find room.
+    more_bytes : int
+        What a second step would need beyond the peak, where there was one only.
     leftover : str
         What an earlier trial had left in memory, with what holds it; empty where memory was at its baseline.
     script : Script or None
@@ -71,6 +74,7 @@ class Trial:
     step_s: float | None = None
     samples_per_s: float | None = None
     retries: int = 0
+    more_bytes: int = 0
     device: str = ""
     device_name: str = ""
     notes: tuple[str, ...] = ()
@@ -79,9 +83,9 @@ class Trial:
 
     @property
     def needed_bytes(self) -> int | None:
-        """What counts against the limit: what the allocator held (or the tensors) and what else was on the card."""
+        """What counts against the limit: what the allocator held (or the tensors), what else was on the card, a second step."""
         held = self.reserved_bytes if self.reserved_bytes is not None else self.peak_bytes
-        return None if held is None else held + self.outside_bytes
+        return None if held is None else held + self.outside_bytes + self.more_bytes
 
 
 class Body(Protocol):
@@ -252,6 +256,7 @@ def with_figures(trial: Trial, report: Report) -> Trial:
         device=report.device,
         device_name=report.device_name,
         retries=report.allocator.get("retries", 0),
+        more_bytes=max(0, second_step_bytes(report) - report.peak_bytes),
         out_of_memory=report.allocator.get("ooms", 0) > 0,  # also one that the program caught and got over
         notes=(*trial.notes, *report.measurement.notes),
     )

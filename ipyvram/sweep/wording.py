@@ -68,6 +68,7 @@ def notes(
     yield from _about_the_data(ran, axis, skipped)
     yield from _about_the_axis(name, ran, axis)
     yield from _about_leftovers(trials)
+    yield from _about_a_second_step(ran)
     if not estimated:
         yield from _about_speeds(ran, rows)
     if axis is not None and line is not None:
@@ -107,6 +108,15 @@ def _about_leftovers(trials: Sequence[Trial]) -> Iterator[str]:
     if left:
         sizes = ", ".join(dict.fromkeys(str(t.size) for t in left))
         yield f"contaminated: memory was not back at its baseline before {sizes}, so figures there are too high: {left[0].leftover}"
+
+
+def _about_a_second_step(ran: Sequence[Trial]) -> Iterator[str]:
+    last = max((t for t in ran if t.more_bytes), key=lambda t: t.size, default=None)
+    if last is not None:
+        yield (
+            f"at {last.size} the cell made one step: needs counts a second one, which has the optimizer's state beside it "
+            f"(about {format_bytes(last.more_bytes)} more)"
+        )
 
 
 def _about_speeds(ran: Sequence[Trial], rows: Sequence[Row]) -> Iterator[str]:
