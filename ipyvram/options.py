@@ -261,8 +261,8 @@ def parse(line: str) -> Options:
         end = next((i for i in range(position + 1, len(tokens)) if _is_value_end(option, tokens[i])), len(tokens))
         words = [token.text for token in tokens[position + 1 : end]]
         if not option.metavar:
-            if words:
-                raise ValueError(f"{' '.join(words)!r} after {option.flag}, which takes no value: the label goes first")
+            if text := " ".join(words):
+                raise ValueError(f"{text!r} after {option.flag}, which takes no value: {_place_of(text)}")
             words = ["True"]
         if not words:
             raise ValueError(f"{option.flag} needs a value: {option.flag} {option.metavar}, {option.help}")
@@ -270,6 +270,14 @@ def parse(line: str) -> Options:
         position = end
     _check_together(values)
     return Options(**values)
+
+
+def _place_of(text: str) -> str:
+    """Where words belong that stand behind a switch: people write ``--estimate T4``."""
+    with contextlib.suppress(ValueError):
+        cards.find(text)
+        return f"write --card {text}"
+    return "the label goes first"
 
 
 def _parse_words(option: Option, words: Sequence[str]) -> Any:
