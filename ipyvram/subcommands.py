@@ -52,7 +52,8 @@ def _history(rest: str) -> Any:
     words: list[str] = list(frame.select_dtypes("string").columns)
     frame[words] = frame[words].fillna("")
     frame["started"] = frame["started"].dt.floor("s")
-    frame.insert(frame.columns.get_loc("peak_bytes"), "peak", [format_bytes(n) for n in frame["peak_bytes"]])
+    frame.insert(1, "peak", [format_bytes(n) for n in frame["peak_bytes"]])
+    frame.insert(2, "peak_when", frame.pop("peak_when"))  # a narrow terminal shows the first columns and the last
     return frame
 
 

@@ -145,6 +145,8 @@ def test_history_ranks(kernel):
         "middle"
     )
     assert kernel.value("list(__import__('ipyvram').history().label)") == "['small', 'large', 'middle']"
+    columns = kernel.value("list(get_ipython().run_line_magic('vram', 'history'))[:3]")
+    assert columns == "['label', 'peak', 'peak_when']"  # what a narrow terminal shows
 
 
 def test_compare_runs_and_steps(kernel):
