@@ -122,6 +122,31 @@ def test_that_nothing_was_on_the_card_is_said():
 
 
 @pytest.mark.parametrize(
+    ("line", "left"),
+    [
+        ("F.cross_entropy(model(x.cuda()), y)", "a tensor (4)"),
+        ("F.cross_entropy(model(x), y)", "2 tensors (4×8, 4)"),
+        ("F.cross_entropy(model(x.cuda()), y.cuda())", ""),
+        ("model(x.cuda())[y]", ""),  # an index may be on the host
+        (
+            "F.ctc_loss(model(x.cuda()).log_softmax(1)[:, None], y.cuda()[None], torch.tensor([4]), torch.tensor([4]))",
+            "",
+        ),
+    ],
+)
+def test_what_the_cell_forgets_to_move_is_said(line, left):
+    source = f"""
+import torch
+import torch.nn.functional as F
+model = torch.nn.Linear(8, 8).cuda()
+x, y = torch.randn(4, 8), torch.tensor([1, 2, 3, 4])
+{line}.sum().backward()
+"""
+    found = [f.text for f in ipyvram.estimate(source, card="T4").findings if f.kind == "left_on_host"]
+    assert [text.split(" on the CPU")[0] for text in found] == ([f"The cell leaves {left}"] if left else [])
+
+
+@pytest.mark.parametrize(
     "choice",
     [
         'device = "cuda"',

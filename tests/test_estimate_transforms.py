@@ -64,7 +64,7 @@ def test_what_a_transform_is_given_is_on_the_card(cell):
     x, y = variables["x"], variables["y"]
     values = x.clone(), y.clone()
     report = ipyvram.estimate(HEAD + cell, card="T4", namespace=dict(variables))
-    assert not any("was moved there" in note for note in report.measurement.notes)
+    assert "left_on_host" not in {f.kind for f in report.findings}
     assert torch.equal(x, values[0])
     assert torch.equal(y, values[1])
     moved = HEAD + ("x, y = x.cuda(), y.cuda()\n" if "y)" in cell or "y." in cell else "x = x.cuda()\n") + cell

@@ -69,6 +69,11 @@ CASES = {
         report(),
         ("ends after 3 steps", "evaluation"),
     ),
+    "left_on_host": (
+        report(observations=seen("left_on_host", 0, name="16×3×32×32, 16", holder="convolution", count=2)),
+        report(),
+        ("leaves 2 tensors (16×3×32×32, 16) on the CPU", "first in convolution", "Move them with .to(device)"),
+    ),
     "traceback": (
         report(observations=seen("traceback", 3 * MIB, name="KeyError")),
         report(observations=seen("traceback", 1 * MIB, name="KeyError")),  # 1 % of the peak

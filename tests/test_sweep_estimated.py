@@ -118,3 +118,18 @@ def test_a_search_ends_where_the_memory_does_not_grow_and_nothing_shows_the_batc
     found = ask(train, rule="largest", limit_bytes=CARD.total_bytes // 2)
     assert found.largest is not None
     assert any("nothing shows that the batch really changed" in note for note in found.notes)
+
+
+def test_a_batch_that_the_cell_leaves_on_the_cpu_is_told_once():
+    model = nn.Linear(256, 10)
+
+    def train(batch_size):
+        model.to("cuda")
+        for _ in range(3):
+            model(torch.randn(batch_size, 256)).sum().backward()
+
+    found = ask(train, sizes=(8, 16))
+    assert [note for note in found.notes if "on the CPU" in note] == [
+        "The cell leaves a tensor (16×256) on the CPU and uses it with tensors on the card, first in addmm: on a card that is an "
+        "error. Move it with .to(device): here it counts only while in use."
+    ]

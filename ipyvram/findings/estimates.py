@@ -35,6 +35,18 @@ def _evaluates_later(report: Report) -> Iterator[Finding]:
         yield Finding("evaluates_later", text)
 
 
+def _left_on_host(report: Report) -> Iterator[Finding]:
+    """The observation's ``name`` has the shapes of ``count`` tensors, its ``holder`` is the operator that met the first."""
+    for o in observed(report, "left_on_host"):
+        what = f"a tensor ({o.name})" if o.count == 1 else f"{o.count} tensors ({o.name})"
+        them, counted = ("it", "it counts") if o.count == 1 else ("them", "they count")
+        text = (
+            f"The cell leaves {what} on the CPU and uses {them} with tensors on the card, first in {o.holder}: on a card that is an "
+            f"error. Move {them} with .to(device): here {counted} only while in use."
+        )
+        yield Finding("left_on_host", text)
+
+
 def _nothing_there(report: Report) -> Iterator[Finding]:
     if report.kind == "estimated" and not report.peak_bytes and (report.phases or report.steps):
         text = (
@@ -44,4 +56,4 @@ def _nothing_there(report: Report) -> Iterator[Finding]:
         yield Finding("nothing_on_card", text)
 
 
-RULES: tuple[Rule, ...] = (_does_not_fit, _evaluates_later, _nothing_there)
+RULES: tuple[Rule, ...] = (_does_not_fit, _evaluates_later, _left_on_host, _nothing_there)

@@ -216,12 +216,8 @@ class OnCard(TorchDispatchMode):
             self._memory.ignore(copy.untyped_storage())  # what is made of it on the host is moved
         else:
             self.see(func, copy)
-        if "index" not in func._schema.name:  # only indexing may mix devices
-            shape = "×".join(map(str, tensor.shape))
-            self.note(
-                f"a host tensor ({shape}) met tensors on the card in {func._schema.name.split('::')[-1]} and was "
-                "moved there; on a real card it has to be moved by the cell"
-            )
+        if not _mixes(func, tensor):
+            self.host.left.setdefault(tuple(tensor.shape), func._schema.name.split("::")[-1])
         return copy
 
     def sparse(self, func: Operator, matrix: Tensor) -> Tensor:
@@ -244,6 +240,11 @@ def _sides(args: Any, kwargs: dict[str, Any]) -> tuple[bool, list[Tensor]]:
         else:
             hosts.append(tensor)
     return on_card, hosts
+
+
+def _mixes(func: Operator, value: Tensor) -> bool:
+    """Whether the operator may have this on the host beside tensors on the card: an index, or lengths that `ctc_loss` divides by."""
+    return "index" in func._schema.name or (func._schema.name == "aten::div" and not value.is_floating_point())
 
 
 def _refusal(func: Operator) -> str:

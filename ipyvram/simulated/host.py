@@ -10,9 +10,16 @@ from torch import Tensor
 
 
 class HostTensors:
-    """Copies of host storages, made at the first write, put back by `restore`."""
+    """Copies of host storages, made at the first write, put back by `restore`.
+
+    Attributes
+    ----------
+    left : dict of tuple of int to str
+        Shapes of what the cell left on the host, → the operator that met it with what is on the card.
+    """
 
     def __init__(self) -> None:
+        self.left: dict[tuple[int, ...], str] = {}
         self._existing: dict[int, weakref.ref[torch.UntypedStorage]] = {}  # another may come to lie where one has ended
         self._saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 

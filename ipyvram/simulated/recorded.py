@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from ipyvram.units import format_bytes
 
 if TYPE_CHECKING:
     from ipyvram.simulated.estimation import Estimation
+
+
+#: So many shapes are named of what the cell left on the host.
+_NAMED = 3
 
 
 class Placement:
@@ -72,19 +77,31 @@ def fits(memory: DeviceMemory, capacity: int) -> tuple[OutOfMemory, int] | None:
     return None
 
 
-def _verdict(estimation: Estimation, stop_ns: int) -> tuple[Observation, ...]:
-    """Where the card is too small: what was asked for when, and what was left; where the estimate ends before an evaluation."""
-    later = (Observation("evaluates_later", name=estimation.ended_by),) if estimation.evaluates_later else ()
+def _observations(estimation: Estimation, stop_ns: int) -> Iterator[Observation]:
+    """Where the card is too small, where the estimate ends before an evaluation, and what the cell left on the host."""
+    if estimation.evaluates_later:
+        yield Observation("evaluates_later", name=estimation.ended_by)
+    if left := estimation._host.left:
+        shapes = ["×".join(map(str, shape)) for shape in left]
+        named = ", ".join(shapes[:_NAMED]) + (", …" if len(shapes) > _NAMED else "")
+        yield Observation(
+            "left_on_host", name=named, holder=next(iter(left.values())), count=len(shapes), device=DEVICE
+        )
+    yield from _verdict(estimation, stop_ns)
+
+
+def _verdict(estimation: Estimation, stop_ns: int) -> Iterator[Observation]:
+    """Where the card is too small: what was asked for when, and what was left."""
     card = estimation.card
     room = card.total_bytes - card.context_bytes
     failed = fits(estimation.memory, room)
     if failed is None:
-        return later
+        return
     failure, time_ns = failed
     phases = phase_spans(tuple(estimation._phases.marks), stop_ns)
     phase = next((p for p in phases if p.begin_ns <= time_ns < max(p.end_ns, p.begin_ns + 1)), None)
     when = "" if phase is None else f"step {phase.step}, {phase.name}"
-    return (Observation("does_not_fit", failure.requested, card.name, when, failure.free, DEVICE), *later)
+    yield Observation("does_not_fit", failure.requested, card.name, when, failure.free, DEVICE)
 
 
 def predicted(estimation: Estimation, start_ns: int, stop_ns: int) -> Recording:
@@ -121,7 +138,7 @@ def predicted(estimation: Estimation, start_ns: int, stop_ns: int) -> Recording:
         steps=e.steps,
         traced_steps=e.steps,
         notes=tuple(notes(e)),
-        observations=_verdict(e, stop_ns),
+        observations=tuple(_observations(e, stop_ns)),
     )
 
 

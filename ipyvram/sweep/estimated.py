@@ -70,7 +70,8 @@ class EstimatedTrials:
         finally:
             batches.stop()
         trial = Trial(size=size, shape=batches.shape, steps=estimation.steps)
-        found = with_figures(trial, analyse(recording))
+        report = analyse(recording)
+        found = with_figures(trial, report)
         if not found.peak_bytes and not found.out_of_memory:
             raise CannotEstimate(NOT_ON_THE_CARD)
         # What is left out is the same for every size but for its amount, and a comparison says it once.
@@ -78,4 +79,5 @@ class EstimatedTrials:
         if bound := estimation.ways.convolution_bound:
             room += f" or what cuDNN works in (at {size} up to about {format_bytes(bound)})"
         same = dict.fromkeys(room if note.startswith(PREDICTED) else note for note in found.notes)
+        same |= dict.fromkeys(finding.text for finding in report.findings if finding.kind == "left_on_host")
         return replace(found, notes=tuple(same), script=script_of(recording, found.device))
