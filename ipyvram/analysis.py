@@ -258,7 +258,7 @@ class _Account:
         live = self.attribution.category_at(peak.instant)
         order = sorted(live, key=lambda row: -int(self.ledger.bytes[row]))
         largest = (self._tensor(row, live[row]) for row in order[:MAX_TENSORS])
-        rows = sorted((t for t in largest if t.bytes), key=lambda t: (-t.bytes, t.name))
+        rows = sorted((t for t in largest if t.bytes), key=lambda t: (-t.bytes, not t.name, t.name))
         return (*peak.unseen, *rows, *self._smaller({row: live[row] for row in order[MAX_TENSORS:]}))
 
     def _smaller(self, live: dict[int, str]) -> list[TensorRow]:

@@ -20,8 +20,8 @@ def by_module(tensor: TensorRow) -> tuple[str, str]:
 
 
 def by_line(tensor: TensorRow) -> tuple[str, str]:
-    """Key of `group`: where the line is, and its text."""
-    return tensor.place, tensor.source
+    """Key of `group`: where the line is, and its text. What an earlier cell made has no line in this one."""
+    return tensor.place or ("there before the trace" if tensor.phase == "before" else ""), tensor.source
 
 
 def group(tensors: tuple[TensorRow, ...], key: Key) -> tuple[GroupRow, ...]:

@@ -61,6 +61,13 @@ def test_the_peak_is_the_highest_instant():
     assert report.timeline_data.allocated[0] == report.timeline_data.allocated[-1] == 0
 
 
+def test_of_equally_large_tensors_one_with_a_name_is_the_largest_holder():
+    """A batch that a loader has ready is as large as the one in hand."""
+    claims = tuple(Claim(20, "cpu", i, 300, "inputs", name) for i, name in ((1, ""), (2, "x"), (3, "")))
+    report = analyse(recording(traces=(trace("cpu", 300, 300, 300),), claims=claims))
+    assert report.holders["inputs"] == "x · 300 B · of 3 tensors"
+
+
 def test_an_accelerator_comes_before_the_cpu():
     report = analyse(recording(traces=(trace("cpu", 10_000), trace("cuda:0", 10))))
     assert (report.device, [other.device for other in report.others]) == ("cuda:0", ["cpu"])

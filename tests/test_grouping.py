@@ -38,6 +38,7 @@ def test_lines_of_the_cell_and_of_a_file_read_differently():
     assert by_line(TensorRow(1, "other", line=3, source="x = 1")) == ("line 3", "x = 1")
     assert by_line(TensorRow(1, "other", line=3, file="train.py")) == ("train.py:3", "")
     assert by_line(TensorRow(1, "other")) == ("", "")
+    assert by_line(TensorRow(1, "other", phase="before")) == ("there before the trace", "")
 
 
 def test_holders_name_the_largest_and_count_the_rest():
