@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 
 import pytest
@@ -258,13 +257,14 @@ def test_random_cells(runner, monkeypatch):
     ran = 0
     for seed in range(40):
         text = random_programs.program(seed)
-        with contextlib.suppress(RuntimeError):
+        try:
             real = runner.run(text)
-            ran += 1
-            _, report, _ = estimated(text, CARD, steps=99)
-            assert report.peak_bytes == pytest.approx(real["allocated"], abs=2 * OWN_WORKSPACE if OLDER else 4 * 512), (
-                seed
-            )
+        except RuntimeError:  # no kernel of torch's takes it
+            continue
+        ran += 1
+        _, report, _ = estimated(text, CARD, steps=99)
+        near = 2 * OWN_WORKSPACE if OLDER else 4 * 512
+        assert report.peak_bytes == pytest.approx(real["allocated"], abs=near), seed
     assert ran > 25
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ipyvram.simulated.arguments import HALVES, aten
+from ipyvram.simulated.reduction import last_power
 from ipyvram.simulated.shapes import statistics, suggested
 from ipyvram.simulated.ways import Ways
 from ipyvram.simulated.within import Made, copied, rule
@@ -36,6 +37,11 @@ def _by_cudnn(source: Tensor, weight: Tensor | None, bias: Tensor | None, traini
     return torch.backends.cudnn.enabled and source.shape[0] <= (880_801 if training else 65_535)
 
 
+def _trained_by_cudnn(source: Tensor, weight: Tensor | None, training: bool) -> bool:
+    """Whether a backward is cuDNN's: it has no bias to ask about, which is there where the weight is."""
+    return training and _by_cudnn(source, weight, weight, training)
+
+
 def forward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`native_batch_norm`: output, saved mean, saved inverse deviation; cuDNN saves nothing when not training."""
     source, weight, bias, training = args[0], args[1], args[2], args[5]
@@ -46,7 +52,7 @@ def forward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`native_batch_norm_backward`: gradients of input, weight and bias, as far as they are wanted; cuDNN makes all."""
     source, weight, training, wanted = args[1], args[2], args[7], args[-1]
-    if training and _by_cudnn(source, weight, weight, training):
+    if _trained_by_cudnn(source, weight, training):
         wanted = (True, True, True)
     order = torch.contiguous_format if _in_one_kernel(source, weight, training, wanted) else torch.preserve_format
     like = weight if weight is not None else statistics(source, source.shape[1])
@@ -58,16 +64,12 @@ def _channels_last(source: Tensor) -> bool:
     """`batch_norm_use_channels_last_kernels` (Normalization.cu)."""
     if source.is_contiguous():
         return source.stride(1) == 1
-    return any(
-        source.is_contiguous(memory_format=order) for order in _STRIDED if source.dim() == 4 + _STRIDED.index(order)
-    )
+    return any(source.is_contiguous(memory_format=order) for order in _STRIDED)
 
 
 def _in_one_kernel(source: Tensor, weight: Tensor | None, training: bool, wanted: Any) -> bool:
     """Whether torch's own kernel makes all gradients at once (`batch_norm_backward_cuda`), in contiguous order."""
-    if _by_cudnn(source, weight, weight, training) and training:
-        return False
-    return bool(wanted[0]) and not _channels_last(source)
+    return bool(wanted[0]) and not _trained_by_cudnn(source, weight, training) and not _channels_last(source)
 
 
 def _one_row(tensor: Tensor) -> bool:
@@ -83,16 +85,12 @@ def _staging(source: Tensor, values: int) -> tuple[int, ...]:
     """Bytes in which blocks meet to sum each channel: `flexible_launch_configs` of Normalization.cuh."""
     channels = source.shape[1]
     rows = source.numel() // max(1, channels)
-    width = min(_power(channels), 32)
-    height = min(_power(-(-rows // 16)), 512 // width)
+    width = min(last_power(channels), 32)
+    height = min(last_power(-(-rows // 16)), 512 // width)
     if width * height != 512:
-        width = min(_power(channels), 512 // height)
+        width = min(last_power(channels), 512 // height)
     blocks = min(-(-rows // (height * 16)), 128)
     return (4 * values * channels * blocks, 4 * -(-channels // width)) if blocks >= 8 else ()
-
-
-def _power(n: int) -> int:
-    return 1 << max(0, n.bit_length() - 1)
 
 
 @rule("native_batch_norm")
@@ -112,7 +110,7 @@ def _forward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> Non
 def _backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """cuDNN wants the gradient in the input's order; torch's own kernels for channels last make two sums first."""
     gradient, source, weight, training = args[0], args[1], args[2], args[7]
-    if training and _by_cudnn(source, weight, weight, training):
+    if _trained_by_cudnn(source, weight, training):
         held = ways.take(copied(gradient, suggested(source) or torch.contiguous_format), op="batch_norm copy")
         made(*result)
         ways.give(held)

@@ -83,7 +83,8 @@ def _join(dims: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
     return sizes, strides
 
 
-def _last_power(n: int) -> int:
+def last_power(n: int) -> int:
+    """The largest power of two up to ``n`` (`last_pow2` of Reduce.cuh and Normalization.cuh)."""
     return 1 << max(0, n.bit_length() - 1)
 
 
@@ -108,8 +109,8 @@ def _configure(shape: _Shape, outputs: int, inputs: int, accumulator: int, item:
             width_of_output = _output_vector(shape, item)
             dim0 //= width_of_output
     most = _MAX_THREADS // width_of_output
-    width_limit = _last_power(dim0) if dim0 < most else most
-    height_limit = _last_power(dim1) if dim1 < most else most
+    width_limit = last_power(dim0) if dim0 < most else most
+    height_limit = last_power(dim1) if dim1 < most else most
     width = min(width_limit, _WARP)
     height = min(height_limit, most // width)
     width = min(width_limit, most // height)
