@@ -54,7 +54,7 @@ def _main_table(c: Comparison, words: Words) -> str:
         return ""
     names = heads(c)
     columns = [Column(names[i], numeric=i in FIGURES) for i in compress(range(len(names)), columns_shown(c))]
-    columns.insert(2, Column("by category"))
+    columns.insert(2, Column("by category", spare=True))
     widest = max((r.peak_bytes or 0 for r in c.rows), default=0)
     rows, sizes = [], reached(c.rows)
     for row, cells in zip(c.rows, words.cells, strict=True):

@@ -188,9 +188,9 @@ def _table(s: Summary, lean: bool = False) -> str:
     if not s.lines:
         return zeros
     columns = [
-        Column(s.category_title), Column("start", numeric=True, muted=True), Column("peak", numeric=True),
-        Column(s.end_title, numeric=True, muted=True), Column("share of peak"),
-        Column("largest holder", muted=True, wrap=True, least_px=220),
+        Column(s.category_title), Column("start", numeric=True, muted=True, spare=True), Column("peak", numeric=True),
+        Column(s.end_title, numeric=True, muted=True, spare=True), Column("share of peak"),
+        Column("largest holder", muted=True, wrap=True, least_px=180),
     ]  # fmt: skip
     caption = f"Memory by category at the start, at the peak and at the {s.end_title}"
     return f'<div class="c">{table(caption, columns, [_row(line) for line in s.lines], lean=lean)}</div>{zeros}'

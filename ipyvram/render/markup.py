@@ -103,6 +103,7 @@ class Column(NamedTuple):
     muted: bool = False
     wrap: bool = False  #: long text that may break
     least_px: int = 0  #: where it breaks no more: the page scrolls the table instead
+    spare: bool = False  #: left out on a narrow page (`theme.css`)
 
 
 _CELL = "padding:2px 12px 2px 0;border:none;vertical-align:baseline;"
@@ -121,8 +122,12 @@ def table(caption: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]
         Inline styles for the alignment only: a third of the size, for long tables that are folded away.
     """
     look = _lean if lean else _full
-    heads = "".join(f'<th scope="col"{style(look(c, True))}>{escape(c.title)}</th>' for c in columns)
-    looks = [style(look(column, False)) for column in columns]
+    names = [' class="n"' if column.spare and not lean else "" for column in columns]
+    heads = "".join(
+        f'<th scope="col"{name}{style(look(c, True))}>{escape(c.title)}</th>'
+        for name, c in zip(names, columns, strict=True)
+    )
+    looks = [name + style(look(column, False)) for name, column in zip(names, columns, strict=True)]
     body = "".join(
         "<tr>"
         + "".join(

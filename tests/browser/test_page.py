@@ -6,10 +6,11 @@ import re
 
 import pytest
 
+from ipyvram.render import comparison_html
 from ipyvram.render.html import html, page
 from ipyvram.report_rows import LABELS
 from ipyvram.units import format_bytes, parse_bytes
-from tests import reports
+from tests import comparisons, reports
 from tests.browser.contrast import graphics, texts
 
 
@@ -305,3 +306,24 @@ def test_it_is_readable_on_a_narrow_page(file_page):
     assert box["width"] <= 480
     shown.mouse.move(*at(shown, 0.5))
     assert told(shown)
+
+
+@pytest.mark.parametrize(
+    ("make", "spared"),
+    [
+        (lambda: page(reports.training()), {"start", "end"}),
+        (lambda: page(reports.cpu()), {"start", "end of trace"}),
+        (lambda: comparison_html.html(comparisons.measured()), {"by category"}),
+    ],
+    ids=["report", "report of a CPU", "sizes"],
+)
+def test_a_narrow_page_keeps_the_columns_that_answer(file_page, make, spared):
+    """Beside another window the table is as wide as its place: nobody has to scroll to the largest holder or the status."""
+    shown = file_page(make())
+    table = shown.locator(".c table").first
+    hidden = {}
+    for width in (540, 1000):
+        shown.set_viewport_size({"width": width, "height": 800})
+        assert table.evaluate("e => e.parentElement.scrollWidth - e.parentElement.clientWidth") == 0
+        hidden[width] = {head.text_content() for head in table.locator("thead th").all() if not head.is_visible()}
+    assert hidden == {540: spared, 1000: set()}
