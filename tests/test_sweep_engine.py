@@ -360,6 +360,31 @@ class DropsLast(Program):
         return Trial(size, (), peak_bytes=100 * MIB, categories={"parameters": 100 * MIB}, device="cpu")
 
 
+class AsksNext(Program):
+    """`next` on a loader that ends before the cell does."""
+
+    def __call__(self, size: int, steps: int) -> Trial:
+        if size <= self.data:
+            return super().__call__(size, steps)
+        raise ProgramFailed("StopIteration") from StopIteration()
+
+
+def test_next_on_data_that_have_ended_is_the_end_of_the_data():
+    found, sweep = ask(AsksNext(data=50, room=10**12), rule="largest", limit_bytes=10**11)
+    assert (found.largest.batch, found.largest.status, found.ended) == (50, "verified", "")
+    assert any("fewer batches than the cell asks for" in note for note in found.notes)
+    assert sweep.error is None
+    found, _ = ask(AsksNext(data=50, room=10**12), sizes=(16, 32, 64, 128), limit_bytes=10**11)
+    assert (found.largest.batch, found.rows[-1].note) == (32, "the model was given nothing: the data have no more")
+    assert not any("room beyond" in note for note in found.notes)
+
+
+def test_next_that_fails_at_the_first_size_is_an_error_of_the_program():
+    found, sweep = ask(AsksNext(data=4, room=10**12), sizes=(8, 16), limit_bytes=10**11)
+    assert isinstance(sweep.error, StopIteration)
+    assert found.ended == "StopIteration"
+
+
 def test_a_size_of_which_the_data_make_no_batch_is_no_answer():
     found, _ = ask(DropsLast(data=50, room=10**12), rule="largest", limit_bytes=10**11)
     assert (found.largest.batch, found.largest.status) == (50, "verified")

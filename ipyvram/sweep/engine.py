@@ -118,7 +118,13 @@ class Sweep:
         number = len(self.trials) + 1
         of = f"{number} of {self._expected}" if self.question.rule == "sizes" else f"{number}"
         self._progress(wording.trying(self.question.name, size, of, self.trials[-1] if self.trials else None))
-        trial = self._runner(size, steps or self.question.steps)
+        try:
+            trial = self._runner(size, steps or self.question.steps)
+        except ProgramFailed as failure:
+            smaller = any(t.shape for t in self.trials if t.size < size)
+            if not (smaller and isinstance(failure.__cause__, StopIteration)):
+                raise
+            trial = Trial(size, error=str(failure))  # ``next`` asked the data for a batch that they do not have
         self.trials.append(trial)
         if not (trial.retries or trial.leftover or self._clipped(trial)):
             self._rehearsal.learn(size, trial.script)
@@ -143,6 +149,10 @@ class Sweep:
 
     def _clipped(self, trial: Trial) -> bool:
         return answers.clipped(trial, self.trials, self._axis)
+
+    def _data_end(self) -> bool:
+        """Whether a size was beyond what the data have."""
+        return any(self._clipped(t) or answers.starved(t, self.trials) for t in self.trials)
 
     def _fits(self, trial: Trial) -> bool:
         limit, needed = self.question.limit_bytes, trial.needed_bytes
@@ -172,7 +182,7 @@ class Sweep:
         aim = None if self._clipped(self.trials[-1]) else self._beyond(rows, line, ran, limit)
         if aim is None or aim <= ran.batch:
             self._confirm(ran.batch)
-        elif self._confirm(aim) and not self._clipped(self.trials[-1]) and self._at_its_reach(line, aim):
+        elif self._confirm(aim) and not self._data_end() and self._at_its_reach(line, aim):
             self._notes.append(wording.room_beyond(self.question.name, aim))
 
     def _at_its_reach(self, line: Fit | None, size: int) -> bool:
@@ -289,6 +299,6 @@ class Sweep:
         predicted = answers.predicted_largest(rows, line, limit, self.question.multiple)
         if predicted is None or (ran is not None and (predicted.batch <= ran.batch or self._clipped(self.trials[-1]))):
             return ran
-        if self.question.sizes and self._at_its_reach(line, predicted.batch):
+        if self.question.sizes and not self._data_end() and self._at_its_reach(line, predicted.batch):
             self._notes.append(wording.room_beyond(self.question.name, predicted.batch))
         return predicted

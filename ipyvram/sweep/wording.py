@@ -88,7 +88,8 @@ def _about_the_data(ran: Sequence[Trial], axis: int | None, skipped: Sequence[in
         yield f"at {short.size} the model was given {seen(short, axis)}: the data have no more"
     empty = next((t for t in ran if starved(t, ran)), None)
     if empty is not None:
-        yield f"at {empty.size} the data made no batch: they have no more, and the last smaller one is dropped"
+        few = "fewer batches than the cell asks for" if empty.error else "no batch"
+        yield f"at {empty.size} the data made {few}: they have no more, and the last smaller one is dropped"
     if skipped:
         why = "it would be the same" if short or empty else "smaller ones ran out of memory"
         yield f"not run: {', '.join(map(str, skipped))} ({why})"
