@@ -92,6 +92,7 @@ class _Account:
             peak_reserved_bytes=self.figures.peak_reserved(),
             card=card,
             card_bytes=card_bytes,
+            card_name=r.card_name,
             limit_bytes=size if size is not None else int((share or 0.8) * card_bytes) if card_bytes else None,
             peak_time_s=self._seconds(self.peak_ns),
             peak_when=when,

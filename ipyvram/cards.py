@@ -15,6 +15,7 @@ from ipyvram.units import GIB, MIB, format_bytes, parse_bytes
 #: PyTorch's issues 109888 and 107667. It depends on driver and kernels used and is only known by measuring.
 TYPICAL_CONTEXT = 400 * MIB
 
+_GIVEN = "as given"
 _PROPERTIES = "torch.cuda.get_device_properties, printed in public logs"
 _CUDA_SAMPLES = "CUDA's deviceQuery, bottlerocket-os/bottlerocket pull request 3873"
 
@@ -43,6 +44,11 @@ class Card:
     multiprocessors: int
     source: str
     context_bytes: int = TYPICAL_CONTEXT
+
+    @property
+    def given_name(self) -> str:
+        """The card's name; empty for a size."""
+        return "" if self.source == _GIVEN else self.name
 
     @property
     def threads_per_multiprocessor(self) -> int:
@@ -171,7 +177,7 @@ def named(text: str) -> Card:
 def of_size(size: int) -> Card:
     """A card with this much memory and nothing else said of it: an Ampere card's ways are assumed."""
     name = f"{size // GIB} GiB" if size % GIB == 0 else format_bytes(size)
-    return Card(f"a card of {name}", size, (8, 6), 82, "as given")
+    return Card(f"a card of {name}", size, (8, 6), 82, _GIVEN)
 
 
 def find(card: str | int | None) -> Card:

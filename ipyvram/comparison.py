@@ -128,6 +128,8 @@ class Comparison:
         One per size, ascending.
     limit_bytes, card_bytes : int or None
         What `Row.needed_bytes` is to stay within, and the card's memory.
+    card_name : str
+        Name of the card that ``card=`` names instead of the device's own; else empty.
     fit : Fit or None
         The line through the peaks.
     largest : Answer or None
@@ -152,6 +154,7 @@ class Comparison:
     device_name: str = ""
     limit_bytes: int | None = None
     card_bytes: int | None = None
+    card_name: str = ""
     multiple: int = 1
     of_samples: bool = True
     fit: Fit | None = None

@@ -78,6 +78,11 @@ class Options:
         """Memory of the card to judge by; None for the device's own."""
         return None if self.card is None else self.card.total_bytes
 
+    @property
+    def card_name(self) -> str:
+        """Name of the card to judge by; empty for the device's own, or where only a size was given."""
+        return "" if self.card is None else self.card.given_name
+
 
 class Option(NamedTuple):
     """One row of the table.

@@ -330,6 +330,8 @@ class Recording:
         Share of the card, or bytes: the one that is not None is the user's limit.
     card_bytes : int or None
         The card the user named with ``--card``; None to use the device's own.
+    card_name : str
+        That card's name; empty where only a size was given.
     notes : tuple of str
         One line each: what was unavailable, what failed inside ipyvram, and what that means for the figures.
     observations : tuple of Observation
@@ -358,6 +360,7 @@ class Recording:
     counters_end: dict[str, dict[str, int]] = field(default_factory=dict)
     limit: tuple[float | None, int | None] = (0.8, None)
     card_bytes: int | None = None
+    card_name: str = ""
     steps: int = 0
     traced_steps: int = 0
     error: ErrorInfo | None = None

@@ -54,6 +54,8 @@ class Report:
         ``peak_bytes + sum(card.values()) == card_bytes``.
     card_bytes, limit_bytes : int or None
         The card's memory, and the part of it the user wants to stay within.
+    card_name : str
+        Name of the card that ``--card`` names instead of the device's own; else empty.
     peak_when : str
         The instant in words: ``"step 3, end of forward"``.
     provenance : dict
@@ -96,6 +98,7 @@ class Report:
     peak_reserved_bytes: int | None = None
     card: dict[str, int] = field(default_factory=dict)
     card_bytes: int | None = None
+    card_name: str = ""
     limit_bytes: int | None = None
     peak_time_s: float = 0.0
     peak_when: str = ""

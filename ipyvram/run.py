@@ -206,6 +206,7 @@ class Run:
             counters_end=counters_end,
             limit=self.options.limit,
             card_bytes=self.options.card_bytes,
+            card_name=self.options.card_name,
             steps=self._phases.count.steps,
             traced_steps=self._arming.traced_steps,
             error=None if error is None else ending.error_info(error),

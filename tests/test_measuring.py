@@ -158,3 +158,12 @@ def test_an_evaluation_after_the_last_step_is_no_step():
     with pytest.raises(KeyError), measure(trace_steps=9) as m:
         fail()
     assert m.report.peak_when.startswith("step 2, ")  # it was on its way
+
+
+def test_a_report_names_the_card_that_it_is_judged_by():
+    with measure(card="T4") as judged:
+        torch.ones(1000)
+    with measure(card="24GiB") as sized:
+        torch.ones(1000)
+    assert (judged.report.card_name, sized.report.card_name) == ("Tesla T4", "")
+    assert ipyvram.Report.from_json(judged.report.to_json()).card_name == "Tesla T4"

@@ -201,5 +201,7 @@ def test_without_an_allocator_there_is_no_cache():
     card = {"cache": 0, "context": 0, "other_processes": 0, "free": 24 * GIB - 100 * MIB}
     judged = report({"parameters": 100 * MIB}, card=card, card_bytes=24 * GIB, peak_reserved_bytes=None)
     assert summarise(judged).sums.startswith("tensors 100 MiB · Free 23.9 GiB")
+    assert "24.0 GiB card" in summarise(judged).context
+    assert "judged by Tesla T4, 24.0 GiB" in summarise(replace(judged, card_name="Tesla T4")).context
     reserved = replace(judged, peak_reserved_bytes=100 * MIB)
     assert summarise(reserved).sums.startswith("tensors 100 MiB + cache 0 B = reserved 100 MiB · Free")

@@ -280,3 +280,9 @@ def test_nothing_is_printed(capsys):
     ipyvram.compare_batches(lambda batch_size: print("noise"), [8, 16])
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_a_comparison_names_the_card_that_it_is_judged_by():
+    found = ipyvram.compare_batches(training(tutorial_cnn), [2, 4], card="T4", steps=1)
+    assert found.card_name == "Tesla T4"
+    assert "of 14.7 GiB (Tesla T4)" in str(found)

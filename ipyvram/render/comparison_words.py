@@ -101,7 +101,8 @@ def _context(c: Comparison) -> list[str]:
     parts += [device] if device else []
     if c.limit_bytes is not None:
         card = f" of {format_bytes(c.card_bytes)}" if c.card_bytes else ""
-        parts.append(f"limit {format_bytes(c.limit_bytes)}{card}")
+        other = f" ({c.card_name})" if c.card_name and c.card_name != c.device_name else ""
+        parts.append(f"limit {format_bytes(c.limit_bytes)}{card}{other}")
     parts.append(f"{c.trials} {'estimate' if c.kind == 'estimated' else 'trial'}{'' if c.trials == 1 else 's'}")
     parts.append(format_duration(c.duration_s))
     return parts

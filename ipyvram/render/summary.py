@@ -150,7 +150,9 @@ def _context(report: Report) -> tuple[str, ...]:
     device = f"{report.device} {name}" if name and name.lower() != report.device else name or report.device
     parts = [device]
     if report.card_bytes:
-        parts.append(f"{format_bytes(report.card_bytes)} card")
+        size = format_bytes(report.card_bytes)
+        other = report.card_name and report.card_name != name
+        parts.append(f"judged by {report.card_name}, {size}" if other else f"{size} card")
     if report.kind == "estimated":
         parts.append("estimated, nothing was computed")
     elif report.kind == "snapshot":

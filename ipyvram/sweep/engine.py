@@ -29,6 +29,8 @@ class Question:
         Sizes to compare, ascending; empty to search for the largest that fits.
     limit_bytes, card_bytes : int or None
         What a size has to stay within, and the card's memory.
+    card_name : str
+        Name of the card to judge by instead of the device's own.
     multiple : int
         Answers are multiples of this.
     effective : int or None
@@ -44,6 +46,7 @@ class Question:
     rule: Rule = "sizes"
     limit_bytes: int | None = None
     card_bytes: int | None = None
+    card_name: str = ""
     multiple: int = 1
     effective: int | None = None
     steps: int = TIMED_STEPS
@@ -271,6 +274,7 @@ class Sweep:
             device_name=last.device_name if last is not None else "",
             limit_bytes=question.limit_bytes,
             card_bytes=question.card_bytes,
+            card_name=question.card_name,
             multiple=question.multiple,
             of_samples=axis is not None,
             fit=line,
