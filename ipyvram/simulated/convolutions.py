@@ -40,13 +40,18 @@ def _convolution_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made:
         _by_products_backward(ways, args, result, made)
         return
     order = channels_last_of(source, weight) or torch.contiguous_format
-    held = ways.take(copied(source, order), copied(gradient, order), op="convolution copy")
-    if is_native_depthwise(args, order):
-        of_source, of_weight = of_weight, of_source  # `conv_depthwise2d_backward`
-    made(of_source)
-    if of_source is not None and order is not torch.contiguous_format:
-        ways.use(copied(weight, order), op="convolution copy")
-    made(of_weight)
+    if is_native_depthwise(args, order):  # `conv_depthwise2d_backward`: the weight first, and only that wants the input
+        held = ways.take(copied(gradient), op="convolution copy")
+        of_input = ways.take(copied(source) if of_weight is not None else 0, op="convolution copy")
+        made(of_weight)
+        ways.give(of_input)
+        made(of_source)
+    else:
+        held = ways.take(copied(source, order), copied(gradient, order), op="convolution copy")
+        made(of_source)
+        if of_source is not None and order is not torch.contiguous_format:
+            ways.use(copied(weight, order), op="convolution copy")
+        made(of_weight)
     ways.give(held)
     if of_bias is not None:
         made(of_bias)

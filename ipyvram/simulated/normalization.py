@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ipyvram.simulated.arguments import HALVES, aten
-from ipyvram.simulated.reduction import last_power
+from ipyvram.simulated.reduction import last_power, reduction_scratch
 from ipyvram.simulated.shapes import statistics, suggested
 from ipyvram.simulated.ways import Ways
 from ipyvram.simulated.within import Made, copied, rule
@@ -102,8 +102,12 @@ def _forward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> Non
         return
     if _channels_last(source):
         ways.use(*_staging(source, 4), op="batch_norm staging")
-    elif not source.is_contiguous() and source.dtype is torch.bfloat16:  # `make_reduction` knows only half precision
-        ways.use(2 * source.nbytes, op="batch_norm input in float32")
+    elif not source.is_contiguous():
+        narrow = source.dtype is torch.bfloat16  # `make_reduction` knows only half precision
+        held = ways.take(2 * source.nbytes if narrow else 0, op="batch_norm input in float32")
+        places = tuple(d for d in range(source.dim()) if d != 1)
+        ways.use(*reduction_scratch("var_mean", source, result[1], places, ways.card), op="batch_norm scratch")
+        ways.give(held)
 
 
 @rule("native_batch_norm_backward")
