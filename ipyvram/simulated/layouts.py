@@ -31,6 +31,11 @@ def _channels_last_only(args: Any) -> torch.memory_format:
     return suggested(args[0]) or torch.preserve_format
 
 
+def _plain_unless(position: int) -> Order:
+    """In plain order, and as they lie where an argument is in channels-last order."""
+    return lambda args: torch.preserve_format if suggested(args[position]) else torch.contiguous_format
+
+
 def _register(order: Order, *names: str, operands: tuple[int, ...] = (0,), first: bool = False) -> None:
     """The operands at these positions are copied into an order, before the results are made (``first``) or after."""
 
@@ -48,6 +53,8 @@ def _register(order: Order, *names: str, operands: tuple[int, ...] = (0,), first
 
 _register(_of(0), "avg_pool2d", "max_pool2d_with_indices")  # AveragePool2d.cu, DilatedMaxPool2d.cu
 _register(_of(1), "avg_pool2d_backward", "max_pool2d_with_indices_backward", operands=(1, 0))
+_register(_plain_unless(0), "_adaptive_avg_pool2d", first=True)  # AdaptiveAveragePooling.cu
+_register(_plain_unless(1), "_adaptive_avg_pool2d_backward")
 _register(_plain, "avg_pool3d")  # AveragePool3d.cu
 _register(_plain, "reflection_pad1d", "reflection_pad2d", "reflection_pad3d")  # ReflectionPad.cu
 _register(_plain, "reflection_pad1d_backward", "reflection_pad2d_backward", "reflection_pad3d_backward")

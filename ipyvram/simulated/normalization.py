@@ -155,12 +155,13 @@ def _group_norm(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> 
 
 @rule("native_group_norm_backward")
 def _group_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
-    """`GroupNormBackwardKernelImplInternal`: sums for each image and channel, then three coefficients."""
+    """`GroupNormBackwardKernelImplInternal`: sums for each image and channel, then three coefficients for the input's gradient."""
     gradient, source, _, _, weight, n, channels, pixels, groups = args[:9]
     held = ways.take(copied(source), copied(gradient), op="group_norm copy")
     made(*result)
     item = 4 if source.dtype in HALVES else source.element_size()
     a, b = n * channels * item, n * groups * item
     if pixels > 1:
-        ways.use(a, a, b, b, a if weight is not None else 0, op="group_norm sums")
+        scales = (b, b, a if weight is not None else 0) if result[0] is not None else ()
+        ways.use(a, a, *scales, op="group_norm sums")
     ways.give(held)

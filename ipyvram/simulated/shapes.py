@@ -19,17 +19,15 @@ def like_first(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def like_gradient(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Backward of an elementwise operator: the layout of the gradient and the input's shape, which agree."""
+    """Backward of an elementwise operator that TensorIterator is given the gradient first for: its order wins."""
     gradient, source = _tensors(args)
-    if gradient.shape != source.shape:
-        return NotImplemented
-    return torch.empty_like(source if source.is_contiguous() else gradient)
+    return torch.add(gradient, source) if gradient.shape == source.shape else NotImplemented
 
 
 def like_input(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The same of those that look at the input before the gradient."""
     gradient, source = _tensors(args)
-    return torch.empty_like(source) if gradient.shape == source.shape else NotImplemented
+    return torch.add(source, gradient) if gradient.shape == source.shape else NotImplemented
 
 
 def like_second(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -251,7 +251,8 @@ def _grouped_mm(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> 
 @rule("_foreach_norm")
 def _foreach_norm(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """ForeachReduceOp.cu: one partial result for each chunk of 65536 elements of each tensor."""
-    made(result)
     tensors = args[0]
     chunks = max((math.ceil(t.numel() / 65536) for t in tensors), default=0)
-    ways.use(len(tensors) * chunks * 4, op="_foreach_norm partial sums")
+    held = ways.take(len(tensors) * chunks * 4, op="_foreach_norm partial sums")
+    made(result)
+    ways.give(held)
