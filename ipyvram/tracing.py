@@ -6,6 +6,7 @@ On CUDA the allocator's own history; the storage trace for host memory, for othe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -48,12 +49,14 @@ class Tracing:
         self._storages: StorageTrace | None = None
         self._reader: StackReader | None = None  # of the storage trace
         self._history: HistoryTrace | None = None
+        self._only_history = False  # from the first model on that it follows
         self._probes: list[StorageTrace | HistoryTrace] = []  # of this stretch and of those before
         self._device_names: dict[torch.device, str] = {}
 
     def start(self, cuda: bool) -> None:
         """Arm a stretch; ``cuda``: the cell may allocate on an NVIDIA GPU."""
         self._storages = self._history = None
+        self._only_history = False
         if cuda:
             self._guard("the allocator's history is unavailable", self._start_history)
         if self._history is None or self._budget:
@@ -88,16 +91,26 @@ class Tracing:
         return {stack for probe in self._probes if isinstance(probe, HistoryTrace) for stack in probe.aside}
 
     def notice(self, module: nn.Module) -> bool:
-        """A model runs: where the history does not follow its parameters, the storage trace has to; True: it begins now."""
-        if self._history is None or self._storages is not None:
+        """A model runs: where the history does not follow its parameters, the storage trace has to; True: it begins now.
+
+        It ends where one runs that the history follows, since under its mode torch makes anew what it would write in place
+        (`isTensorSubclassLike`), on the card too.
+        """
+        if self._history is None or self._only_history:
             return False
         parameter = next(module.parameters(), None)
         parts = () if parameter is None else plain_tensors(parameter)
         storage = next((s for s in map(storage_of, parts) if s is not None), None)
-        if storage is None or self._history.identify(storage) is not None:
+        if storage is None:
             return False
-        self._start_storages()
-        return True
+        on_host = self._history.identify(storage) is None
+        if on_host and self._storages is None:
+            self._start_storages()
+            return True
+        if not on_host and self._storages is not None:
+            self._guard("the storage trace did not stop cleanly", partial(self._storages.stop, "a model ran on the card"))
+            self._storages, self._reader, self._only_history = None, None, True
+        return False
 
     def identify(self, storage: torch.UntypedStorage, before: bool) -> tuple[str, int] | None:
         """Device and address of a storage in the trace that follows it, None where none does."""

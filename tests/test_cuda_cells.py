@@ -399,6 +399,32 @@ result["one"] = sum(p.nbytes for p in net.parameters())
     assert "keeps none" in report["notes"][0]
 
 
+def test_a_model_that_runs_on_the_cpu_first_takes_on_the_card_what_it_takes_bare(run_on_stub):
+    """The trace of the CPU has a dispatch mode, under which torch adds a bias out of place."""
+    found = run_on_stub(
+        HEAD
+        + """
+x = torch.randn(16, 48, 64, device="cuda").transpose(1, 2)
+def train():
+    net = nn.Linear(48, 256)
+    net(torch.randn(2, 3, 48))  # to see the shapes
+    net.cuda()
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        net(x)
+    return torch.cuda.max_memory_allocated()
+result["bare"] = train()
+with ipyvram.measure() as m:
+    result["measured"] = train()
+said("report", m.report)
+result["modes"] = len(torch.utils._python_dispatch._get_current_dispatch_mode_stack())
+"""
+    )
+    assert found["measured"] == found["bare"] == found["report"]["bytes"]
+    assert found["report"]["peak"]["other"] == 0
+    assert found["modes"] == 0
+
+
 @pytest.mark.parametrize("downward", [0, 1])
 def test_a_replay_explains_every_event_wherever_the_driver_puts_segments(run_on_stub, downward):
     """Of free blocks of one size torch takes the one at the lowest address, or, from 2.12 on, the one made first."""

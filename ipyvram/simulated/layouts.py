@@ -62,8 +62,17 @@ _register(_channels_last_only, "upsample_bilinear2d")  # UpSampleBilinear2d.cu
 _register(_of(0), "upsample_bilinear2d_backward")
 _register(_plain, "_softmax", "_log_softmax")  # SoftMax.cu `host_softmax`
 _register(_plain, "_log_softmax_backward_data", operands=(0, 1))
-_register(_plain, "cumsum", "cumprod", "logcumsumexp")  # ScanKernels.cpp
+_register(_plain, "logcumsumexp")  # ScanKernels.cpp
 _register(_plain, "_fused_rms_norm", first=True)  # layer_norm_kernel.cu `layer_norm_cuda`
+
+
+@rule("cumsum", "cumprod")
+def _cumulate(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
+    """ReduceOps.cpp `impl_func_cum_ops`: the input in the result's type, as under autocast; ScanKernels.cpp: in plain order."""
+    made(result)
+    held = ways.take(result.nbytes if args[0].dtype is not result.dtype else 0, op="cast")
+    held += ways.take(result.nbytes if copied(args[0]) else 0, op="copy in order")
+    ways.give(held)
 
 
 @rule("_fused_rms_norm_backward")
