@@ -108,7 +108,9 @@ class Tracing:
             self._start_storages()
             return True
         if not on_host and self._storages is not None:
-            self._guard("the storage trace did not stop cleanly", partial(self._storages.stop, "a model ran on the card"))
+            self._guard(
+                "the storage trace did not stop cleanly", partial(self._storages.stop, "a model ran on the card")
+            )
             self._storages, self._reader, self._only_history = None, None, True
         return False
 

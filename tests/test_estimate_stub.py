@@ -32,7 +32,8 @@ PROGRAMS = {
     "linear of a vector": "B(nn.Linear(64, 128).cuda()(X(64))); B(nn.Linear(64, 128, bias=False).cuda()(X(64)))",
     "linear of a transposed tensor": "B(nn.Linear(64, 128).cuda()(X(8, 64, 16).transpose(1, 2)))",
     "convolution, mixed order": "B(nn.Conv2d(16, 32, 3).cuda()(X(8, 32, 32, 16).permute(0, 3, 1, 2)))",
-    "convolution, one channel a group": "B(nn.Conv2d(32, 32, 3, groups=32).cuda()(X(8, 32, 32, 32)))",
+    "convolution, one channel a group": "m = nn.Conv2d(32, 32, 3, groups=32).cuda(); B(m(X(8, 32, 32, 32)))\n"
+    "B(m(X(8, 32, 32, 32).transpose(2, 3)).sum())",
     "softmax": "B(F.softmax(X(64, 64, 16), 1))",
     "mse_loss": "loss = F.mse_loss(X(640, 640), torch.zeros(640, 640, device='cuda')); B(loss)",
     "binary_cross_entropy": "B(F.binary_cross_entropy(X(64, 64), torch.zeros(64, 64, device='cuda')))",
@@ -88,21 +89,30 @@ PROGRAMS = {
     "autocast": "with torch.autocast('cuda', dtype=torch.float16): B(F.linear(X(64, 64), X(64, 64), X(64)))",
     "batch_norm, transposed": "m = nn.BatchNorm1d(48).cuda(); x = X(8, 20, 48); B(m(x.transpose(1, 2))); m.eval(); B(m(x.transpose(1, 2)))\n"
     "with torch.no_grad(): m(x.transpose(1, 2))",
+    "batch_norm, split over blocks": "x = X(32, 32, 128, dtype=torch.bfloat16); nn.BatchNorm1d(128).cuda().bfloat16()(x.transpose(1, 2))\n"
+    "nn.BatchNorm1d(128).cuda()(X(32, 32, 128).transpose(1, 2))",
     "batch_norm, channels last": "m = nn.BatchNorm2d(16).cuda(); B(m(X(8, 16, 24, 24).to(memory_format=torch.channels_last)).sum())",
     "batch_norm, weights that stay": "m = nn.BatchNorm2d(16).cuda().requires_grad_(False); B(m(X(8, 16, 24, 24)))",
     "batch_norm, bfloat16": "m = nn.BatchNorm2d(16).cuda().bfloat16(); x = X(8, 16, 24, 24, dtype=torch.bfloat16); B(m(x)); B(m(x.transpose(2, 3)))\n"
     "y = m(x.to(memory_format=torch.channels_last)); y.backward(torch.ones_like(y)); B(m(x.to(memory_format=torch.channels_last)).sum())",
     "batch_norm without weights": "m = nn.BatchNorm2d(16, affine=False).cuda().eval(); B(m(X(8, 16, 24, 24)))",
     "group_norm, half precision": "B(nn.GroupNorm(4, 16).cuda().bfloat16()(X(8, 16, 24, 24, dtype=torch.bfloat16)))",
+    "group_norm of data": "B(nn.GroupNorm(4, 16).cuda()(torch.zeros(8, 16, 24, 24, device='cuda')).sum())",
     "group_norm, transposed": "B(nn.GroupNorm(4, 48).cuda()(X(8, 20, 48).transpose(1, 2)).sum())",
     "layer_norm, permuted": "x = X(8, 16, 24, 24).permute(0, 2, 3, 1); B(nn.LayerNorm(16).cuda()(x).permute(0, 3, 1, 2).sum())",
     "rms_norm, transposed": "B(nn.RMSNorm(64).cuda()(X(8, 32, 64).transpose(0, 1)).sum())",
     "elementwise, gradients in another order": "x = X(8, 16, 24, 24).to(memory_format=torch.channels_last)\n"
     "for f in (F.relu, F.leaky_relu, F.relu6, F.elu, F.softplus, F.mish, F.gelu, F.silu, F.hardswish):\n"
     "    y = f(x); y.backward(torch.ones(y.shape, device='cuda'))",
+    "elementwise, transposed gradients": "x = X(8, 8, 24, 24)\n"
+    "for f in (F.relu, F.leaky_relu, F.relu6, F.elu, F.softplus, F.mish, F.gelu, F.silu, F.hardswish, F.hardsigmoid):\n"
+    "    B(F.conv2d(f(x * 2), X(8, 8, 1, 1)).transpose(2, 3).mean((2, 3))); B(f(x * 2).transpose(2, 3).mean((2, 3)))",
     "pools of every second": "x = X(3, 32, 100, 100)[:, :, ::2, ::2]; B(F.max_pool2d(x, 3, 1, 1).sum()); B(F.avg_pool2d(x, 3, 1, 1).sum())",
     "pools, channels last": "x = X(3, 32, 20, 20).to(memory_format=torch.channels_last)\n"
-    "for y in (F.max_pool2d(x, 2), F.avg_pool2d(x, 2), F.adaptive_max_pool2d(x, 5)): y.backward(torch.ones(y.shape, device='cuda'))",
+    "for y in (F.max_pool2d(x, 2), F.avg_pool2d(x, 2), F.adaptive_max_pool2d(x, 5), F.adaptive_avg_pool2d(x, 5)):\n"
+    "    y.backward(torch.ones(y.shape, device='cuda'))\n"
+    "x = X(3, 32, 20, 20); y = F.adaptive_avg_pool2d(x.transpose(2, 3), 5); B(y.to(memory_format=torch.channels_last).sum())\n"
+    "F.adaptive_avg_pool2d(x, 5).backward(torch.ones(3, 32, 5, 5, device='cuda').to(memory_format=torch.channels_last))",
     "reflected borders": "x = X(8, 16, 26, 26)[:, :, 1:-1, 1:-1]; B(F.pad(x, (1, 1, 1, 1), mode='reflect').sum())",
     "resized": "x = X(8, 16, 48, 48).to(memory_format=torch.channels_last)[:, :, ::2, ::2]\n"
     "B(F.interpolate(x, scale_factor=2, mode='bilinear').sum())\n"
@@ -111,6 +121,10 @@ PROGRAMS = {
     "softmax, transposed": "y = F.softmax(X(8, 50, 64).transpose(1, 2), -1); y.backward(torch.ones(8, 50, 64, device='cuda').transpose(1, 2))\n"
     "B(F.log_softmax(X(8, 50, 64).transpose(1, 2), -1))",
     "sums along, transposed": "B(X(8, 50, 64).transpose(1, 2).cumsum(1))",
+    "sums along, in another type": "x = X(8, 50, 64, dtype=torch.bfloat16)\n"
+    "with torch.autocast('cuda', dtype=torch.bfloat16): y = x.cumsum(1) + x.transpose(1, 2).cumsum(1).transpose(1, 2)\nB(y)",
+    "the logarithm of a sum": "B(torch.logsumexp(X(16, 50, 48), -1)); B(torch.logsumexp(X(16, 50, 48), (0, 2), keepdim=True))",
+    "norms of a list": "torch._foreach_norm([*X(5, 7, 12), X(70000)])",
     "one_hot": "F.one_hot(I(10, 8, 20), 10).float()",
     "distances, not squared": "B(torch.cdist(X(64, 100), X(32, 100), p=1))",
     "an expanded gradient of embeddings": "F.embedding(I(100, 64), X(100, 16)).sum().backward()",

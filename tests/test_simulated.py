@@ -315,13 +315,9 @@ def test_scratch_of_reductions_follows_the_launch_configuration(shape, dims, exp
 
 def test_a_log_of_a_sum_has_its_differences_beside_its_result():
     made, _ = run("y = torch.logsumexp(torch.empty(4096, 512, device='cuda'), 1)")
-    assert sizes(made, "logsumexp") == [
-        16_384,
-        16_384,
-        16_384,
-        4096,
-        8_388_608,
-    ]  # result, largest, absolute, infinite, difference
+    largest = absolute = result = 16_384
+    infinite, differences = 4096, 8_388_608
+    assert sizes(made, "logsumexp") == [largest, absolute, infinite, differences, result]
 
 
 def test_a_storage_that_is_resized_is_another_allocation():

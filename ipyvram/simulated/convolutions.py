@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ipyvram.cards import Card
 from ipyvram.simulated.reduction import reduction_scratch
-from ipyvram.simulated.shapes import channels_last_of
+from ipyvram.simulated.shapes import channels_last_of, suggested
 from ipyvram.simulated.ways import Ways
 from ipyvram.simulated.within import Made, copied, rule
 
@@ -34,29 +34,48 @@ def _convolution(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) ->
 def _convolution_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
     """Convolution.cpp `convolution_backward`: cuDNN's two gradients, and then the bias's, as a sum of the gradient as it came."""
     gradient, source, weight = args[:3]
-    of_source, of_weight, of_bias = result
+    of_bias = result[2]
     ways.convolution_bound = max(ways.convolution_bound, _lowered_bytes(source, weight, gradient))
     if _is_by_products(ways.card, args):
         _by_products_backward(ways, args, result, made)
         return
     order = channels_last_of(source, weight) or torch.contiguous_format
-    if is_native_depthwise(args, order):  # `conv_depthwise2d_backward`: the weight first, and only that wants the input
-        held = ways.take(copied(gradient), op="convolution copy")
-        of_input = ways.take(copied(source) if of_weight is not None else 0, op="convolution copy")
-        made(of_weight)
-        ways.give(of_input)
-        made(of_source)
+    if is_native_depthwise(args, order):
+        _depthwise_backward(ways, args, result, made)
     else:
-        held = ways.take(copied(source, order), copied(gradient, order), op="convolution copy")
-        made(of_source)
-        if of_source is not None and order is not torch.contiguous_format:
-            ways.use(copied(weight, order), op="convolution copy")
-        made(of_weight)
-    ways.give(held)
+        _cudnn_backward(ways, args, result, order, made)
     if of_bias is not None:
         made(of_bias)
         dims = tuple(d for d in range(gradient.dim()) if d != 1)
         ways.use(*reduction_scratch("sum", gradient, of_bias, dims, ways.card), op="convolution bias scratch")
+
+
+def _cudnn_backward(ways: Ways, args: Any, result: Any, order: torch.memory_format, made: Made) -> None:
+    """ConvShared.cpp `cudnn_convolution_backward`: a gradient in no order of its name is copied for each of the two."""
+    gradient, source, weight = args[:3]
+    held = ways.take(copied(source, order), op="convolution copy")
+    each = copied(gradient, order)
+    if (suggested(gradient) or torch.contiguous_format) is not order:  # ``to`` copies
+        held += ways.take(each, op="convolution copy")
+        each = 0
+    for is_source, out in ((True, result[0]), (False, result[1])):
+        if out is not None:
+            ordered = ways.take(each, op="convolution copy")
+            made(out)
+            if is_source and order is not torch.contiguous_format:
+                ways.use(copied(weight, order), op="convolution copy")
+            ways.give(ordered)
+    ways.give(held)
+
+
+def _depthwise_backward(ways: Ways, args: Any, result: Any, made: Made) -> None:
+    """DepthwiseConv2d.cu `conv_depthwise2d_backward`: the weight's first, and only that wants the input."""
+    held = ways.take(copied(args[0]), op="convolution copy")
+    of_input = ways.take(copied(args[1]) if result[1] is not None else 0, op="convolution copy")
+    made(result[1])
+    ways.give(of_input)
+    made(result[0])
+    ways.give(held)
 
 
 def _lowered_bytes(source: Tensor, weight: Tensor, out: Tensor) -> int:

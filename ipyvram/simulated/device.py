@@ -161,7 +161,7 @@ class OnCard(TorchDispatchMode):
                 if tensor.device.type == "meta":
                     self.see(func, tensor)
 
-        count(*args, *(value for value in kwargs.values() if value is not result))  # an ``out`` grows when it is written
+        count(*args, *(value for value in kwargs.values() if value is not result))  # an ``out`` grows later
         order = within.RULES.get(func)
         if order is not None:
             order(self.ways, args, kwargs, result, count)
