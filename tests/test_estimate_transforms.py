@@ -72,6 +72,18 @@ def test_what_a_transform_is_given_is_on_the_card(cell):
     assert report.peak_bytes == other.peak_bytes
 
 
+def test_a_transform_within_another_after_the_host_made_something():
+    cell = (
+        HEAD
+        + """
+third = x[:3] + 1  # it might meet the card as well, so it is followed
+vmap(grad(lambda a: model(a).sum()))(x)
+"""
+    )
+    report = ipyvram.estimate(cell, card="T4", namespace={**made(), "device": torch.device("cpu")})
+    assert report.peak["activations"] + report.peak["temporaries"] > 0
+
+
 def test_a_transform_on_the_host_stays_there():
     x = torch.randn(64, 8)
     cell = HEAD + "z = vmap(lambda a: a * 2)(x); assert not z.is_cuda; out = model(z.cuda())"

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ipyvram.probes.tensors import storage_of
 from ipyvram.simulated.host import HostTensors
 
 _NONE: frozenset[int] = frozenset()
@@ -43,9 +44,9 @@ class Descent:
 
     def of(self, tensor: Tensor) -> frozenset[int]:
         """Addresses of the storages of before the cell that a tensor which was not there then descends from."""
-        if not self._of or tensor.layout is not torch.strided:
+        storage = storage_of(tensor) if self._of else None
+        if storage is None:
             return _NONE
-        storage = tensor.untyped_storage()
         ref, sources = self._of.get(storage._cdata, (None, _NONE))
         return sources if ref is not None and ref() is storage else _NONE
 
