@@ -147,6 +147,38 @@ x, y = torch.randn(4, 8), torch.tensor([1, 2, 3, 4])
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "F.mse_loss(linear(x.cuda()), x)",
+        "F.smooth_l1_loss(x, linear(x.cuda()))",
+        "F.binary_cross_entropy(linear(x.cuda()).sigmoid(), x)",
+        "nn.LayerNorm(8).cuda()(x)",
+        "nn.GroupNorm(2, 8).cuda()(x)",
+        "nn.BatchNorm1d(8).cuda()(x)",
+        "nn.LSTM(8, 8).cuda()(x)[0]",
+        "nn.GRUCell(8, 8).cuda()(x, x)",
+    ],
+)
+def test_a_kernel_of_every_kind_may_meet_what_the_cell_forgets_to_move(line):
+    source = f"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+linear, x = nn.Linear(8, 8).cuda(), torch.rand(4, 8)
+{line}.sum().backward()
+"""
+    (found,) = [f.text for f in ipyvram.estimate(source, card="T4").findings if f.kind == "left_on_host"]
+    assert "on the CPU" in found
+
+
+def test_what_numpy_cannot_take_is_said_as_a_card_says_it():
+    source = "import torch\nx = torch.ones(2, device='cuda')\nassert x.numpy(force=True).shape == (2,)\n"
+    for way in ("x.numpy()", "np.asarray(x)"):
+        with pytest.raises(TypeError, match=r"can't convert cuda:0 .* Use Tensor\.cpu\(\)"):
+            ipyvram.estimate(f"import numpy as np\n{source}{way}", card="T4")
+
+
+@pytest.mark.parametrize(
     "choice",
     [
         'device = "cuda"',

@@ -126,6 +126,8 @@ class OnCard(TorchDispatchMode):
             return self._number_for(func, args, kwargs)
         func = self._folding.in_place(func, args) or func
         special = placeholders.TABLE.get(func)
+        if hosts and special in placeholders.ALL_ON_CARD:
+            (args, kwargs), hosts = self._gather(func, args, kwargs), []
         result = NotImplemented if special is None else special(self, func, args, kwargs)
         if result is not NotImplemented:
             return self._account(func, args, kwargs, result)

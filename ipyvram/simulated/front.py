@@ -179,6 +179,16 @@ def _new(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     return func(*args, **kwargs)  # type: ignore[no-any-return]
 
 
+@_for(Tensor.numpy, Tensor.__array__)
+def _numpy(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """The card's own words, which name the way out: torch would speak of ``meta``."""
+    if args[0].device.type == "meta" and not kwargs.get("force"):
+        raise TypeError(
+            f"can't convert {CARD} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+        )
+    return func(*args, **kwargs)
+
+
 # -- where a tensor goes ---------------------------------------------------------------------------------------------------
 
 

@@ -209,17 +209,24 @@ def _unscale(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
     """Gradients and the flag are written in place."""
 
 
-for _name, _handler in (shapes.TABLE | sparse.TABLE).items():
+_KERNELS: dict[str, Handler] = {
+    **shapes.TABLE,
+    "_scaled_dot_product_cudnn_attention": attention.cudnn,
+    "native_batch_norm": normalization.forward,
+    "native_batch_norm_backward": normalization.backward,
+    "native_group_norm": normalization.in_plain_order,
+    "native_group_norm_backward": normalization.in_plain_order,
+    "_cudnn_rnn": recurrent.forward,
+    "_cudnn_rnn_backward": recurrent.backward,
+    "_thnn_fused_gru_cell": recurrent.fused_gru,
+    "_thnn_fused_gru_cell_backward": recurrent.fused_gru_backward,
+}
+#: Stand for kernels that take no tensor of the host; the others find it as it is.
+ALL_ON_CARD = frozenset(_KERNELS.values())
+
+for _name, _handler in (_KERNELS | sparse.TABLE).items():
     _for(_name)(_handler)
 _for(*shapes.IN_PLACE)(shapes.in_place)
-_for("_scaled_dot_product_cudnn_attention")(attention.cudnn)
-_for("native_batch_norm")(normalization.forward)
-_for("native_batch_norm_backward")(normalization.backward)
-_for("native_group_norm", "native_group_norm_backward")(normalization.in_plain_order)
-_for("_cudnn_rnn")(recurrent.forward)
-_for("_cudnn_rnn_backward")(recurrent.backward)
-_for("_thnn_fused_gru_cell")(recurrent.fused_gru)
-_for("_thnn_fused_gru_cell_backward")(recurrent.fused_gru_backward)
 _for("_ctc_loss")(shapes.ctc_loss)
 _for("_ctc_loss_backward")(shapes.ctc_loss_backward)
 
