@@ -465,3 +465,29 @@ def test_one_step_of_an_optimizer_that_has_its_state_says_nothing_of_a_second(no
     assert "only_step" not in {f.kind for f in notebook.measure("train(steps=1, batch=1024)").findings}
     notebook.run("optimizer = torch.optim.SGD(model.parameters(), lr=0.1)")
     assert "only_step" not in {f.kind for f in notebook.measure("train(steps=1, batch=1024)").findings}
+
+
+# -- an optimizer that keeps more with every step ---------------------------------------------------------------------------
+
+CLOSURES = """
+optimizer = torch.optim.LBFGS(model.parameters(), lr=0.01)
+target = torch.randn(32, 1000)
+def closure():
+    optimizer.zero_grad()
+    loss = (model(torch.ones(32, 1000)).sum(1) - target.sum(1)).square().mean()
+    loss.backward()
+    return loss
+for _ in range({steps}): optimizer.step(closure)
+"""
+
+
+def test_the_state_of_l_bfgs_does_not_end_with_its_first_step(notebook):
+    notebook.run("torch.manual_seed(0)\nmodel = nn.Sequential(nn.Linear(1000, 64), nn.Tanh(), nn.Linear(64, 10))")
+    two = notebook.measure(CLOSURES.format(steps=2))
+    (said,) = found(two, "second_step")
+    assert "until its history_size is full" in said
+    assert "exists only" not in said
+    assert "a smaller history_size of L-BFGS, or an optimizer with less state" in found(two, "lever")[0]
+    three = notebook.measure(CLOSURES.format(steps=3))
+    assert found(three, "growth")
+    assert not found(three, "second_step")  # the same, said once

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ipyvram.findings.worth import MIN_SHARE, Rule, code, observed, worth
+from ipyvram.findings.worth import MIN_SHARE, Rule, code, keeps_history, observed, worth
 from ipyvram.report import Report
 from ipyvram.report_rows import AFTER_TRACE, Finding, TensorRow
 from ipyvram.units import format_bytes, format_share
@@ -102,7 +102,8 @@ def _fewer_fixed(report: Report) -> str:
     ways = []
     if worth(state, report):
         full = ", 8 bits about a quarter" if _in_full(report, "optimizer_state") else ""
-        ways.append(f"an optimizer with less state ({format_bytes(state)} now; plain SGD none{full})")
+        less = "a smaller history_size of L-BFGS, or " if keeps_history(report) else ""
+        ways.append(f"{less}an optimizer with less state ({format_bytes(state)} now; plain SGD none{full})")
     if worth(trained, report):
         ways.append(f"training fewer parameters (frozen layers, LoRA: up to {format_bytes(trained)})")
     if _in_full(report, "parameters"):

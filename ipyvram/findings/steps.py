@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from ipyvram.findings.worth import MIN_BYTES, Rule, observed, worth
+from ipyvram.findings.worth import MIN_BYTES, Rule, keeps_history, observed, worth
 from ipyvram.recording import CATEGORIES
 from ipyvram.report import Report
 from ipyvram.report_rows import Finding
@@ -37,16 +37,23 @@ def _unused_graph(report: Report) -> Iterator[Finding]:
 
 
 def _second_step(report: Report) -> Iterator[Finding]:
-    if len(report.step_accounts) < 2:
+    if len(report.step_accounts) < 2 or (keeps_history(report) and any(_growth(report))):
         return
     first, second = report.step_accounts[:2]
     more = second.peak_bytes - first.peak_bytes
     state = second.peak.get("optimizer_state", 0) - first.peak.get("optimizer_state", 0)
     if first.peak_bytes and more >= SECOND_ABOVE_FIRST * first.peak_bytes and state >= STATE_PART * more:
-        text = (
-            f"Step 2 peaks {format_bytes(more)} above step 1: the optimizer's state ({format_bytes(state)} more) exists "
-            "only from the first step's end. A batch that fits one step may not fit two."
-        )
+        above = f"Step 2 peaks {format_bytes(more)} above step 1:"
+        if keeps_history(report):
+            text = (
+                f"{above} L-BFGS has kept more gradients ({format_bytes(state)}), and goes on until its history_size is full. "
+                "A smaller one lowers that."
+            )
+        else:
+            text = (
+                f"{above} the optimizer's state ({format_bytes(state)} more) exists only from the first step's end. "
+                "A batch that fits one step may not fit two."
+            )
         yield Finding("second_step", text, more)
 
 

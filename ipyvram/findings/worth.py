@@ -28,6 +28,11 @@ def observed(report: Report, kind: str) -> Iterator[Observation]:
     yield from sorted(mine, key=lambda o: (-o.bytes, o.name))
 
 
+def keeps_history(report: Report) -> bool:
+    """Whether the optimizer's state is as large as its history, which grows until that is full."""
+    return "LBFGS" in report.environment.get("optimizer", "")
+
+
 def release(holder: str) -> str:
     """What to write so that ``holder`` lets go: ``del`` does it for a variable, not for what IPython keeps."""
     if holder.startswith(("Out[", "_")):
