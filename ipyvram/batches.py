@@ -58,6 +58,9 @@ class Batches:
         last = bisect_right(self._begins, end_ns) - 1
         if last >= 0 and begin_ns <= self._ends[last]:
             end_ns = max(end_ns, self._ends[last])  # keyword arguments are seen when it returns
+        following = bisect_left(self._begins, begin_ns)
+        if begin_ns in self._begins[following : following + 1]:  # a step by hand ends where the next forward begins,
+            begin_ns = self._ends[following - 1] + 1 if following else 0  # whose arguments are seen just before
         of_time = range(bisect_left(self._times, begin_ns), bisect_right(self._times, end_ns))
         chosen = [i for i in of_time if last < 0 or self._recorded(self._times[i]) == self._forwards[last][2]]
         shapes = [self._shapes[i] for i in chosen]

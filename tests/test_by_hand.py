@@ -290,6 +290,32 @@ def test_a_later_batch_that_grew_is_traced_as_with_an_optimizer():
     assert report.peak_bytes > 4096 * 64 * 4
 
 
+def test_the_batch_of_each_step_is_what_its_model_was_given():
+    """Also where a loss is a module, and was given more rows: time times samples."""
+    rnn, out, criterion = nn.RNN(8, 16), nn.Linear(16, 4), nn.NLLLoss()
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.out = rnn, out
+
+        def forward(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y, state = self.rnn(x, state)
+            return F.log_softmax(self.out(y).flatten(0, 1), 1), state
+
+    model = Model()
+
+    def program() -> None:
+        state = torch.zeros(1, 20, 16)
+        for _ in range(3):
+            model.zero_grad()
+            y, state = model(torch.ones(35, 20, 8), state.detach())
+            criterion(y, torch.zeros(700, dtype=torch.long)).backward()
+            update(model)
+
+    assert [step.batch for step in measured(program).step_accounts] == [20, 20, 20]
+
+
 def marks(kinds: str) -> list[Mark]:
     """``F f`` a forward, ``B b`` a backward, at times 10, 20, …"""
     names = {"f": "forward", "b": "backward"}
