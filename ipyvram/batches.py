@@ -36,9 +36,9 @@ class Batches:
     ) -> None:
         self._time_first, self._forwards = frozenset(time_first), forwards
         self._begins, self._ends = [begin for begin, _, _ in forwards], [end for _, end, _ in forwards]
-        given = [
-            (c.time_ns, c.shape, c.name) for c in claims if c.category == "inputs" and c.shape and not _is_one_sample(c)
-        ]
+        inputs = [c for c in claims if c.category == "inputs" and c.shape and not _is_one_sample(c)]
+        of_models = [c for c in inputs if not c.module]  # and of no transform of single images
+        given = [(c.time_ns, c.shape, c.name) for c in of_models or inputs if c.shape]
         given.sort(key=lambda item: item[0])
         self._times = [time_ns for time_ns, _, _ in given]
         self._shapes = [shape for _, shape, _ in given]

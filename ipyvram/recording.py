@@ -166,7 +166,8 @@ class Claim(NamedTuple):
     """Somebody holds this storage now: made while it was certainly live.
 
     ``category`` is one of `CATEGORIES`, or ``""`` for a claim that only gives a name. ``address`` is what the trace of
-    ``device`` calls the storage; ``nbytes`` is the storage's size in bytes (0 where unknown). Of what earlier cells left,
+    ``device`` calls the storage; ``nbytes`` is the storage's size in bytes (0 where unknown). ``module`` is the model that has
+    it, of inputs the class of a module without parameters that was given them. Of what earlier cells left,
     ``graph_of`` is what leads to the graph that keeps it, and ``in_error`` says that the frames of an error do.
     """
 

@@ -127,3 +127,32 @@ def test_a_trial_of_a_batch_size_sees_the_images_of_a_dict():
     detector(boxes_and_images(4))
     seen.stop()
     assert seen.shape == (4, 3, 8, 8)
+
+
+def test_transforms_of_single_images_have_no_batch():
+    """As `torchvision.transforms.Normalize` in a loader of this process; two steps an iteration, as a GAN's."""
+
+    class Halved(nn.Module):
+        def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+            return tensor / 2
+
+    transform, first, second = Halved(), nn.Linear(64, 64), nn.Linear(64, 1)
+    one, other = (torch.optim.Adam(part.parameters()) for part in (first, second))
+
+    def program() -> None:
+        for _ in range(2):
+            images = torch.stack([transform(torch.ones(1, 8, 8)) for _ in range(16)]).flatten(1)
+            second(first(images)).sum().backward()
+            one.step()
+            second(first(images).detach()).sum().backward()
+            other.step()
+            one.zero_grad()
+            other.zero_grad()
+
+    report = measured(program)
+    assert {step.batch for step in report.step_accounts} == {report.batch} == {16}
+
+
+def test_what_has_no_parameters_has_a_batch_where_nothing_else_tells():
+    with torch.no_grad():
+        assert measured(lambda: nn.Upsample(scale_factor=2)(torch.ones(6, 3, 8, 8))).batch == 6

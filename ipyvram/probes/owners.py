@@ -67,17 +67,18 @@ class Owners:
     # -- a step ------------------------------------------------------------------------------------------------------
 
     def inputs(self, root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """What a root module is called with: data has no history."""
+        """What a root module is called with: data has no history. One without parameters is told: it is no model (a transform, a loss)."""
         names = self._argument_names(root) if args else ()
+        helper = type(root).__name__ if next(root.parameters(), None) is None else ""
         for i, value in enumerate(args):
-            self._data(value, names[i] if i < len(names) else f"argument {i}")
+            self._data(value, names[i] if i < len(names) else f"argument {i}", helper)
         for name, value in kwargs.items():
-            self._data(value, name)
+            self._data(value, name, helper)
 
-    def _data(self, value: Any, name: str) -> None:
+    def _data(self, value: Any, name: str, helper: str) -> None:
         for tensor in tensors_in(value):
             if tensor.grad_fn is None and not is_parameter(tensor):
-                self._claiming.claim(tensor, "inputs", name)
+                self._claiming.claim(tensor, "inputs", name, helper)
                 self._given.add(storage_key(tensor) or 0)
                 if tensor.requires_grad:
                     self._claiming.give_name(tensor, self.variable_of(tensor) or name)
