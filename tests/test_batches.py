@@ -129,6 +129,31 @@ def test_a_trial_of_a_batch_size_sees_the_images_of_a_dict():
     assert seen.shape == (4, 3, 8, 8)
 
 
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_a_trial_of_a_batch_size_counts_the_images_of_a_list(number):
+    class Lists(nn.Module):
+        def forward(self, images: list[torch.Tensor]) -> torch.Tensor:
+            return sum(image.mean() for image in images)
+
+    seen = BatchSeen()
+    seen.start()
+    Lists()([torch.ones(3, 8 + i, 8) for i in range(number)])
+    seen.stop()
+    assert seen.shape == (number, 3, 8, 8)
+
+
+def test_the_state_of_a_recurrent_model_is_no_list_of_images():
+    class Decoder(nn.Module):
+        def forward(self, state: tuple[torch.Tensor, torch.Tensor], words: torch.Tensor) -> torch.Tensor:
+            return state[0].sum() + words.sum()
+
+    seen = BatchSeen()
+    seen.start()
+    Decoder()((torch.ones(1, 16, 32), torch.ones(1, 16, 32)), torch.ones(16, 5))
+    seen.stop()
+    assert seen.shape == (1, 16, 32)
+
+
 def test_transforms_of_single_images_have_no_batch():
     """As `torchvision.transforms.Normalize` in a loader of this process; two steps an iteration, as a GAN's."""
 

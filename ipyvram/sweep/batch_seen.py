@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
+from ipyvram.batches import CHANNELS
 from ipyvram.probes.tensors import tensors_in
 
 
@@ -62,10 +63,9 @@ class BatchSeen:
         self._depth += 1
 
     def _look(self, root: nn.Module | None, args: tuple[Any, ...]) -> bool:
-        batch = _first_batch(args)
-        if batch is None:
+        shape, rank = _first_batch(args), _nearness(root)
+        if not shape:
             return False
-        shape, rank = tuple(batch.shape), _nearness(root)
         if not self.shape or (rank, shape[0]) > (self._rank, self.shape[0]):
             self.shape, self._rank = shape, rank
         if self._leader is None:
@@ -79,13 +79,19 @@ class BatchSeen:
             self._depth = max(0, self._depth - 1)
 
 
-def _first_batch(args: tuple[Any, ...]) -> Tensor | None:
-    """The first argument with tensors; of a dict, that of most dimensions: images, beside the boxes of all of them in a row."""
+def _first_batch(args: tuple[Any, ...]) -> tuple[int, ...]:
+    """The shape of the first argument with tensors, empty where there is none.
+
+    Of a dict, that of most dimensions: images, beside the boxes of all of them in a row. Of a list of images, as detectors take
+    it, how many there are comes first.
+    """
     for value in args:
         found = [t for t in tensors_in(value) if isinstance(t, Tensor) and t.dim() > 0]
+        if found and isinstance(value, list) and all(t.dim() == 3 and t.shape[0] in CHANNELS for t in found):
+            return len(found), *found[0].shape
         if found:
-            return max(found, key=Tensor.dim) if isinstance(value, Mapping) else found[0]
-    return None
+            return tuple((max(found, key=Tensor.dim) if isinstance(value, Mapping) else found[0]).shape)
+    return ()
 
 
 def _nearness(root: nn.Module | None) -> int:
