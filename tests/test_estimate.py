@@ -157,6 +157,7 @@ x, y = torch.randn(4, 8), torch.tensor([1, 2, 3, 4])
         "nn.BatchNorm1d(8).cuda()(x)",
         "nn.LSTM(8, 8).cuda()(x)[0]",
         "nn.GRUCell(8, 8).cuda()(x, x)",
+        "torch.autograd.grad(linear(x.cuda()).tanh(), list(linear.parameters()), grad_outputs=x, create_graph=True)[0]",
     ],
 )
 def test_a_kernel_of_every_kind_may_meet_what_the_cell_forgets_to_move(line):

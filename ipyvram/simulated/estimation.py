@@ -170,7 +170,7 @@ class Estimation:
             self._meeting = self._before = Meeting(self._host, swap, self._descent)
             transforms.install(patches, self._meeting.before_a_transform)
         typed.install(patches, self.namespace)
-        keep_on_in_the_engine(patches, lambda: Front(self._before))
+        keep_on_in_the_engine(patches, lambda: Front(self._before), self._host.left)
         self._kernels = CudaKernels(self.card, self._note)
         for context in (self._kernels, Autocast()):
             undo.append(functools.partial(context.__exit__, None, None, None))  # also where entering is cut off

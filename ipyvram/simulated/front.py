@@ -263,15 +263,26 @@ def _truth(front: Front, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 # -- backward: the cell's code inside it sees the card as well ---------------------------------------------------------------
 
 
-def keep_on_in_the_engine(patches: Patches, front: Callable[[], Front]) -> None:
-    """The mode is off while a function that it has seen runs; the engine runs code of the cell, so there it is on again."""
+def keep_on_in_the_engine(patches: Patches, front: Callable[[], Front], left: dict[tuple[int, ...], str]) -> None:
+    """The mode is off while a function that it has seen runs; the engine runs code of the cell, so there it is on again.
+
+    Gradients that the cell gives for what is on the card are put there; ``left`` takes their shapes, see `HostTensors.left`.
+    """
     original = autograd_graph._engine_run_backward
 
-    def _engine_run_backward(*args: Any, **kwargs: Any) -> Any:
+    def placed(output: Any, gradient: Any) -> Any:
+        if not isinstance(gradient, Tensor) or gradient.device.type != "cpu" or output.device.type != "meta":
+            return gradient
+        left.setdefault(tuple(gradient.shape), "backward")
+        return gradient.to(META)
+
+    def _engine_run_backward(outputs: Any, gradients: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunction():  # else a tensor says what the cell is told of it
+            gradients = tuple(map(placed, outputs, gradients))
         if any(isinstance(mode, Front) for mode in _get_current_function_mode_stack()):
-            return original(*args, **kwargs)
+            return original(outputs, gradients, *args, **kwargs)
         with front():
-            return original(*args, **kwargs)
+            return original(outputs, gradients, *args, **kwargs)
 
     patches.set(autograd_graph, "_engine_run_backward", _engine_run_backward)
     patches.set(torch.autograd, "_engine_run_backward", _engine_run_backward)
