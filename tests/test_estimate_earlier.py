@@ -185,6 +185,17 @@ assert len(calls) == 2
     assert calls == []
 
 
+def test_a_lazy_model_may_be_made_in_the_cell():
+    source = """
+model = nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(4))
+model(torch.ones(2, 1, 5, 5))
+model.cuda()(torch.ones(2, 1, 5, 5, device="cuda")).sum().backward()
+"""
+    report = ipyvram.estimate(source, card="T4", namespace={"torch": torch, "nn": nn})
+    layers = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Linear(72, 4)
+    assert report.peak["parameters"] == sum(-(-p.nbytes // 512) * 512 for layer in layers for p in layer.parameters())
+
+
 @pytest.mark.parametrize("moved", ["lazy", "lazy.cuda()", "lazy.to('cuda')"])
 def test_a_lazy_model_and_one_that_gets_a_parametrization_stay_what_they_were(moved):
     """Both change their class: a lazy layer when it first runs, any other with its first parametrization."""

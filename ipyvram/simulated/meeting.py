@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ipyvram.simulated.descent import Descent
 from ipyvram.simulated.host import HostTensors
@@ -86,7 +86,7 @@ class Meeting:
 
     def _may_go(self, tensor: Tensor) -> bool:
         """Whether it was there before the cell, or was made of what was, and is on the host."""
-        if id(tensor) in self._cannot or not tensor.dim():
+        if id(tensor) in self._cannot or nn.parameter.is_lazy(tensor) or not tensor.dim():
             return False
         return self._host.existed(tensor) or bool(self._made_of(tensor))
 
