@@ -34,6 +34,9 @@ PROGRAMS = {
     "convolution, mixed order": "B(nn.Conv2d(16, 32, 3).cuda()(X(8, 32, 32, 16).permute(0, 3, 1, 2)))",
     "convolution, one channel a group": "m = nn.Conv2d(32, 32, 3, groups=32).cuda(); B(m(X(8, 32, 32, 32)))\n"
     "B(m(X(8, 32, 32, 32).transpose(2, 3)).sum())",
+    "convolution, a transposed sequence": "for g, d in ((1, torch.float32), (32, torch.float32), (32, torch.float16)):\n"
+    "    m, x = nn.Conv1d(32, 32, 3, padding=1, groups=g).cuda().to(d), X(3, 50, 32, dtype=d)\n"
+    "    B(m(x.transpose(1, 2))); B(m(x.transpose(1, 2)).transpose(1, 2) * 2)",
     "softmax": "B(F.softmax(X(64, 64, 16), 1))",
     "mse_loss": "loss = F.mse_loss(X(640, 640), torch.zeros(640, 640, device='cuda')); B(loss)",
     "binary_cross_entropy": "B(F.binary_cross_entropy(X(64, 64), torch.zeros(64, 64, device='cuda')))",
@@ -93,6 +96,8 @@ PROGRAMS = {
     "nn.BatchNorm1d(128).cuda()(X(32, 32, 128).transpose(1, 2))",
     "batch_norm, channels last": "m = nn.BatchNorm2d(16).cuda(); B(m(X(8, 16, 24, 24).to(memory_format=torch.channels_last)).sum())",
     "batch_norm, weights that stay": "m = nn.BatchNorm2d(16).cuda().requires_grad_(False); B(m(X(8, 16, 24, 24)))",
+    "batch_norm, channels last, a weight that stays": "m = nn.BatchNorm2d(16).cuda().bfloat16(); m.weight.requires_grad_(False)\n"
+    "B(m(X(8, 16, 24, 24, dtype=torch.bfloat16).to(memory_format=torch.channels_last)).sum())",
     "batch_norm, bfloat16": "m = nn.BatchNorm2d(16).cuda().bfloat16(); x = X(8, 16, 24, 24, dtype=torch.bfloat16); B(m(x)); B(m(x.transpose(2, 3)))\n"
     "y = m(x.to(memory_format=torch.channels_last)); y.backward(torch.ones_like(y)); B(m(x.to(memory_format=torch.channels_last)).sum())",
     "batch_norm without weights": "m = nn.BatchNorm2d(16, affine=False).cuda().eval(); B(m(X(8, 16, 24, 24)))",

@@ -51,11 +51,11 @@ def _convolution_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made:
 
 
 def _cudnn_backward(ways: Ways, args: Any, result: Any, order: torch.memory_format, made: Made) -> None:
-    """ConvShared.cpp `cudnn_convolution_backward`: a gradient in no order of its name is copied for each of the two."""
+    """ConvShared.cpp `cudnn_convolution_backward`: a gradient in an order that has no name is copied for each of the two."""
     gradient, source, weight = args[:3]
     held = ways.take(copied(source, order), op="convolution copy")
     each = copied(gradient, order)
-    if (suggested(gradient) or torch.contiguous_format) is not order:  # ``to`` copies
+    if (suggested(_as_image(gradient)) or torch.contiguous_format) is not order:  # ``to`` copies
         held += ways.take(each, op="convolution copy")
         each = 0
     for is_source, out in ((True, result[0]), (False, result[1])):
@@ -126,6 +126,11 @@ def _by_products_backward(ways: Ways, args: Any, result: Any, made: Made) -> Non
     ways.give(held)
 
 
+def _as_image(tensor: Tensor) -> Tensor:
+    """`view4d` (Convolution.cpp): a sequence is an image of one row."""
+    return tensor.unsqueeze(2) if tensor.dim() == 3 else tensor
+
+
 def is_native_depthwise(args: Any, order: torch.memory_format) -> bool:
     """`ConvParams::use_cudnn_depthwise` (Convolution.cpp), the other way round: torch's own kernel for one channel a group."""
     _, source, weight, _, stride, _, dilation, transposed, _, groups = args[:10]
@@ -133,14 +138,19 @@ def is_native_depthwise(args: Any, order: torch.memory_format) -> bool:
         return False
     if weight.shape[0] % source.shape[1] or order is not torch.contiguous_format:
         return False
-    if source.dtype is not torch.float16 or source.shape[1] < 32 or math.prod(dilation) != 1 or source.dim() != 4:
+    if source.dtype is not torch.float16 or source.shape[1] < 32 or math.prod(dilation) != 1:
         return True
-    height, width = weight.shape[2:]
-    if len(set(stride)) > 1 or height != width or width not in (1, 3, 5) or source.shape[3] < 7:
+    image, (height, width), step = _as_image(source), _as_image(weight).shape[2:], stride[-1]
+    if image.shape[2] == 1:
+        if step == 1:
+            return False
+    elif len(set(stride)) > 1:
         return True
-    if stride[0] == 1:
+    if height != width or width not in (1, 3, 5) or image.shape[3] < 7:
+        return True
+    if step == 1:
         return False
-    return stride[0] != 2 or not _pays(source, width)
+    return step != 2 or not _pays(image, width)
 
 
 def _pays(source: Tensor, filter_width: int) -> bool:

@@ -50,10 +50,15 @@ def forward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """`native_batch_norm_backward`: gradients of input, weight and bias, as far as they are wanted; cuDNN makes all."""
+    """`native_batch_norm_backward`: gradients of input, weight and bias, as far as they are wanted.
+
+    cuDNN makes all, and torch's kernels for channels last (`batch_norm_backward_reduce_cuda_channels_last_template`) the last two.
+    """
     source, weight, training, wanted = args[1], args[2], args[7], args[-1]
     if _trained_by_cudnn(source, weight, training):
         wanted = (True, True, True)
+    elif weight is not None and any(wanted[1:]) and _channels_last(source):
+        wanted = (wanted[0], True, True)
     order = torch.contiguous_format if _in_one_kernel(source, weight, training, wanted) else torch.preserve_format
     like = weight if weight is not None else statistics(source, source.shape[1])
     of_weight, of_bias = (torch.empty_like(like) if want else None for want in wanted[1:])
