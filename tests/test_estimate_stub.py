@@ -97,7 +97,7 @@ PROGRAMS = {
     "batch_norm, channels last": "m = nn.BatchNorm2d(16).cuda(); B(m(X(8, 16, 24, 24).to(memory_format=torch.channels_last)).sum())",
     "batch_norm, weights that stay": "m = nn.BatchNorm2d(16).cuda().requires_grad_(False); B(m(X(8, 16, 24, 24)))",
     "batch_norm, channels last, a weight that stays": "m = nn.BatchNorm2d(16).cuda().bfloat16(); m.weight.requires_grad_(False)\n"
-    "B(m(X(8, 16, 24, 24, dtype=torch.bfloat16).to(memory_format=torch.channels_last)).sum())",
+    "x = X(8, 16, 24, 24, dtype=torch.bfloat16).to(memory_format=torch.channels_last); B(m(x)); B(m(x).sum())",
     "batch_norm, bfloat16": "m = nn.BatchNorm2d(16).cuda().bfloat16(); x = X(8, 16, 24, 24, dtype=torch.bfloat16); B(m(x)); B(m(x.transpose(2, 3)))\n"
     "y = m(x.to(memory_format=torch.channels_last)); y.backward(torch.ones_like(y)); B(m(x.to(memory_format=torch.channels_last)).sum())",
     "batch_norm without weights": "m = nn.BatchNorm2d(16, affine=False).cuda().eval(); B(m(X(8, 16, 24, 24)))",

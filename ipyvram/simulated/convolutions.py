@@ -39,6 +39,11 @@ def _convolution_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made:
     if _is_by_products(ways.card, args):
         _by_products_backward(ways, args, result, made)
         return
+    ordered = []
+    if source.dim() == 3:  # a sequence is in plain order all the while
+        ordered = ways.take(copied(source), op="convolution copy")
+        source = torch.empty(source.shape, dtype=source.dtype, device="meta")
+        args = (gradient, source, *args[2:])
     order = channels_last_of(source, weight) or torch.contiguous_format
     if is_native_depthwise(args, order):
         _depthwise_backward(ways, args, result, made)
@@ -48,6 +53,7 @@ def _convolution_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made:
         made(of_bias)
         dims = tuple(d for d in range(gradient.dim()) if d != 1)
         ways.use(*reduction_scratch("sum", gradient, of_bias, dims, ways.card), op="convolution bias scratch")
+    ways.give(ordered)
 
 
 def _cudnn_backward(ways: Ways, args: Any, result: Any, order: torch.memory_format, made: Made) -> None:

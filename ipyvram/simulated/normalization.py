@@ -54,10 +54,10 @@ def backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
     cuDNN makes all, and torch's kernels for channels last (`batch_norm_backward_reduce_cuda_channels_last_template`) the last two.
     """
-    source, weight, training, wanted = args[1], args[2], args[7], args[-1]
+    gradient, source, weight, training, wanted = args[0], args[1], args[2], args[7], args[-1]
     if _trained_by_cudnn(source, weight, training):
         wanted = (True, True, True)
-    elif weight is not None and any(wanted[1:]) and _channels_last(source):
+    elif weight is not None and any(wanted[1:]) and _channels_last(source) and _channels_last(gradient):
         wanted = (wanted[0], True, True)
     order = torch.contiguous_format if _in_one_kernel(source, weight, training, wanted) else torch.preserve_format
     like = weight if weight is not None else statistics(source, source.shape[1])
