@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from ipyvram.probes import keeping
+from ipyvram.probes import keeping, roots
 from ipyvram.probes import leftovers as module
 from ipyvram.probes.clock import Clock
 from ipyvram.probes.graph_claims import DATA
@@ -130,3 +132,18 @@ def test_they_are_claimed_as_there_before_and_never_as_a_batch():
     of_out = {c.category for c in owners.claims if c.address == namespace["out"].data_ptr()}
     assert of_out == {"", "outputs", KEPT}
     assert {c.category for c in owners.claims if c.address == x.data_ptr()} == {DATA}
+
+
+def test_a_look_at_threads_keeps_nothing_of_the_function_that_asked():
+    """Python 3.12 kept its frame in a cycle, and with it the batch of the step after which a trace began."""
+
+    def step():
+        batch = torch.zeros(4)
+        list(roots.threads())
+        return weakref.ref(batch)
+
+    gc.disable()
+    try:
+        assert step()() is None
+    finally:
+        gc.enable()

@@ -9,7 +9,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from ipyvram.probes import failed
@@ -54,8 +54,11 @@ def threads() -> Iterator[tuple[str, Any]]:
     """Variables of the user's functions that other threads run now, and do not hand back: ``batch in load()``."""
     if threading.gettrace() is not None:
         return  # a debugger may be about to write them back
-    for thread, innermost in sys._current_frames().items():
-        frame = innermost if thread != threading.get_ident() else None
+    others = sys._current_frames()
+    # Our own frame in a variable of its own is a cycle: with those it was called from it stays, and with these a batch.
+    del others[threading.get_ident()]
+    for innermost in others.values():
+        frame: FrameType | None = innermost
         while frame is not None:
             code = frame.f_code
             if is_user_file(code.co_filename) and code.co_name != "<module>" and OWN_COPY.isdisjoint(code.co_names):
