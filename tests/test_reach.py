@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ipyvram.devices import since
 from ipyvram.probes.reach import MAX_OBJECTS, Walk
 
 
@@ -46,6 +47,7 @@ def test_numbers_and_texts_are_not_walked_through():
 
 def test_an_error_in_compiled_code_does_not_lead_into_the_compiler(monkeypatch):
     """Its frames have tens of thousands of symbols, guards and nodes, which were walked through under every later cell."""
+    from torch._inductor import config
     from torch._inductor.graph import GraphLowering
 
     def fail(*args, **kwargs):
@@ -53,6 +55,7 @@ def test_an_error_in_compiled_code_does_not_lead_into_the_compiler(monkeypatch):
 
     torch._dynamo.reset()  # it does not compile what many tests before have compiled in other ways
     monkeypatch.setattr(GraphLowering, "codegen", fail)
+    monkeypatch.setattr(config, "force_disable_caches", True)  # what an earlier run compiled does not fail
     net = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(8)])
 
     def evaluate():
@@ -63,6 +66,6 @@ def test_an_error_in_compiled_code_does_not_lead_into_the_compiler(monkeypatch):
         evaluate()
     walk = Walk()
     walk.root(caught.value, "error")
-    assert entered(walk) < 2000
+    assert entered(walk) < (2000 if since(2, 9) else 5000)  # torch 2.6 has its table of decompositions in a frame
     assert "batch in evaluate()" in walk.storages.values()
     torch.compiler.reset()

@@ -37,7 +37,7 @@ _ATOMS = (
 _BORDERS = frozenset({
     "IPython", "ipykernel", "ipyvram", "traitlets", "zmq", "tornado", "asyncio", "logging", "threading", "weakref",
     "importlib", "_frozen_importlib", "concurrent", "jupyter_client", "comm", "traceback", "sympy",
-    "torch._dynamo", "torch._inductor", "torch._functorch", "torch._guards", "torch._subclasses", "torch.fx",
+    "torch._dynamo", "torch._inductor", "torch._functorch", "torch._guards", "torch._subclasses", "torch.fx", "torch._ops",
 })  # fmt: skip
 
 
