@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import ipyvram
+from ipyvram.devices import since
 from ipyvram.simulated.descent import Descent
 from ipyvram.simulated.host import HostTensors
 
@@ -130,7 +131,9 @@ def test_an_estimate_without_a_gpu_is_that_of_the_notebook_on_one(run_on_stub, n
     space: dict[str, object] = {}
     exec(HEAD + before, space)
     report = ipyvram.estimate(cell, card="RTX 3090", namespace=space)
-    assert report.peak_bytes - report.peak["workspaces"] == truth[0] - truth[1]
+    # Before 2.14 torch asks in another order, and up to 2.11 for a workspace of cuBLASLt, which no estimate has.
+    nearly = 0 if since(2, 14) else 1 << 20
+    assert report.peak_bytes - report.peak["workspaces"] == pytest.approx(truth[0] - truth[1], rel=0, abs=nearly)
     assert report.peak["other"] == 0
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import ipyvram
+from ipyvram.devices import since
 
 HEAD = """
 import functools, torch
@@ -60,6 +61,8 @@ def made() -> dict[str, object]:
 
 @pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 def test_what_a_transform_is_given_is_on_the_card(cell):
+    if cell == CELLS["what the function names"] and not since(2, 12):
+        pytest.skip("torch up to 2.9 takes no element of a tensor by an index that vmap made")
     variables = made()
     x, y = variables["x"], variables["y"]
     values = x.clone(), y.clone()
