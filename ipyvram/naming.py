@@ -15,6 +15,8 @@ from ipyvram.report_rows import TensorRow
 #: Operands of formulas; what an operator was given tells more than their place in it.
 _OPERANDS = frozenset({"self", "other", "mat1", "mat2", "batch1", "batch2", "input", "tensor1", "tensor2", "tensors"})
 
+CUBLAS_WORKSPACE = "cuBLAS workspace"
+
 #: Files that IPython makes up for what is typed: their names say nothing to a person.
 _TYPED = re.compile(r"^<(ipython-input(-(?P<number>\d+)-)?|timed )|ipykernel_\d+[/\\]\d+\.py$")
 
@@ -33,6 +35,7 @@ class Names:
         self._places: dict[int, tuple[Frame | None, str, str]] = {}  # by index of the stack
         found = models(recording.claims)
         self._models = found if len(found) > 1 else frozenset()
+        self._product = int(recording.environment.get("product_workspace_bytes", "0") or 0)
 
     def tensor(self, ledger: Ledger, attribution: Attribution, row: int, category: str) -> TensorRow:
         """The row of one allocation of ``ledger`` while it is in a category."""
@@ -43,6 +46,8 @@ class Names:
         size = int(ledger.bytes[row])
         shape, dtype = _form(claim, origin)
         made_by = "parameter, cast by autocast" if attribution.cast[row] else origin.op.removeprefix("aten.")
+        if category == "temporaries" and attribution.phases[row] != "optimizer" and self._for_a_product(ledger, row):
+            made_by = made_by or CUBLAS_WORKSPACE
         name, namer = self._name(claim, claims, made_by, category)
         return TensorRow(
             bytes=size,
@@ -57,6 +62,12 @@ class Names:
             phase=attribution.phases[row],
             graph_of=namer.graph_of if namer else "",
             in_error=namer is not None and namer.in_error,
+        )
+
+    def _for_a_product(self, ledger: Ledger, row: int) -> bool:
+        """Of the size in which a product of matrices works, and freed before anything else was asked for."""
+        return bool(
+            self._product and ledger.requested[row] == self._product and ledger.died[row] == ledger.born[row] + 1
         )
 
     def _place_of(self, stack: int) -> tuple[Frame | None, str, str]:
@@ -90,7 +101,7 @@ class Names:
         if category == "activations":
             return _of_an_activation(claims, made_by)
         if category == "workspaces":  # which operator asked for it first says nothing: every other uses it, too
-            return (claim.name if claim is not None and claim.category == category else "cuBLAS workspace"), None
+            return (claim.name if claim is not None and claim.category == category else CUBLAS_WORKSPACE), None
         if claim is None:
             return made_by, None
         if claim.category == DATA and not (claim.graph_of or claim.in_error):

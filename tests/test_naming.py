@@ -99,6 +99,19 @@ def test_the_scratch_memory_of_cublas_is_called_that():
     assert (found.category, found.name) == ("workspaces", "cuBLAS workspace")
 
 
+@pytest.mark.parametrize(
+    ("freed_at", "requested", "name"), [(1, 8192, "cuBLAS workspace"), (2, 8192, ""), (1, 8200, "")]
+)
+def test_the_scratch_memory_of_one_product_is_called_that(freed_at, requested, name):
+    """Of that size, and with nothing asked for before it was freed."""
+    rows = [(Action.ALLOC, 1, requested, 0, 10, -1, -1), (Action.ALLOC, 10**6, 512, 0, 12, -1, -1)]
+    rows.insert(freed_at, (Action.FREE_REQUESTED, 1, requested, 0, 11 if freed_at == 1 else 13, -1, -1))
+    trace = Trace("cuda:0", "history", 0, 100, Events.from_rows(rows))
+    recording = Recording(0, 100, traces=(trace,), environment={"product_workspace_bytes": "8192"})
+    found = analyse(recording).tensors_at_peak[0]
+    assert (found.category, found.name) == ("temporaries", name)
+
+
 def test_data_that_was_saved_has_the_name_of_its_part_in_the_formula():
     assert row(("data", "NllLossBackward0.target")).name == "target"
     assert row(("data", "MmBackward0.self")).name == "mm"
