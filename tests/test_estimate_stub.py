@@ -104,6 +104,9 @@ PROGRAMS = {
     "group_norm, half precision": "B(nn.GroupNorm(4, 16).cuda().bfloat16()(X(8, 16, 24, 24, dtype=torch.bfloat16)))",
     "group_norm of data": "B(nn.GroupNorm(4, 16).cuda()(torch.zeros(8, 16, 24, 24, device='cuda')).sum())",
     "group_norm, transposed": "B(nn.GroupNorm(4, 48).cuda()(X(8, 20, 48).transpose(1, 2)).sum())",
+    "group_norm, channels last": "B(nn.GroupNorm(4, 16).cuda()(X(8, 24, 24, 16).permute(0, 3, 1, 2)))\n"
+    "B(nn.GroupNorm(4, 16, affine=False).cuda()(X(8, 4, 6, 6, 16).permute(0, 4, 1, 2, 3)))",
+    "group_norm of one pixel": "B(nn.GroupNorm(4, 16).cuda()(X(8, 16, 1, 1))); B(nn.GroupNorm(4, 16).cuda()(X(8, 16)))",
     "layer_norm, permuted": "x = X(8, 16, 24, 24).permute(0, 2, 3, 1); B(nn.LayerNorm(16).cuda()(x).permute(0, 3, 1, 2).sum())",
     "rms_norm, transposed": "B(nn.RMSNorm(64).cuda()(X(8, 32, 64).transpose(0, 1)).sum())",
     "elementwise, gradients in another order": "x = X(8, 16, 24, 24).to(memory_format=torch.channels_last)\n"
@@ -171,6 +174,7 @@ OTHERWISE = {
     "linear of a vector",
     "the larger of two",
     "group_norm, half precision",
+    "group_norm of one pixel",
 }
 NEWER = {"a cast made without gradients"}  #: an error before
 OWN_WORKSPACE = 1 << 20  #: two of them are a segment of small blocks

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ipyvram.devices import since
 from ipyvram.simulated.arguments import HALVES, aten
 from ipyvram.simulated.reduction import last_power, reduction_scratch
 from ipyvram.simulated.shapes import statistics, suggested
@@ -137,10 +138,33 @@ def _backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> No
         ways.give(held)
 
 
-def in_plain_order(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """`native_group_norm` and its backward (group_norm.cpp): what has the shape of the input is contiguous on CUDA."""
-    first, *others = func(*args, **kwargs)
-    return (torch.empty(first.shape, dtype=first.dtype, device="meta") if first is not None else None), *others
+def grouped(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`native_group_norm`: the output in the order of `_grouped_order`, means, inverse deviations."""
+    return _ordered(func(*args, **kwargs), args[0])
+
+
+def grouped_backward(card: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`native_group_norm_backward`: the gradients of input, in that order, too, of weight and bias."""
+    return _ordered(func(*args, **kwargs), args[1])
+
+
+def _ordered(results: tuple[Any, ...], source: Tensor) -> tuple[Any, ...]:
+    first, *others = results
+    if first is not None:
+        order = _grouped_order(source)
+        first = torch.empty(first.shape, dtype=first.dtype, device="meta", memory_format=order)
+    return first, *others
+
+
+def _grouped_order(source: Tensor) -> torch.memory_format:
+    """On CUDA group norms work in plain order, and since 2.15 in the input's where its channels come last (pull request 191945)."""
+    return (suggested(source) if since(2, 15) else None) or torch.contiguous_format
+
+
+def _channels_within(source: Tensor, order: torch.memory_format) -> bool:
+    """Whether the kernels for channels that come last take it: those of one pixel, or of one channel, lie in both orders."""
+    either = since(2, 15) and source.dim() in (4, 5) and 1 in (source.shape[1], source.shape[2:].numel())
+    return either or order != torch.contiguous_format
 
 
 @rule("native_group_norm")
@@ -148,25 +172,28 @@ def _group_norm(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> 
     """group_norm_kernel.cu `GroupNormKernelImplInternal`: statistics in float32, a scale and a shift for each image and channel."""
     made(*result)
     source, (n, channels, pixels) = args[0], args[3:6]
-    held = ways.take(copied(source), op="group_norm copy")
+    order = _grouped_order(source)
+    held = ways.take(copied(source, order), op="group_norm copy")
     half = source.dtype in HALVES
     item = 4 if half else source.element_size()
     rows = result[1].numel() * item if half else 0
     held += ways.take(rows, rows, op="group_norm statistics")
-    if pixels > 1 and (args[1] is not None or args[2] is not None):
+    if _channels_within(source, order) or (pixels > 1 and (args[1] is not None or args[2] is not None)):
         ways.use(n * channels * item, n * channels * item, op="group_norm scale")
     ways.give(held)
 
 
 @rule("native_group_norm_backward")
 def _group_norm_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
-    """`GroupNormBackwardKernelImplInternal`: sums for each image and channel, then three coefficients for the input's gradient."""
+    """`GroupNormBackwardKernelImplInternal`: sums for each image and channel, then coefficients of the input's gradient."""
     gradient, source, _, _, weight, n, channels, pixels, groups = args[:9]
-    held = ways.take(copied(source), copied(gradient), op="group_norm copy")
+    order = _grouped_order(source)
+    held = ways.take(copied(source, order), copied(gradient, order), op="group_norm copy")
     made(*result)
     item = 4 if source.dtype in HALVES else source.element_size()
     a, b = n * channels * item, n * groups * item
-    if pixels > 1:
-        scales = (b, b, a if weight is not None else 0) if result[0] is not None else ()
-        ways.use(a, a, *scales, op="group_norm sums")
+    last = _channels_within(source, order)
+    sums = (a, a) if last or pixels > 1 else ()
+    of_input = (b, b, a if weight is not None and pixels > 1 and not last else 0) if result[0] is not None else ()
+    ways.use(*sums, *of_input, op="group_norm sums")
     ways.give(held)
