@@ -87,7 +87,9 @@ def _cudnn_takes_lengths(call: _Call) -> bool:
 
 def _cudnn_takes_widths(call: _Call) -> bool:
     capability, widths = call.card.capability, (call.query.shape[-1], call.value.shape[-1])
-    roomy = (capability == (9, 0) or capability[0] == 10) and WIDER and _cudnn_version() > 92_200
+    roomy = capability == (9, 0) and _cudnn_version() >= 91_000
+    if WIDER:
+        roomy = (capability == (9, 0) or capability[0] == 10) and _cudnn_version() > 92_200
     if any(width % 8 or width > (256 if roomy else 128) for width in widths):
         return False
     return not (call.wants and max(widths) > 128) or widths in ((192, 128), (256, 256))
