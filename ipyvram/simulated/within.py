@@ -250,9 +250,12 @@ def _grouped_mm(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> 
 
 @rule("_foreach_norm")
 def _foreach_norm(ways: Ways, args: Any, kwargs: Any, result: Any, made: Made) -> None:
-    """ForeachReduceOp.cu: one partial result for each chunk of 65536 elements of each tensor."""
-    tensors = args[0]
-    chunks = max((math.ceil(t.numel() / 65536) for t in tensors), default=0)
-    held = ways.take(len(tensors) * chunks * 4, op="_foreach_norm partial sums")
+    """ForeachReduceOp.cu: partial results for each chunk of 65536 elements: as many for each tensor as for the largest.
+
+    Since 2.15 (pull request 190549) no more than there are chunks, and before them where those of each tensor begin.
+    """
+    chunks = [math.ceil(t.numel() / 65536) for t in args[0] if t.numel() or not since(2, 15)]
+    sizes = (8 * (len(chunks) + 1), 4 * sum(chunks)) if since(2, 15) else (4 * len(chunks) * max(chunks, default=0),)
+    held = ways.take(*sizes, op="_foreach_norm partial sums")
     made(result)
     ways.give(held)
