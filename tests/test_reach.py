@@ -56,22 +56,20 @@ def test_an_error_in_compiled_code_does_not_lead_into_the_compiler(monkeypatch):
     torch._dynamo.reset()  # it does not compile what many tests before have compiled in other ways
     monkeypatch.setattr(GraphLowering, "codegen", fail)
     monkeypatch.setattr(config, "force_disable_caches", True)  # what an earlier run compiled does not fail
+    net = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(8)])
 
-    class Net(nn.Sequential):
-        def forward(self, x):  # code of its own: torch 2.6 never compiles what once ran under a dispatch mode
-            return super().forward(x)
-
-    net = Net(*[nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(8)])
+    def run(x):  # torch 2.6 compiles no module once one ran under a dispatch mode
+        return net(x)
 
     def evaluate():
         batch = torch.zeros(3, 4)
-        torch.compile(net)(batch)
+        torch.compile(run)(batch)
 
     with pytest.raises(Exception, match="no kernel") as caught:
         evaluate()
     walk = Walk()
     walk.root(caught.value, "error")
-    # Torch up to 2.9 has its table of decompositions in a frame.
-    assert entered(walk) < (2000 if since(2, 12) else 5000)
+    # Torch up to 2.9 has its table of decompositions in a frame, 2.6 more of it after others were compiled.
+    assert entered(walk) < (2000 if since(2, 12) else 9000)
     assert "batch in evaluate()" in walk.storages.values()
     torch.compiler.reset()
