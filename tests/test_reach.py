@@ -69,7 +69,7 @@ def test_an_error_in_compiled_code_does_not_lead_into_the_compiler(monkeypatch):
         evaluate()
     walk = Walk()
     walk.root(caught.value, "error")
-    # Torch up to 2.9 has its table of decompositions in a frame, 2.6 more of it after others were compiled.
-    assert entered(walk) < (2000 if since(2, 12) else 9000)
+    # The frames of torch 2.6 have more of it, and more still after others were compiled.
+    assert entered(walk) < (2000 if since(2, 9) else 20_000)
     assert "batch in evaluate()" in walk.storages.values()
     torch.compiler.reset()

@@ -41,6 +41,8 @@ _BORDERS = frozenset({
 })  # fmt: skip
 
 
+_OPERATORS = (torch._ops.OperatorBase, torch._ops.OpOverloadPacket)
+
 #: Python's collector does not track numbers, texts, and tuples of nothing else.
 _leads_on = gc.is_tracked
 
@@ -212,6 +214,8 @@ def _optimizer_parts(optimizer: torch.optim.Optimizer, path: str) -> Iterator[tu
 
 
 def _dict_parts(found: Mapping[Any, Any], path: str) -> Iterator[tuple[Any, str]]:
+    if isinstance(next(iter(found), None), _OPERATORS):
+        return  # a table of the compiler's: what each of thousands of operators is made of
     for key, value in list(found.items()):
         if _leads_on(value):
             yield value, f"{path}[{key!r}]" if isinstance(key, (str, int)) else path
