@@ -34,6 +34,9 @@ PROGRAMS = {
     "convolution, mixed order": "B(nn.Conv2d(16, 32, 3).cuda()(X(8, 32, 32, 16).permute(0, 3, 1, 2)))",
     "convolution, one channel a group": "m = nn.Conv2d(32, 32, 3, groups=32).cuda(); B(m(X(8, 32, 32, 32)))\n"
     "B(m(X(8, 32, 32, 32).transpose(2, 3)).sum())",
+    "convolution, half of a gradient": "x = X(4, 8, 12, 12)\n"
+    "for m in (nn.Conv2d(8, 8, 3, padding=1).cuda(), nn.ConvTranspose2d(8, 8, 3, padding=1).cuda()):\n"
+    "    B(torch.cat([m(x), x * 2], 1) * 2)",
     "convolution, a transposed sequence": "for g, d in ((1, torch.float32), (32, torch.float32), (32, torch.float16)):\n"
     "    m, x = nn.Conv1d(32, 32, 3, padding=1, groups=g).cuda().to(d), X(3, 50, 32, dtype=d)\n"
     "    B(m(x.transpose(1, 2))); B(m(x.transpose(1, 2)).transpose(1, 2) * 2)",

@@ -57,11 +57,13 @@ def _convolution_backward(ways: Ways, args: Any, kwargs: Any, result: Any, made:
 
 
 def _cudnn_backward(ways: Ways, args: Any, result: Any, order: torch.memory_format, made: Made) -> None:
-    """ConvShared.cpp `cudnn_convolution_backward`: a gradient in an order that has no name is copied for each of the two."""
+    """ConvShared.cpp `cudnn_convolution_backward` and `cudnn_convolution_transpose_backward`: the first copies a gradient in an
+    order that has no name for each of the two that it makes."""
     gradient, source, weight = args[:3]
     held = ways.take(copied(source, order), op="convolution copy")
     each = copied(gradient, order)
-    if (suggested(_as_image(gradient)) or torch.contiguous_format) is not order:  # ``to`` copies
+    named = suggested(_as_image(gradient)) or torch.contiguous_format
+    if args[7] or named is not order:  # ``contiguous()`` of a transposed one, ``to`` of any other
         held += ways.take(each, op="convolution copy")
         each = 0
     for is_source, out in ((True, result[0]), (False, result[1])):
