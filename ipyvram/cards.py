@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ipyvram.units import GIB, MIB, format_bytes, parse_bytes
@@ -64,6 +65,12 @@ class Card:
         return 32 * MIB if 9 <= self.capability[0] <= 12 else 8_519_680
 
 
+_LOGS = f"{_PROPERTIES}: YOLOv5 and Ultralytics print it"
+_LOGS_WINDOWS = f"{_LOGS}; under Windows, which shows a little more"
+#: Words that tell one card from another of the same number.
+_VARIANTS = frozenset({"ti", "super", "laptop"})
+
+
 def _message(thread: str) -> str:
     return f"total capacity in torch's out-of-memory message, {thread}"
 
@@ -78,8 +85,10 @@ CARDS = (
     _card("Tesla V100-SXM2-16GB", 16160, (7, 0), 80),
     _card("Tesla V100-SXM2-32GB", 31.75 * 1024, (7, 0), 80, _message("uni-medical/SAM-Med3D issue 8")),
     _card("Tesla T4", 15095, (7, 5), 40),
+    _card("NVIDIA GeForce GTX 1650", 3904, (7, 5), 14, _LOGS),
     _card("NVIDIA GeForce GTX 1650 Ti", 4095, (7, 5), 16),
     _card("NVIDIA GeForce GTX 1660 Ti", 5936, (7, 5), 24),
+    _card("NVIDIA GeForce RTX 2060", 5918, (7, 5), 30, _LOGS),
     _card("NVIDIA GeForce RTX 2080 Ti", 11019, (7, 5), 68),
     _card("NVIDIA A100-PCIE-40GB", 40326, (8, 0), 108),
     Card("NVIDIA A100-SXM4-40GB", 42_298_834_944, (8, 0), 108, _CUDA_SAMPLES),
@@ -87,20 +96,32 @@ CARDS = (
     _card("NVIDIA A10G", 22587, (8, 6), 80),
     _card("NVIDIA A40", 45416, (8, 6), 84),
     _card("NVIDIA RTX A6000", 48676, (8, 6), 84),
+    _card("NVIDIA RTX A5000", 24248, (8, 6), 64, _LOGS),
+    _card("NVIDIA GeForce RTX 3050 Laptop GPU", 3902, (8, 6), 16, _LOGS),
+    _card("NVIDIA GeForce RTX 3050 Ti Laptop GPU", 3902, (8, 6), 20, _LOGS),
     _card("NVIDIA GeForce RTX 3060", 11931, (8, 6), 28),
+    _card("NVIDIA GeForce RTX 3060 Ti", 7833, (8, 6), 38, _LOGS),
     _card("NVIDIA GeForce RTX 3070", 7.78 * 1024, (8, 6), 46, _message("akshitac8/OW-DETR issue 46")),
     _card("NVIDIA GeForce RTX 3080", 9.78 * 1024, (8, 6), 68, _message("zai-org/CogVideo issue 34")),
+    _card("NVIDIA GeForce RTX 3080 Ti", 12054, (8, 6), 80, _LOGS),
     _card("NVIDIA GeForce RTX 3090", 24259, (8, 6), 82),
     _card("NVIDIA GeForce RTX 3090 Ti", 24114, (8, 6), 84),
     _card("NVIDIA L4", 22.03 * 1024, (8, 9), 58, "recalled from out-of-memory messages, no page at hand"),
     _card("NVIDIA L40S", 45589, (8, 9), 142),
+    _card("NVIDIA GeForce RTX 4060", 7807, (8, 9), 24, _LOGS),
+    _card("NVIDIA GeForce RTX 4060 Ti", 7806, (8, 9), 34, _LOGS),
     _card("NVIDIA GeForce RTX 4070", 11874, (8, 9), 46),
+    _card("NVIDIA GeForce RTX 4070 SUPER", 12282, (8, 9), 56, _LOGS_WINDOWS),
+    _card("NVIDIA GeForce RTX 4070 Ti", 12007, (8, 9), 60, _LOGS),
     _card("NVIDIA GeForce RTX 4070 Ti SUPER", 15974, (8, 9), 66),
     _card("NVIDIA GeForce RTX 4080", 16049, (8, 9), 76),
     _card("NVIDIA GeForce RTX 4090", 23.64 * 1024, (8, 9), 128, _message("ali-vilab/VGen issue 104")),
     _card("NVIDIA H100 80GB HBM3", 81089, (9, 0), 132),
     _card("NVIDIA H200", 143156, (9, 0), 132),
     _card("NVIDIA B200", 182642, (10, 0), 148),
+    _card("NVIDIA GeForce RTX 5070", 12227, (12, 0), 48, _LOGS_WINDOWS),
+    _card("NVIDIA GeForce RTX 5070 Ti", 16303, (12, 0), 70, _LOGS_WINDOWS),
+    _card("NVIDIA GeForce RTX 5080", 15840, (12, 0), 84, _LOGS),
     _card(
         "NVIDIA GeForce RTX 5090", 31.36 * 1024, (12, 0), 170, _message("TrajectoryCrafter/TrajectoryCrafter issue 20")
     ),
@@ -137,22 +158,24 @@ def _likeness(key: str, card: Card) -> tuple[float, float]:
     return max((matcher.ratio(), matcher.quick_ratio()) for matcher in matchers)
 
 
-def _is_with_ti(card: Card, key: str) -> bool:
-    """Whether the card is the "Ti" of the one meant: another card, with other memory."""
-    return "Ti" in card.name.split() and "ti" not in key
+def _words(name: str) -> list[str]:
+    return [word for word in (_key(part) for part in re.split(r"[^0-9A-Za-z]+", name)) if word]
 
 
-def _matches(key: str) -> list[Card]:
-    """Cards whose name is ``key``, or begins with it, or has it anywhere; with fewer letters around it first."""
-    for test in (str.__eq__, str.startswith, str.__contains__):
-        found = [c for c in CARDS if test(_key(c.name), key) or test(_key(c.name).removeprefix("rtx"), key)]
-        if found:
-            return sorted(found, key=lambda c: (len(_key(c.name)), c.total_bytes))
-    return []
+def _spells(key: str, words: Sequence[str]) -> bool:
+    """Whether ``key`` is some of the words in their order: of those that tell a variant, all."""
+    if not words:
+        return not key
+    first, rest = words[0], words[1:]
+    if key.startswith(first) and _spells(key.removeprefix(first), rest):
+        return True
+    return first not in _VARIANTS and _spells(key, rest)
 
 
 def named(text: str) -> Card:
     """The card of this name: ``RTX 4090``, ``4090``, ``T4``, ``A100`` (the smallest of its kind), ``A100 80GB``.
+
+    A "Ti", a "SUPER", one of a laptop is another card, with other memory.
 
     Raises
     ------
@@ -160,15 +183,14 @@ def named(text: str) -> Card:
         There is none; the nearest names are offered.
     """
     key = _key(text)
-    words = [w for w in (_key(w) for w in text.split()) if w]
-    found = _matches(key) if key else []
-    if not found and words:  # "A100 80GB": every word somewhere in the name
-        found = [c for c in CARDS if all(w in _key(c.name) for w in words)]
-    found = [c for c in found if not _is_with_ti(c, key)]
+    found = [card for card in CARDS if _spells(key, _words(card.name))] if re.search(r"\d", key) else []
     if found:
-        return found[0]
-    close = sorted(CARDS, key=lambda c: _likeness(key, c), reverse=True)[:3]
-    nearest = [c.name for c in close if _likeness(key, c)[0] >= 0.4] or ["Tesla T4", "NVIDIA GeForce RTX 4090"]
+        return min(found, key=lambda card: card.total_bytes)
+    close = sorted((c for c in CARDS if _likeness(key, c)[0] >= 0.4), key=lambda c: _likeness(key, c), reverse=True)
+    of_each_model: dict[str, str] = {}
+    for card in close:
+        of_each_model.setdefault(next(word for word in _words(card.name) if re.search(r"\d", word)), card.name)
+    nearest = list(of_each_model.values())[:3] or ["Tesla T4", "NVIDIA GeForce RTX 4090"]
     raise ValueError(
         f"no card is known as {text!r}: write its memory, such as 24GiB, or a name like {', '.join(nearest)}"
     )

@@ -21,6 +21,11 @@ from ipyvram.cards import CARDS, GIB, SUGGESTIONS, Card, find, named, of_size
         ("A100 80GB", "NVIDIA A100-SXM4-80GB"),
         ("h100", "NVIDIA H100 80GB HBM3"),
         ("A10G", "NVIDIA A10G"),
+        ("A100", "NVIDIA A100-PCIE-40GB"),
+        ("RTX 4070 Ti", "NVIDIA GeForce RTX 4070 Ti"),
+        ("4070 super", "NVIDIA GeForce RTX 4070 SUPER"),
+        ("rtx4060ti", "NVIDIA GeForce RTX 4060 Ti"),
+        ("RTX 3050 Laptop", "NVIDIA GeForce RTX 3050 Laptop GPU"),
     ],
 )
 def test_a_name_as_people_write_it(text, name):
@@ -61,7 +66,11 @@ def test_a_size_is_called_as_a_person_would_write_it():
         ("RTX4900", "like NVIDIA GeForce RTX 4090"),
         ("RTX 2080", "RTX 2080 Ti"),
         ("1080", "GTX 1080 Ti"),
-        ("RTX 4070 SUPER", "RTX 4070 Ti SUPER"),
+        ("RTX 4080 SUPER", "RTX 4080"),
+        ("H20", "H200"),
+        ("A10", "A10G"),
+        ("L40", "L40S"),
+        ("RTX", "no card is known as 'RTX'"),
     ],
 )
 def test_an_unknown_card_is_an_error_that_offers_the_nearest(text, offered):
