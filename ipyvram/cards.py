@@ -1,4 +1,4 @@
-"""Common cards: a name, or a size such as ``24GiB``, comes in, a `Card` goes out. Neither torch nor a GPU is needed.
+"""A name of a common card, or a size such as ``24GiB``, comes in, a `Card` goes out. Neither torch nor a GPU is needed.
 
 Memory is what torch reports as the card's total (`get_device_properties`): less than the figure on the box.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+from ipyvram.card_table import TABLE
 from ipyvram.units import GIB, MIB, format_bytes, parse_bytes
 
 #: Bytes of a CUDA context of torch with modules loaded lazily (CUDA 11.7 and later): "around 400MB", "~300MB" according to
@@ -17,8 +17,6 @@ from ipyvram.units import GIB, MIB, format_bytes, parse_bytes
 TYPICAL_CONTEXT = 400 * MIB
 
 _GIVEN = "as given"
-_PROPERTIES = "torch.cuda.get_device_properties, printed in public logs"
-_CUDA_SAMPLES = "CUDA's deviceQuery, bottlerocket-os/bottlerocket pull request 3873"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +35,10 @@ class Card:
         Typical size of a CUDA context; see `TYPICAL_CONTEXT`.
     source : str
         Where ``total_bytes`` is from.
+    box_gb : int
+        The figure on the box, by which people tell cards of one model apart; 0 where it is not known.
+    note : str
+        What a name left open, and how it was taken.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Card:
     multiprocessors: int
     source: str
     context_bytes: int = TYPICAL_CONTEXT
+    box_gb: int = 0
+    note: str = field(default="", compare=False)
 
     @property
     def given_name(self) -> str:
@@ -65,66 +69,9 @@ class Card:
         return 32 * MIB if 9 <= self.capability[0] <= 12 else 8_519_680
 
 
-_LOGS = f"{_PROPERTIES}: YOLOv5 and Ultralytics print it"
-_LOGS_WINDOWS = f"{_LOGS}; under Windows, which shows a little more"
-#: Words that tell one card from another of the same number.
-_VARIANTS = frozenset({"ti", "super", "laptop"})
-
-
-def _message(thread: str) -> str:
-    return f"total capacity in torch's out-of-memory message, {thread}"
-
-
-def _card(name: str, mib: float, capability: tuple[int, int], multiprocessors: int, source: str = _PROPERTIES) -> Card:
-    return Card(name, int(mib * MIB), capability, multiprocessors, source)
-
-
-CARDS = (
-    _card("NVIDIA GeForce GTX 1080 Ti", 11178, (6, 1), 28),
-    _card("Tesla P100-PCIE-16GB", 16280, (6, 0), 56),
-    _card("Tesla V100-SXM2-16GB", 16160, (7, 0), 80),
-    _card("Tesla V100-SXM2-32GB", 31.75 * 1024, (7, 0), 80, _message("uni-medical/SAM-Med3D issue 8")),
-    _card("Tesla T4", 15095, (7, 5), 40),
-    _card("NVIDIA GeForce GTX 1650", 3904, (7, 5), 14, _LOGS),
-    _card("NVIDIA GeForce GTX 1650 Ti", 4095, (7, 5), 16),
-    _card("NVIDIA GeForce GTX 1660 Ti", 5936, (7, 5), 24),
-    _card("NVIDIA GeForce RTX 2060", 5918, (7, 5), 30, _LOGS),
-    _card("NVIDIA GeForce RTX 2080 Ti", 11019, (7, 5), 68),
-    _card("NVIDIA A100-PCIE-40GB", 40326, (8, 0), 108),
-    Card("NVIDIA A100-SXM4-40GB", 42_298_834_944, (8, 0), 108, _CUDA_SAMPLES),
-    _card("NVIDIA A100-SXM4-80GB", 79.25 * 1024, (8, 0), 108, _message("wbfwonderful/Vad-R1 issue 11")),
-    _card("NVIDIA A10G", 22587, (8, 6), 80),
-    _card("NVIDIA A40", 45416, (8, 6), 84),
-    _card("NVIDIA RTX A6000", 48676, (8, 6), 84),
-    _card("NVIDIA RTX A5000", 24248, (8, 6), 64, _LOGS),
-    _card("NVIDIA GeForce RTX 3050 Laptop GPU", 3902, (8, 6), 16, _LOGS),
-    _card("NVIDIA GeForce RTX 3050 Ti Laptop GPU", 3902, (8, 6), 20, _LOGS),
-    _card("NVIDIA GeForce RTX 3060", 11931, (8, 6), 28),
-    _card("NVIDIA GeForce RTX 3060 Ti", 7833, (8, 6), 38, _LOGS),
-    _card("NVIDIA GeForce RTX 3070", 7.78 * 1024, (8, 6), 46, _message("akshitac8/OW-DETR issue 46")),
-    _card("NVIDIA GeForce RTX 3080", 9.78 * 1024, (8, 6), 68, _message("zai-org/CogVideo issue 34")),
-    _card("NVIDIA GeForce RTX 3080 Ti", 12054, (8, 6), 80, _LOGS),
-    _card("NVIDIA GeForce RTX 3090", 24259, (8, 6), 82),
-    _card("NVIDIA GeForce RTX 3090 Ti", 24114, (8, 6), 84),
-    _card("NVIDIA L4", 22.03 * 1024, (8, 9), 58, "recalled from out-of-memory messages, no page at hand"),
-    _card("NVIDIA L40S", 45589, (8, 9), 142),
-    _card("NVIDIA GeForce RTX 4060", 7807, (8, 9), 24, _LOGS),
-    _card("NVIDIA GeForce RTX 4060 Ti", 7806, (8, 9), 34, _LOGS),
-    _card("NVIDIA GeForce RTX 4070", 11874, (8, 9), 46),
-    _card("NVIDIA GeForce RTX 4070 SUPER", 12282, (8, 9), 56, _LOGS_WINDOWS),
-    _card("NVIDIA GeForce RTX 4070 Ti", 12007, (8, 9), 60, _LOGS),
-    _card("NVIDIA GeForce RTX 4070 Ti SUPER", 15974, (8, 9), 66),
-    _card("NVIDIA GeForce RTX 4080", 16049, (8, 9), 76),
-    _card("NVIDIA GeForce RTX 4090", 23.64 * 1024, (8, 9), 128, _message("ali-vilab/VGen issue 104")),
-    _card("NVIDIA H100 80GB HBM3", 81089, (9, 0), 132),
-    _card("NVIDIA H200", 143156, (9, 0), 132),
-    _card("NVIDIA B200", 182642, (10, 0), 148),
-    _card("NVIDIA GeForce RTX 5070", 12227, (12, 0), 48, _LOGS_WINDOWS),
-    _card("NVIDIA GeForce RTX 5070 Ti", 16303, (12, 0), 70, _LOGS_WINDOWS),
-    _card("NVIDIA GeForce RTX 5080", 15840, (12, 0), 84, _LOGS),
-    _card(
-        "NVIDIA GeForce RTX 5090", 31.36 * 1024, (12, 0), 170, _message("TrajectoryCrafter/TrajectoryCrafter issue 20")
-    ),
+CARDS = tuple(
+    Card(row.name, int(row.mib * MIB), row.capability, row.multiprocessors, row.source, box_gb=row.box_gb)
+    for row in TABLE
 )
 
 #: What Tab offers after ``--card``.
@@ -143,54 +90,62 @@ SUGGESTIONS = (
 )
 
 
-def _key(text: str) -> str:
-    """Letters and digits that tell cards apart: makers and product lines do not."""
-    text = re.sub(r"\b(nvidia|geforce|tesla|quadro|gpu)\b", " ", text.lower())
-    return re.sub(r"[^a-z0-9]", "", text)
+#: Words that tell no cards apart: makers, product lines. Of "TITAN RTX" and "RTX PRO" the "RTX" is a part of the name.
+_MAKERS = re.compile(r"\b(nvidia|geforce|tesla|quadro|gpu|generation|edition)\b|\b[rg]tx ?(?=a?[0-9])")
+#: What people write in one word and NVIDIA in two, after a number: "4070TiSuper".
+_GLUED = re.compile(r"(?<=[0-9])(ti|super|laptop|d)(?=super|laptop|\b)")
+#: Words of a name that may be left out: what they say is not another model.
+_OPTIONAL = re.compile(r"[0-9]+gb|sxm|pcie|nvl|ac|pascal|blackwell|server|workstation")
+
+
+def _words(text: str) -> frozenset[str]:
+    """The words of a name that tell cards apart, each written in one way."""
+    text = re.sub(r"[^a-z0-9]+", " ", text.lower())
+    text = _GLUED.sub(r" \1 ", _MAKERS.sub(" ", text))
+    text = re.sub(r"\b([0-9]+) ?g(i?b)?\b", r" \1gb ", text)
+    return frozenset(re.sub(r"\b(sxm[0-9]|hbm3)\b", "sxm", text).split())  # the SXM one of the H100 is called HBM3
+
+
+def _is(card: Card, words: frozenset[str]) -> bool:
+    """Whether ``words`` name this card: all of them are its own, and no word of its model is missing."""
+    own = _words(card.name)
+    model = {w for w in own if not _OPTIONAL.fullmatch(w)}
+    return model <= words <= own | {f"{card.box_gb}gb"}
 
 
 def _likeness(key: str, card: Card) -> tuple[float, float]:
     """How like ``key`` the card's name is, or its begin (memory and form factor are left out); then, in any order."""
     name = _key(card.name)
-    number = name.removeprefix("rtx").removeprefix("gtx")
-    parts = (name, name[: len(key)], number[: len(key)])
+    parts = (name, name[: len(key)])
     matchers = [difflib.SequenceMatcher(None, key, part) for part in parts]
     return max((matcher.ratio(), matcher.quick_ratio()) for matcher in matchers)
 
 
-def _words(name: str) -> list[str]:
-    return [word for word in (_key(part) for part in re.split(r"[^0-9A-Za-z]+", name)) if word]
-
-
-def _spells(key: str, words: Sequence[str]) -> bool:
-    """Whether ``key`` is some of the words in their order: of those that tell a variant, all."""
-    if not words:
-        return not key
-    first, rest = words[0], words[1:]
-    if key.startswith(first) and _spells(key.removeprefix(first), rest):
-        return True
-    return first not in _VARIANTS and _spells(key, rest)
+def _key(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", _MAKERS.sub("", text.lower()))
 
 
 def named(text: str) -> Card:
-    """The card of this name: ``RTX 4090``, ``4090``, ``T4``, ``A100`` (the smallest of its kind), ``A100 80GB``.
+    """The card of this name: ``RTX 4090``, ``4090``, ``T4``, ``A100 80GB``.
 
-    A "Ti", a "SUPER", one of a laptop is another card, with other memory.
+    A model is named in whole words: with "Ti", "SUPER" or "Laptop" it is another one. Where a model comes with different
+    memory (``A100``), the smallest is taken and the card's note says so.
 
     Raises
     ------
     ValueError
         There is none; the nearest names are offered.
     """
-    key = _key(text)
-    found = [card for card in CARDS if _spells(key, _words(card.name))] if re.search(r"\d", key) else []
+    words, text = _words(text), text.strip()
+    found = sorted((c for c in CARDS if _is(c, words)), key=lambda c: c.box_gb)
     if found:
-        return min(found, key=lambda card: card.total_bytes)
-    close = sorted((c for c in CARDS if _likeness(key, c)[0] >= 0.4), key=lambda c: _likeness(key, c), reverse=True)
-    of_each_model: dict[str, str] = {}
-    for card in close:
-        of_each_model.setdefault(next(word for word in _words(card.name) if re.search(r"\d", word)), card.name)
-    nearest = list(of_each_model.values())[:3] or ["Tesla T4", "NVIDIA GeForce RTX 4090"]
+        smallest, *larger = dict.fromkeys(c.box_gb for c in found)
+        others = " or ".join(f"{text} {size}GB" for size in larger)
+        note = f"{text} is taken as the card of {smallest} GB: write {others} for the other" if others else ""
+        return replace(found[0], note=note)
+    key = _key(text)
+    close = sorted(CARDS, key=lambda c: _likeness(key, c), reverse=True)[:3] if key else []
+    nearest = [c.name for c in close if _likeness(key, c)[0] >= 0.4] or ["Tesla T4", "NVIDIA GeForce RTX 4090"]
     raise ValueError(
         f"no card is known as {text!r}: write its memory, such as 24GiB, or a name like {', '.join(nearest)}"
     )

@@ -83,6 +83,11 @@ class Options:
         """Name of the card to judge by; empty for the device's own, or where only a size was given."""
         return "" if self.card is None else self.card.given_name
 
+    @property
+    def card_note(self) -> str:
+        """How a name that several cards have was taken; empty where it is the name of one."""
+        return "" if self.card is None else self.card.note
+
 
 class Option(NamedTuple):
     """One row of the table.

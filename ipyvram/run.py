@@ -236,7 +236,8 @@ class Run:
 
     def _all_notes(self) -> tuple[str, ...]:
         parts = (self.guard, self._cards, self._sampler, self._tracing, self._owners.variables)
-        return tuple(dict.fromkeys(note for part in parts for note in getattr(part, "notes", ())))
+        card = [self.options.card_note] if self.options.card_note else []
+        return tuple(dict.fromkeys([*card, *(note for part in parts for note in getattr(part, "notes", ()))]))
 
     def _describe(self, name: str) -> Device:
         try:

@@ -290,6 +290,13 @@ def test_an_unknown_card_offers_the_nearest(notebook):
         ipyvram.estimate(TRAIN, card="RTX 4091", namespace=notebook)
 
 
+def test_an_estimate_says_how_the_name_of_several_cards_was_taken(notebook):
+    notes = ipyvram.estimate(TRAIN, card="A100", namespace=notebook).measurement.notes
+    assert [n for n in notes if "A100 80GB" in n] == [
+        "A100 is taken as the card of 40 GB: write A100 80GB for the other"
+    ]
+
+
 def test_text_that_is_not_python_is_refused(notebook):
     with pytest.raises(ValueError, match="not Python"):
         ipyvram.estimate("for x in:", namespace=notebook)

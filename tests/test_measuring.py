@@ -167,3 +167,9 @@ def test_a_report_names_the_card_that_it_is_judged_by():
         torch.ones(1000)
     assert (judged.report.card_name, sized.report.card_name) == ("Tesla T4", "")
     assert ipyvram.Report.from_json(judged.report.to_json()).card_name == "Tesla T4"
+
+
+def test_a_report_says_how_the_name_of_several_cards_was_taken():
+    with measure(card="A100") as m:
+        torch.ones(1000)
+    assert any("write A100 80GB" in note for note in m.report.measurement.notes)

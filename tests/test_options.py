@@ -77,7 +77,7 @@ def test_what_a_line_means(line, expected):
         ("--limit 80% late label", "the label goes before the first option"),
         ("--card RTX 4090 late label", "'late label' after --card RTX 4090: the label goes before the first option"),
         ("--card 8GiB late", "'late' after --card 8GiB: the label goes before the first option"),
-        ("--card GTX 1060 6GB", "no card is known as 'GTX 1060 6GB'"),
+        ("--card GTX 960 2GB", "no card is known as 'GTX 960 2GB'"),
         ("--limt 80%", "did you mean --limit?"),
         ("--zzz", "there are --note"),
         ("--device cpu late", "'late' after --device cpu: the label goes before the first option"),

@@ -286,3 +286,14 @@ def test_a_comparison_names_the_card_that_it_is_judged_by():
     found = ipyvram.compare_batches(training(tutorial_cnn), [2, 4], card="T4", steps=1)
     assert found.card_name == "Tesla T4"
     assert "of 14.7 GiB (Tesla T4)" in str(found)
+
+
+@pytest.mark.parametrize("estimate", [False, True])
+def test_a_comparison_says_once_how_the_name_of_several_cards_was_taken(estimate):
+    def train(batch_size):
+        torch.nn.Linear(8, 8).to("cuda" if estimate else "cpu")(
+            torch.ones(batch_size, 8).to("cuda" if estimate else "cpu")
+        )
+
+    found = ipyvram.compare_batches(train, [2, 4], card="A100", steps=1, estimate=estimate)
+    assert sum("write A100 80GB" in note for note in found.notes) == 1

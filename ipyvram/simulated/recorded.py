@@ -183,4 +183,5 @@ def notes(estimation: Estimation) -> list[str]:
         left_out.append("what cuDNN's attention works in itself")
     what = "; ".join(left_out) or "nothing of note"
     after = f"; not in it: {e.left_out}" if e.left_out else ""
-    return [f"{PREDICTED}; not known exactly: {what}{after}", *e.notes]
+    taken = [card.note] if card.note else []
+    return [f"{PREDICTED}; not known exactly: {what}{after}", *taken, *e.notes]

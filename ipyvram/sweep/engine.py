@@ -29,8 +29,8 @@ class Question:
         Sizes to compare, ascending; empty to search for the largest that fits.
     limit_bytes, card_bytes : int or None
         What a size has to stay within, and the card's memory.
-    card_name : str
-        Name of the card to judge by instead of the device's own.
+    card_name, card_note : str
+        Name of the card to judge by instead of the device's own, and how that name was taken.
     multiple : int
         Answers are multiples of this.
     effective : int or None
@@ -47,6 +47,7 @@ class Question:
     limit_bytes: int | None = None
     card_bytes: int | None = None
     card_name: str = ""
+    card_note: str = ""
     multiple: int = 1
     effective: int | None = None
     steps: int = TIMED_STEPS
@@ -93,7 +94,7 @@ class Sweep:
         self._expected = len(question.sizes) or MAX_TRIALS + 1
         self._skipped: tuple[int, ...] = ()
         self._ended = ""
-        self._notes: list[str] = []
+        self._notes: list[str] = [question.card_note] if question.card_note else []
 
     def run(self) -> Comparison:
         """Run the trials.

@@ -78,6 +78,8 @@ class EstimatedTrials:
         room = f"{PREDICTED}; {format_bytes(self._card.context_bytes)} are counted for the CUDA context, and nothing for other programs"
         if bound := estimation.ways.convolution_bound:
             room += f" or what cuDNN works in (at {size} up to about {format_bytes(bound)})"
-        same = dict.fromkeys(room if note.startswith(PREDICTED) else note for note in found.notes)
+        same = dict.fromkeys(
+            room if note.startswith(PREDICTED) else note for note in found.notes if note != self._card.note
+        )
         same |= dict.fromkeys(finding.text for finding in report.findings if finding.kind == "left_on_host")
         return replace(found, notes=tuple(same), script=script_of(recording, found.device))
